@@ -1,0 +1,274 @@
+"""AMFMN: asymmetric multimodal feature matching network.
+
+Yuan et al., "Exploring a Fine-Grained Multiscale Method for Cross-Modal Remote Sensing Image Retrieval", TGRS 2022.
+Letters: B batch, N images, M texts, D embedding. F_ij is the vector of text j as image i sees it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from layers.backbone import BackboneParameters
+from layers.base import NORM_FLOOR, RetrievalModel, l2norm
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
+from layers.registry import ModelParameters, Parameters, register
+from layers.skip_thoughts import RELEASED_SKIP_THOUGHTS
+from layers.text import CaptionEncoder, EmbedParameters, Seq2VecParameters
+
+if TYPE_CHECKING:
+    from dataloader import Batch
+    from vocab import Vocabulary
+
+
+class CrossAttentionParameters(Parameters):
+    """`model.cross_attention`: how an image guides a text."""
+
+    att_type: Literal["soft_att", "fusion_att", "similarity_att"] = Field(
+        default="soft_att", description="AMFMN's three attention types"
+    )
+    vgmf: bool = Field(default=False, description="the paper's visual-guided fusion; the released code leaves it out")
+    block_mib: int = Field(default=256, ge=1, description="memory that the pairs of one block may take, MiB")
+
+
+class AmfmnParameters(ModelParameters):
+    """The `model` block of AMFMN."""
+
+    name: Literal["AMFMN"]
+    multiscale: MultiscaleParameters = MultiscaleParameters()
+    cross_attention: CrossAttentionParameters = CrossAttentionParameters()
+    seq2vec: Seq2VecParameters = Seq2VecParameters()
+    embed: EmbedParameters = EmbedParameters()
+    backbone: BackboneParameters = BackboneParameters()
+
+
+class SoftAttention(nn.Module):
+    """soft_att: F_ij = sigmoid(W v_i) * t_j. AMFMN, eq. 12."""
+
+    def __init__(self, embed_dim: int) -> None:
+        """Make the image's gate."""
+        super().__init__()
+        self.gate = nn.Linear(embed_dim, embed_dim)
+
+    def image_terms(self, images: Tensor) -> Tensor:
+        """What a pair needs of its image: [N, D] -> [N, D]."""
+        return torch.sigmoid(self.gate(images))
+
+    def text_terms(self, texts: Tensor) -> Tensor:
+        """What a pair needs of its text: [M, D] -> [M, D]."""
+        return texts
+
+    def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
+        """F of each pair, by broadcasting."""
+        return image_terms * text_terms
+
+
+class FusionAttention(nn.Module):
+    """fusion_att: F_ij = sigmoid(A [v_i; t_j]) * B [v_i; t_j]. AMFMN, eq. 13.
+
+    A linear map of [v; t] is a map of v plus a map of t, so both run once per item and only sums remain per pair.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        """Make both maps of the joined vectors."""
+        super().__init__()
+        self.gate = nn.Linear(2 * embed_dim, embed_dim)
+        self.value = nn.Linear(2 * embed_dim, embed_dim)
+
+    def image_terms(self, images: Tensor) -> Tensor:
+        """The image's share of both maps, with their biases: [N, D] -> [N, 2D]."""
+        half = images.shape[-1]
+        return torch.cat([F.linear(images, m.weight[:, :half], m.bias) for m in (self.gate, self.value)], dim=-1)
+
+    def text_terms(self, texts: Tensor) -> Tensor:
+        """The text's share of both maps: [M, D] -> [M, 2D]."""
+        half = texts.shape[-1]
+        return torch.cat([F.linear(texts, m.weight[:, half:]) for m in (self.gate, self.value)], dim=-1)
+
+    def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
+        """F of each pair, by broadcasting."""
+        gate, value = (image_terms + text_terms).chunk(2, dim=-1)
+        return torch.sigmoid(gate) * value
+
+
+class SimilarityAttention(nn.Module):
+    """similarity_att: v' = A v, t' = B t, F_ij = sigmoid(v'_i * t'_j) * t'_j. AMFMN, eq. 14."""
+
+    def __init__(self, embed_dim: int) -> None:
+        """Make the map of each side."""
+        super().__init__()
+        self.image_map = nn.Linear(embed_dim, embed_dim)
+        self.text_map = nn.Linear(embed_dim, embed_dim)
+
+    def image_terms(self, images: Tensor) -> Tensor:
+        """v': [N, D] -> [N, D]."""
+        return cast(Tensor, self.image_map(images))
+
+    def text_terms(self, texts: Tensor) -> Tensor:
+        """t': [M, D] -> [M, D]."""
+        return cast(Tensor, self.text_map(texts))
+
+    def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
+        """F of each pair, by broadcasting."""
+        return torch.sigmoid(image_terms * text_terms) * text_terms
+
+
+ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similarity_att": SimilarityAttention}
+
+
+@register("AMFMN", AmfmnParameters)
+class AMFMN(RetrievalModel):
+    """Multiscale image encoder, skip-thoughts caption encoder, and a text vector of its own for each pair."""
+
+    released_names = {  # noqa: RUF012 (ClassVar in the base class)
+        **RELEASED_MULTISCALE,
+        "text_feature.seq2vec.": "caption_encoder.sequence.",
+        **{f"text_feature.seq2vec.{old}": f"caption_encoder.sequence.{new}" for old, new in RELEASED_SKIP_THOUGHTS.items()},
+        "text_feature.to_out.": "caption_encoder.projection.",
+        "cross_attention_s.cross_attention.0.": "attention.gate.",
+        "cross_attention_s.cross_attention_fc1.0.": "attention.gate.",
+        "cross_attention_s.cross_attention_fc2.0.": "attention.value.",
+        "cross_attention_s.fc_visual.0.": "attention.image_map.",
+        "cross_attention_s.fc_text.0.": "attention.text_map.",
+        "vgmf_gate.": None,
+    }
+
+    def __init__(
+        self,
+        image_encoder: nn.Module,
+        caption_encoder: nn.Module,
+        embed_dim: int,
+        att_type: str,
+        vgmf: bool,
+        block_mib: int,
+    ) -> None:
+        """Join two encoders of the same `embed_dim` by the attention `att_type`; see `CrossAttentionParameters`."""
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.caption_encoder = caption_encoder
+        self.attention = ATTENTION[att_type](embed_dim)
+        self.vgmf = nn.Linear(2 * embed_dim, embed_dim) if vgmf else None
+        self.block_bytes = block_mib * 2**20
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: ModelParameters, image_size: int, vocabulary: Vocabulary, load_weights: bool
+    ) -> AMFMN:
+        """See `RetrievalModel.from_parameters`."""
+        block = cast(AmfmnParameters, parameters)
+        image_encoder = MultiscaleImageEncoder(
+            block.embed.embed_dim,
+            image_size,
+            block.multiscale.multiscale_input_channel,
+            block.multiscale.multiscale_output_channel,
+            block.backbone.pretrained if load_weights else "none",
+        )
+        caption_encoder = CaptionEncoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
+        attention = block.cross_attention
+        return cls(
+            image_encoder,
+            caption_encoder,
+            block.embed.embed_dim,
+            attention.att_type,
+            attention.vgmf,
+            attention.block_mib,
+        )
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """See `RetrievalModel.encode_image`."""
+        return cast(Tensor, self.image_encoder(batch.need("images")))
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """See `RetrievalModel.encode_text`."""
+        return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+
+    def pair_scores(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Cosine of each image with each text as that image sees it. AMFMN, eq. 11.
+
+        Args:
+            images: [N, D].
+            texts: [M, D].
+
+        Returns:
+            [N, M]. `soft_att` takes two matrix products; the other types, and `vgmf`, run in blocks of pairs that take
+            at most `block_mib`.
+        """
+        if isinstance(self.attention, SoftAttention) and self.vgmf is None:
+            return soft_scores(images, texts, self.attention.image_terms(images))
+        image_terms, text_terms = self.attention.image_terms(images), self.attention.text_terms(texts)
+        rows, columns = block_shape(len(images), len(texts), images.shape[-1], self.block_bytes)
+        whole = rows >= len(images) and columns >= len(texts)
+        return torch.cat(
+            [
+                torch.cat(
+                    [
+                        self._block(whole, images[i : i + rows], image_terms[i : i + rows], text_terms[j : j + columns])
+                        for j in range(0, len(texts), columns)
+                    ],
+                    dim=1,
+                )
+                for i in range(0, len(images), rows)
+            ]
+        )  # [N, M]
+
+    def _block(self, whole: bool, images: Tensor, image_terms: Tensor, text_terms: Tensor) -> Tensor:
+        """Scores of a block of pairs; with gradient, its tensors are made again in backward unless it is all there is."""
+        if whole or not torch.is_grad_enabled():
+            return self._guided_cosine(images, image_terms, text_terms)
+        return cast(Tensor, checkpoint(self._guided_cosine, images, image_terms, text_terms, use_reentrant=False))
+
+    def _guided_cosine(self, images: Tensor, image_terms: Tensor, text_terms: Tensor) -> Tensor:
+        """cos(v_i, F_ij) of every pair: [n, D], [n, K], [m, K] -> [n, m]."""
+        guided = self.attention.guide(image_terms[:, None], text_terms[None])  # [n, m, D]
+        if self.vgmf is not None:
+            guided = fuse(images, guided, self.vgmf)
+        products = torch.einsum("id,ijd->ij", images, guided)
+        norms = images.norm(dim=-1)[:, None] * guided.norm(dim=-1)
+        return products / norms.clamp(min=NORM_FLOOR)
+
+
+def fuse(images: Tensor, guided: Tensor, gate: nn.Linear) -> Tensor:
+    """Visual-guided multimodal fusion: [n, D], [n, m, D] -> [n, m, D]. AMFMN, eq. 15-17.
+
+    Args:
+        images: v.
+        guided: F of each pair.
+        gate: linear map of [l2norm(v); l2norm(F)] to D numbers.
+    """
+    half = images.shape[-1]
+    images, guided = l2norm(images), l2norm(guided)
+    from_image = F.linear(images, gate.weight[:, :half], gate.bias)
+    weight = torch.sigmoid(from_image[:, None] + F.linear(guided, gate.weight[:, half:]))
+    return weight * images[:, None] + (1 - weight) * guided
+
+
+def soft_scores(images: Tensor, texts: Tensor, gates: Tensor) -> Tensor:
+    """Scores of `soft_att` without any tensor of pairs x D: v . F = (v * g) . t and |F|^2 = g^2 . t^2.
+
+    Args:
+        images: [N, D].
+        texts: [M, D].
+        gates: [N, D], sigmoid(W v).
+
+    Returns:
+        [N, M].
+    """
+    products = F.linear(images * gates, texts)
+    # The sum of squares can come out as a tiny negative number, and sqrt has no slope at 0.
+    lengths = F.linear(gates.square(), texts.square()).clamp(min=NORM_FLOOR**2).sqrt()
+    return products / (images.norm(dim=-1)[:, None] * lengths).clamp(min=NORM_FLOOR)
+
+
+LIVE_PAIR_TENSORS = 8  # of the greediest type, fusion_att with vgmf
+
+
+def block_shape(images: int, texts: int, width: int, bound: int) -> tuple[int, int]:
+    """Rows and columns of a block of pairs whose float32 tensors of `width` numbers per pair fit in `bound` bytes."""
+    pairs = max(1, bound // (LIVE_PAIR_TENSORS * 4 * width))
+    columns = min(texts, pairs)
+    return max(1, min(images, pairs // columns)), columns

@@ -1,0 +1,80 @@
+"""What every retrieval model is: three verbs and a training loss.
+
+Letters: B batch, N images, M texts, D embedding, L words, S image side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dataloader import Batch
+    from layers.registry import ModelParameters
+    from vocab import Vocabulary
+
+Criterion = Callable[[Tensor], dict[str, Tensor]]
+
+NORM_FLOOR = 1e-8
+
+
+def l2norm(vectors: Tensor) -> Tensor:
+    """Scale vectors [..., D] to unit length: x / (sqrt(sum x^2) + 1e-8), the released normalisation."""
+    return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_FLOOR)
+
+
+class RetrievalModel(nn.Module):
+    """Contract between a model and everything else: training, evaluation, export and search use only these verbs."""
+
+    released_names: ClassVar[dict[str, str | None]] = {}
+    """Prefix of a parameter name in a released checkpoint -> ours; None for a parameter that never reaches the output."""
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: ModelParameters, image_size: int, vocabulary: Vocabulary, load_weights: bool
+    ) -> RetrievalModel:
+        """Build the model from the `model` block of a YAML.
+
+        Args:
+            parameters: the block, validated by the class that the model was registered with.
+            image_size: side S of the pictures, pixels.
+            vocabulary: the words whose ids `Batch.tokens` holds.
+            load_weights: read the weight files that the block names; False where a checkpoint follows anyway.
+
+        Raises:
+            InputError: weights that the block names can't be had or don't fit.
+        """
+        raise NotImplementedError
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """Embed each picture alone, independent of its batch. Returns [B, D]."""
+        raise NotImplementedError
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """Embed each caption alone, independent of its batch. Returns [B, D]."""
+        raise NotImplementedError
+
+    def score(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Similarity of every image to every text, in float32 whatever the autocast state.
+
+        Args:
+            images: [N, D] from `encode_image`.
+            texts: [M, D] from `encode_text`.
+
+        Returns:
+            [N, M] in [-1, 1]; the cosine unless a model overrides `pair_scores`.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return self.pair_scores(images.float(), texts.float())
+
+    def pair_scores(self, images: Tensor, texts: Tensor) -> Tensor:
+        """The mathematics of `score` on float32 embeddings; override it where a pair needs more than a cosine."""
+        return F.linear(l2norm(images), l2norm(texts))  # [N, M]
+
+    def training_loss(self, batch: Batch, criterion: Criterion) -> dict[str, Tensor]:
+        """Loss of a batch of matching pairs: key `loss`, and its parts to log."""
+        return criterion(self.score(self.encode_image(batch), self.encode_text(batch)))

@@ -1,0 +1,59 @@
+"""Checkpoints that the models' authors published, read into our modules.
+
+Each model names its released parameters in `released_names`: a prefix and what replaces it, or None for a parameter
+that is stored but never reaches the output. The longest prefix that fits wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from layers.base import RetrievalModel
+from utils import InputError
+
+SHOWN = 5
+
+
+def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a released state dict into one of our models.
+
+    Args:
+        model: a registered model, built with the options and the vocabulary of the checkpoint.
+        state_dict: names as released, with or without `module.` before them.
+
+    Raises:
+        InputError: names or shapes don't fit; the model is left as it was.
+    """
+    given = translate(model.released_names, state_dict)
+    wanted = model.state_dict()
+    faults = [f"missing: {name}" for name in wanted if name not in given]
+    faults += [f"not known to {type(model).__name__}: {name}" for name in given if name not in wanted]
+    faults += [
+        f"{name}: {list(value.shape)} in the checkpoint, {list(wanted[name].shape)} in the model"
+        for name, value in given.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise InputError(
+            f"the released checkpoint does not fit {type(model).__name__} as built from these options:\n  "
+            + "\n  ".join(faults[:SHOWN])
+            + more
+            + "\nA different embedding shape means another vocabulary; other names mean another model or att_type."
+        )
+    model.load_state_dict(given)
+
+
+def translate(names: Mapping[str, str | None], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a released state dict by its longest fitting prefixes; dead parameters are left out."""
+    prefixes = sorted(names, key=len, reverse=True)
+    renamed = {}
+    for released_name, value in state_dict.items():
+        name = released_name.removeprefix("module.")
+        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+        replacement = "" if prefix is None else names[prefix]
+        if replacement is not None:
+            renamed[replacement + name.removeprefix(prefix or "")] = value
+    return renamed

@@ -1,0 +1,146 @@
+"""The caption encoder that AMFMN, GaLR and MCRN share: skip-thoughts or a plain GRU, and a projection.
+
+Letters: B batch, L words, E word vector, H state, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from layers.registry import Parameters
+from layers.skip_thoughts import SKIP_THOUGHTS, last_gru_states, load_skip_thoughts
+from utils import InputError, logger
+
+
+class Seq2VecParameters(Parameters):
+    """`model.seq2vec`: how a caption becomes one vector."""
+
+    arch: Literal["skipthoughts", "gru"] = Field(default="skipthoughts", description="published encoder, or a plain GRU")
+    dir_st: Path | None = Field(default=None, description="folder of the published skip-thoughts files; absent: random")
+    type: Literal["BayesianUniSkip", "UniSkip", "BiSkip", "DropUniSkip"] = Field(
+        default="BayesianUniSkip", description="which skip-thoughts encoder"
+    )
+    dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout inside the recurrent encoder, probability")
+    fixed_emb: bool = Field(default=False, description="keep the word vectors as they start")
+    word_dim: int = Field(default=300, ge=1, description="arch gru: numbers per word vector")
+    hidden_dim: int = Field(default=1024, ge=1, description="arch gru: width of the state")
+
+
+class EmbedParameters(Parameters):
+    """`model.embed`: the common space."""
+
+    embed_dim: int = Field(default=512, ge=1, description="numbers per embedding, D")
+    glove: Path | None = Field(default=None, description="arch gru: GloVe text file for the word vectors; absent: random")
+
+
+class PlainGru(nn.Module):
+    """Word vectors and a GRU: the state after the last word."""
+
+    def __init__(self, words: int, word_dim: int, hidden_dim: int, dropout: float, fixed_embedding: bool) -> None:
+        """Make a table of `words` + 1 rows (row 0 is padding) and the GRU; `dropout` acts on word vectors."""
+        super().__init__()
+        self.output_dim = hidden_dim
+        self.embedding = nn.Embedding(words + 1, word_dim, padding_idx=0)
+        self.embedding.weight.requires_grad_(not fixed_embedding)
+        self.dropout = nn.Dropout(dropout)
+        self.rnn = nn.GRU(word_dim, hidden_dim, batch_first=True)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """State after the last word: tokens [B, L], lengths [B] (CPU) -> [B, H]."""
+        order = lengths.argsort(descending=True, stable=True)
+        words = self.dropout(self.embedding(tokens[order.to(tokens.device)]))  # [B, L, E]
+        states = last_gru_states(self.rnn, words, lengths[order])
+        return states[order.argsort().to(states.device)]
+
+
+class CaptionEncoder(nn.Module):
+    """A sequence encoder and a projection: t = ReLU(W h + b)."""
+
+    def __init__(
+        self, parameters: Seq2VecParameters, embed: EmbedParameters, word2idx: Mapping[str, int], load_weights: bool
+    ) -> None:
+        """Build the encoder that the parameters choose; with `load_weights`, start it from the files that are there."""
+        super().__init__()
+        self.sequence: nn.Module
+        words = max(word2idx.values())
+        if parameters.arch == "gru":
+            plain = PlainGru(
+                words, parameters.word_dim, parameters.hidden_dim, parameters.dropout, parameters.fixed_emb
+            )
+            if load_weights:
+                load_glove(plain.embedding, embed.glove, word2idx)
+            self.sequence, width = plain, plain.output_dim
+        else:
+            encoder = SKIP_THOUGHTS[parameters.type](words, parameters.dropout, parameters.fixed_emb)
+            if load_weights:
+                load_skip_thoughts(encoder, parameters.dir_st, word2idx)
+            self.sequence, width = encoder, encoder.output_dim
+        self.projection = nn.Linear(width, embed.embed_dim)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Embed captions: tokens [B, L] zero-padded, lengths [B] (CPU) -> [B, D], not negative."""
+        return F.relu(self.projection(self.sequence(tokens, lengths)))
+
+
+def load_glove(embedding: nn.Embedding, path: Path | None, word2idx: Mapping[str, int]) -> None:
+    """Fill a word table from a GloVe text file, read line by line; words that it lacks keep their random row.
+
+    A word that the file lacks is tried again without `-`, `.`, blanks and `'`, and then up to its first `/`.
+
+    Args:
+        embedding: table [words + 1, E], changed in place.
+        path: a word and E numbers per line; None or an absent file means random vectors, said in one line.
+        word2idx: row of each word.
+
+    Raises:
+        InputError: a line that is needed does not hold E numbers.
+    """
+    if path is None:
+        return
+    if not path.is_file():
+        logger.warning("Word vectors start random: no file %s (model.embed.glove).", path)
+        return
+    wanted: dict[str, list[int]] = {}
+    for word, row in word2idx.items():
+        for spelling in dict.fromkeys(_spellings(word)):
+            wanted.setdefault(spelling, []).append(row)
+    found = _read_glove(path, wanted.keys(), embedding.embedding_dim)
+    filled = 0
+    with torch.no_grad():
+        for word, row in word2idx.items():
+            spelling = next((spelling for spelling in _spellings(word) if spelling in found), None)
+            if spelling is not None:
+                embedding.weight[row] = torch.tensor(found[spelling])
+                filled += 1
+    logger.info("Word vectors: %d of %d words found in %s.", filled, len(word2idx), path)
+
+
+def _spellings(word: str) -> tuple[str, str, str]:
+    """A word as it is, without `-`, `.`, blanks and `'`, and that up to its first `/`; in the order to try them."""
+    bare = word.translate(str.maketrans("", "", "-. '"))
+    return word, bare, bare.split("/")[0]
+
+
+def _read_glove(path: Path, wanted: Collection[str], numbers: int) -> dict[str, list[float]]:
+    """The vectors of the wanted words, from one pass over the file."""
+    found = {}
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line_number, line in enumerate(lines, start=1):
+            word, *values = line.rstrip().split(" ")
+            if word not in wanted or word in found:
+                continue
+            try:
+                vector = [float(value) for value in values]
+            except ValueError:
+                vector = []
+            if len(vector) != numbers:
+                raise InputError(f"{path}:{line_number}: expected {numbers} numbers behind {word!r}, found {len(values)}.")
+            found[word] = vector
+    return found

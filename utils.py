@@ -1,0 +1,139 @@
+"""What has no better home: errors for the reader, seeds, devices, atomic files, logging."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import torch
+from tqdm import tqdm
+
+logger = logging.getLogger("rsretrieval")
+
+
+class InputError(Exception):
+    """A fault in what the user gave (options, files, weights): what was expected, what was found, where, what to do.
+
+    Entry points print its text without a traceback and end with exit status 2.
+    """
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file so that a reader sees either the old content or the whole new one, even after a crash.
+
+    Args:
+        path: the file; its folder is made.
+        write: called with the open temporary file beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """`write_atomic` for a UTF-8 text."""
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _umask() -> int:
+    """The process's umask, which `mkstemp` ignores; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def derive_seed(root: int, *parts: int | str) -> int:
+    """A seed in 0..2^63 - 1 for one purpose, from the root seed and what names the purpose."""
+    digest = hashlib.sha256("/".join(map(str, (root, *parts))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device that was asked for; without a wish a CUDA device where there is one, else the CPU.
+
+    Raises:
+        InputError: no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as fault:
+        raise InputError(f"--device {name}: expected cpu, cuda or cuda:NUMBER.") from fault
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected cpu, cuda or cuda:NUMBER.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu.")
+    return device
+
+
+class _AboveProgressBars(logging.Handler):
+    """Console log that does not tear the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line above the bars."""
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging() -> None:
+    """Send the project's log to the console; warnings carry their level."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    handler = _AboveProgressBars()
+    handler.setFormatter(_ConsoleFormat())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _ConsoleFormat(logging.Formatter):
+    """The bare message; its level before it from warnings on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as a line."""
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return level + record.getMessage()
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append the project's log, with times, to a file as long as the context lasts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def run_entry_point(main: Callable[[], None]) -> NoReturn:
+    """Run an entry point: a fault in what the user gave ends in its message and exit status 2, not in a traceback."""
+    start_logging()
+    try:
+        main()
+    except InputError as fault:
+        logger.error("%s", fault)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        logger.error("stopped by the keyboard; what was saved stays, and train.py --resume goes on from it")
+        sys.exit(130)
+    sys.exit(0)
