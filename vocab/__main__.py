@@ -1,0 +1,92 @@
+"""Build a vocabulary file: `python -m vocab --data_path data/rsitmd_precomp --data_name rsitmd`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import InputError
+from vocab import count_tokens, from_counts
+
+CAPTION_FILES = ("train_caps.txt", "test_caps.txt")
+
+
+def read_captions(path: Path) -> list[str]:
+    """Captions of a UTF-8 file, one per line, blank ones included.
+
+    Raises:
+        InputError: the file can't be read, or a line is not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't read the captions ({error.strerror}). --data_path must be a folder that holds "
+            f"{' and '.join(CAPTION_FILES)}."
+        ) from error
+    captions = []
+    # Only a line feed ends a caption: str.splitlines and text mode also cut at characters that occur inside one.
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            captions.append(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}: {error.reason}). Save the file as UTF-8."
+            ) from error
+    return captions
+
+
+def build_file(data_path: Path, out: Path, min_count: int, stop_words: bool) -> str:
+    """Build the vocabulary of a data set's train and test captions and write it to `out`.
+
+    Returns:
+        One line on the file: entries, captions, tokens, and the share of tokens that become `<unk>`.
+
+    Raises:
+        InputError: a caption file is missing or damaged, no caption has a token, or `out` can't be written.
+    """
+    captions = [caption for name in CAPTION_FILES for caption in read_captions(data_path / name)]
+    counts = count_tokens(captions)
+    tokens = counts.total()
+    if tokens == 0:
+        raise InputError(
+            f"{data_path}: {' and '.join(CAPTION_FILES)} hold no word at all, so there is nothing to count."
+        )
+    vocabulary = from_counts(counts, min_count, stop_words)
+    try:
+        vocabulary.save(out)
+    except OSError as error:
+        raise InputError(
+            f"{out}: can't write the vocabulary ({error.strerror}). Name another file with --out."
+        ) from error
+    unknown = sum(count for token, count in counts.items() if token not in vocabulary.word2idx)
+    share = 100 * unknown / tokens
+    return (
+        f"{out}: {len(vocabulary)} entries from {len(captions)} captions, {tokens} tokens, {share:.1f} % become <unk>"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (0, or 2 for a fault in what was given)."""
+    parser = argparse.ArgumentParser(prog="python -m vocab", description="Build a data set's vocabulary file.")
+    parser.add_argument("--data_path", type=Path, required=True, help="folder with train_caps.txt and test_caps.txt")
+    parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd")
+    parser.add_argument("--out", type=Path, help="file to write (default: vocab/<data_name>_splits_vocab.json)")
+    parser.add_argument("--min_count", type=int, default=5, help="occurrences that make a word an entry (default: 5)")
+    parser.add_argument("--keep_stop_words", action="store_true", help="keep English stop words as entries")
+    given = parser.parse_args(arguments)
+    if given.min_count < 1:
+        parser.error(f"--min_count must be at least 1, got {given.min_count}")
+    out = given.out or Path("vocab") / f"{given.data_name}_splits_vocab.json"
+    try:
+        print(build_file(given.data_path, out, given.min_count, stop_words=not given.keep_stop_words))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
