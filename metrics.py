@@ -1,0 +1,224 @@
+"""Ranks and recalls of a retrieval, from a score matrix and a text -> image mapping: pure functions on tensors."""
+
+# Letters: N images, M texts, n images of one block.
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CUTOFFS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where each query found its match, 0 being the best place.
+
+    Attributes:
+        image_to_text: rank of the best own text of each image, [N] int64 in 0..M-1.
+        text_to_image: rank of each text's image, [M] int64 in 0..N-1.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+def rank(scores: Tensor, text_image: Tensor) -> Ranks:
+    """Ranks from a whole score matrix, see `rank_blocks`.
+
+    Args:
+        scores: score of every image with every text, [N, M], higher is more alike.
+        text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
+    """
+    return rank_blocks(lambda: [scores], text_image)
+
+
+@torch.no_grad()
+def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> Ranks:
+    """Ranks from a score matrix that streams through in blocks of rows and is never held as a whole.
+
+    Ties count against the model: whatever isn't a match and scores as high as the match is ranked before it, so a
+    model that gives every pair the same score gets the worst ranks. An image is ranked by its best own text.
+
+    Args:
+        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order. It is called twice:
+            the first pass collects the scores of the matches, the second counts what scores at least as high.
+        text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
+
+    Raises:
+        ValueError: a score is NaN or infinite, an image has no text, or shapes don't fit.
+    """
+    _check_form(text_image)
+    match, images = _match_scores(blocks, text_image)
+    text_image = text_image.to(match.device)
+    _count_texts(text_image, images)
+    best = match.new_empty(images).scatter_reduce_(0, text_image, match, "amax", include_self=False)  # [N]
+
+    image_to_text = torch.zeros(images, dtype=torch.int64, device=match.device)
+    text_to_image = torch.zeros_like(text_image)
+    end = 0
+    for start, block in _sound_blocks(blocks, len(text_image)):
+        end = start + len(block)
+        if end > images:
+            break
+        rows, texts = _own_pairs(text_image, start, end)
+        # The matches are counted as well, and taken off as they were counted: a second pass whose scores differ in
+        # the last bit (as on a GPU) can then never give a rank below 0.
+        own = block[rows, texts]
+        image_to_text[start:end] = (block >= best[start:end, None]).sum(dim=1)
+        image_to_text.index_add_(0, rows + start, -(own >= best[rows + start]).long())
+        text_to_image += (block >= match).sum(dim=0)
+        text_to_image.index_add_(0, texts, -(own >= match[texts]).long())
+    if end != images:
+        raise ValueError(
+            f"the first pass over the blocks gave {images} rows, the second {'more' if end > images else end}; "
+            "blocks() must start anew each time it is called (return a new generator, not the same one)"
+        )
+    return Ranks(image_to_text, text_to_image)
+
+
+def recalls(ranks: Ranks) -> dict[str, float]:
+    """The recall table of both directions, image to text (`i2t_`) before text to image (`t2i_`).
+
+    Returns:
+        For each direction `R@1`, `R@5`, `R@10` (queries whose match is among the first K, in percent), `medr` (median
+        rank rounded down) and `meanr` (mean rank), these two counted from 1; at the end `mR`, the mean of the six
+        recalls.
+    """
+    table: dict[str, float] = {}
+    for direction, places in (("i2t", ranks.image_to_text), ("t2i", ranks.text_to_image)):
+        ordered = places.sort().values
+        queries = len(ordered)
+        for cutoff in CUTOFFS:
+            table[f"{direction}_R@{cutoff}"] = 100.0 * int((ordered < cutoff).sum()) / queries
+        # The two middle elements are the same one where the number of queries is odd.
+        table[f"{direction}_medr"] = float((int(ordered[(queries - 1) // 2]) + int(ordered[queries // 2])) // 2 + 1)
+        table[f"{direction}_meanr"] = int(ordered.sum()) / queries + 1.0
+    return table | {"mR": _mean_recall(table)}
+
+
+def chance(text_image: Tensor) -> dict[str, float]:
+    """Expected recalls of a model that ranks at random: what a score has to be compared with.
+
+    A text finds its image among the first K of N with probability K / N; an image with t texts finds one of them among
+    the first K of M unless all K are others: 1 - C(M - t, K) / C(M, K), averaged over the images.
+
+    Args:
+        text_image: the image that each text belongs to, [M] int64; every image up to the largest number has a text.
+
+    Returns:
+        The six recalls and `mR` in percent, under the keys of `recalls`.
+
+    Raises:
+        ValueError: an image has no text, or `text_image` isn't [M] int64.
+    """
+    _check_form(text_image)
+    texts = len(text_image)
+    counts = _count_texts(text_image, int(text_image.max()) + 1).double()  # [N]
+    images = len(counts)
+    table: dict[str, float] = {}
+    for cutoff in CUTOFFS:
+        drawn = torch.arange(min(cutoff, texts), dtype=torch.float64, device=counts.device)
+        # Probability that the next drawn text is another image's as well, given that all before it were. Where fewer
+        # than K are others' one factor is exactly 0, so the negative ones behind it do no harm.
+        misses = (texts - counts[:, None] - drawn) / (texts - drawn)  # [N, K]
+        table[f"i2t_R@{cutoff}"] = 100.0 * float((1.0 - misses.prod(dim=1)).mean())
+    for cutoff in CUTOFFS:
+        table[f"t2i_R@{cutoff}"] = 100.0 * min(cutoff, images) / images
+    return table | {"mR": _mean_recall(table)}
+
+
+def mean_and_deviation(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and sample standard deviation (n - 1; 0.0 for a single fold) of each figure over the folds.
+
+    Args:
+        rows: one table per fold, all with the same keys; at least one.
+
+    Raises:
+        ValueError: there is no row, or the keys differ.
+    """
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(f"expected one or more rows with the same keys, got {[list(row) for row in rows]}")
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    return {
+        key: (statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else 0.0)
+        for key, column in columns.items()
+    }
+
+
+def _mean_recall(table: Mapping[str, float]) -> float:
+    """The mean of the six recalls in a table."""
+    return statistics.fmean(value for key, value in table.items() if "_R@" in key)
+
+
+def _match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> tuple[Tensor, int]:
+    """First pass: the score of each text with its image [M], and the number of images."""
+    match: Tensor | None = None
+    images = 0
+    for start, block in _sound_blocks(blocks, len(text_image)):
+        if match is None:
+            match = block.new_empty(len(text_image))
+        images = start + len(block)
+        rows, texts = _own_pairs(text_image.to(block.device), start, images)
+        match[texts] = block[rows, texts]
+    if match is None or images == 0:
+        raise ValueError("the score matrix has no rows; at least one image is needed")
+    return match, images
+
+
+def _sound_blocks(blocks: Callable[[], Iterable[Tensor]], texts: int) -> Iterator[tuple[int, Tensor]]:
+    """Each block with the number of its first image, once its shape and its scores are checked."""
+    start = 0
+    for block in blocks():
+        if block.ndim != 2 or block.shape[1] != texts:
+            raise ValueError(
+                f"scores must have the shape [images, {texts}], one column for each text in text_image; "
+                f"got {list(block.shape)} at image {start}"
+            )
+        finite = block.isfinite()
+        if not finite.all():
+            faults = (~finite).nonzero()  # [faults, 2], in reading order
+            image, text = faults[0].tolist()
+            raise ValueError(
+                f"{len(faults)} of {block.numel()} scores of images {start} to {start + len(block) - 1} are NaN or "
+                f"infinite, the first at image {start + image}, text {text}; a model that has diverged can't be ranked"
+            )
+        yield start, block
+        start += len(block)
+
+
+def _own_pairs(text_image: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Row in the block and column of every text whose image is one of start..end-1."""
+    texts = ((text_image >= start) & (text_image < end)).nonzero().squeeze(1)
+    return text_image[texts] - start, texts
+
+
+def _check_form(text_image: Tensor) -> None:
+    """ValueError unless the mapping is a non-empty [M] int64."""
+    if text_image.ndim != 1 or text_image.dtype != torch.int64 or text_image.numel() == 0:
+        raise ValueError(
+            "text_image must hold one image number per text, shape [M] of int64 with M > 0; "
+            f"got shape {list(text_image.shape)} of {text_image.dtype}"
+        )
+
+
+def _count_texts(text_image: Tensor, images: int) -> Tensor:
+    """Number of texts of each image, [N]; ValueError unless every text has an image and every image a text."""
+    lowest, highest = int(text_image.min()), int(text_image.max())
+    if lowest < 0 or highest >= images:
+        wrong = lowest if lowest < 0 else highest
+        position = int((text_image == wrong).nonzero()[0])
+        raise ValueError(f"text_image must be in 0..{images - 1}; text {position} is given to image {wrong}")
+    present, counts = text_image.unique(return_counts=True)
+    if len(present) < images:
+        gaps = (present != torch.arange(len(present), device=present.device)).nonzero()
+        missing = int(gaps[0]) if len(gaps) else len(present)
+        raise ValueError(
+            f"{images - len(present)} of {images} images have no text, the first is image {missing}; "
+            "leave images without captions out of the ranking"
+        )
+    return counts
