@@ -1,0 +1,1 @@
+"""Holds the data sets and the commands that make them."""

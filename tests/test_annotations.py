@@ -1,0 +1,502 @@
+"""Lists of images and captions, scene classes and splits, on small lists and on the published ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.annotations import (
+    Annotations,
+    Strategy,
+    blank_captions,
+    check_images,
+    describe_blank,
+    fold_annotations,
+    read_annotations,
+    read_split,
+    scene_classes,
+    split_images,
+    write_split,
+)
+from utils import InputError
+from vocab import tokenize
+
+SEEDED: tuple[Strategy, ...] = ("random", "kfold", "stratified")
+
+
+@pytest.fixture
+def published() -> Iterator[Path]:
+    """The published lists, which no test may change."""
+    if "RSR_DATA" not in os.environ:
+        pytest.skip("RSR_DATA is not set")
+    folder = Path(os.environ["RSR_DATA"]) / "data"
+    before = _snapshot(folder)
+    yield folder
+    assert _snapshot(folder) == before
+
+
+def _snapshot(folder: Path) -> set[tuple[str, int]]:
+    return {(str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*")}
+
+
+def _write(folder: Path, names: str | bytes, captions: str | bytes, split: str = "train", verify: str = "") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, content in (("filename", names), ("caps", captions)):
+        file = folder / f"{split}_{kind}{verify}.txt"
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def _annotations(folder: Path, names: list[str], per_image: int = 1) -> Annotations:
+    captions = "".join(f"caption {i} of {name}\n" for name in names for i in range(per_image))
+    return read_annotations(_write(folder, "".join(f"{name}\n" for name in names), captions), "train")
+
+
+def _message(folder: Path, names: str | bytes, captions: str | bytes) -> str:
+    with pytest.raises(InputError) as caught:
+        read_annotations(_write(folder, names, captions), "train")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "images", "captions"),
+    [
+        ("rsicd", "train", 9828, 49140),
+        ("rsicd", "test", 1093, 5465),
+        ("rsitmd", "train", 4291, 21455),
+        ("rsitmd", "test", 452, 2260),
+        ("ucm", "train", 1680, 8400),
+        ("ucm", "test", 210, 1050),
+        ("rsicd150", "train", 8973, 44865),
+        ("rsicd150", "test", 1027, 5135),
+    ],
+)
+def test_published_sizes(published: Path, name: str, split: str, images: int, captions: int) -> None:
+    annotations = read_annotations(published / f"{name}_precomp", split)  # type: ignore[arg-type]
+    assert len(annotations.image_names) == len(set(annotations.image_names)) == images
+    assert len(annotations.captions) == captions
+    assert annotations.captions_per_image == 5
+    np.testing.assert_array_equal(annotations.caption_image, np.arange(captions) // 5)
+    assert annotations.caption_image.dtype == np.int64
+    lines = annotations.names_file.read_text().splitlines()
+    assert [lines[line - 1] for line in annotations.image_lines] == list(annotations.image_names)
+    assert list(annotations.captions) == (published / f"{name}_precomp/{split}_caps.txt").read_text().split("\n")[:-1]
+
+
+@pytest.mark.parametrize("name", ["ucm", "rsicd150"])
+def test_published_images_are_there(published: Path, name: str) -> None:
+    folder = published / f"{name}_precomp"
+    for split in ("train", "test"):
+        check_images(read_annotations(folder, split), folder / "images")
+
+
+def test_both_conventions_read_alike(tmp_path: Path) -> None:
+    captions = "one\ntwo\nthree\nfour\nfive\nsix\n"
+    per_image = read_annotations(_write(tmp_path / "a", "x.jpg\ny.jpg\n", captions), "train")
+    per_caption = read_annotations(
+        _write(tmp_path / "b", "x.jpg\nx.jpg\nx.jpg\ny.jpg\ny.jpg\ny.jpg\n", captions), "train"
+    )
+    for read in (per_image, per_caption):
+        assert read.image_names == ("x.jpg", "y.jpg")
+        assert read.captions == ("one", "two", "three", "four", "five", "six")
+        assert read.caption_image.tolist() == [0, 0, 0, 1, 1, 1]
+    assert per_image.image_lines.tolist() == [1, 2]
+    assert per_caption.image_lines.tolist() == [1, 4]
+
+
+def test_one_caption_per_image(tmp_path: Path) -> None:
+    annotations = read_annotations(_write(tmp_path, "x.jpg\ny.jpg", "one\ntwo"), "train")
+    assert annotations.image_names == ("x.jpg", "y.jpg")
+    assert annotations.caption_image.tolist() == [0, 1]
+    single = read_annotations(_write(tmp_path, "x.jpg\n", "one\n"), "train")
+    assert (single.image_names, single.captions) == (("x.jpg",), ("one",))
+
+
+def test_text_rules(tmp_path: Path) -> None:
+    content = "\ufeffgrün \r\n\r\nunit\x1fseparator\x85next\u2028line\n\n".encode()
+    annotations = read_annotations(_write(tmp_path, "\ufeffä.jpg\r\n b.jpg \r\n", content), "train")
+    assert annotations.image_names == ("ä.jpg", "b.jpg")
+    assert annotations.captions == ("grün ", "", "unit\x1fseparator\x85next\u2028line", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "blank file name"),
+        ("   ", "blank file name"),
+        ("/etc/passwd", "'/etc/passwd' leaves the image folder"),
+        ("../../x.jpg", "'../../x.jpg' leaves the image folder"),
+        ("a/../b.jpg", "'a/../b.jpg' leaves the image folder"),
+        ("C:x.jpg", "'C:x.jpg' leaves the image folder"),
+        ("a\\b.jpg", r"'a\\b.jpg' holds a backslash or a NUL character; folders are separated by /"),
+        ("a\0.jpg", r"'a\x00.jpg' holds a backslash or a NUL character; folders are separated by /"),
+    ],
+)
+def test_bad_names(tmp_path: Path, name: str, fault: str) -> None:
+    message = _message(tmp_path, f"x.jpg\n{name}\n", "one\ntwo\n")
+    assert message == (
+        f"{tmp_path}/train_filename.txt: 1 fault:\n  line 2: {fault}\n"
+        "Each line is one image's file name, relative to the image folder."
+    )
+
+
+def test_faults_are_counted_and_five_are_shown(tmp_path: Path) -> None:
+    message = _message(tmp_path, "\n" * 8, "one\n" * 8)
+    assert message.startswith(f"{tmp_path}/train_filename.txt: 8 faults:\n  line 1: blank file name\n  line 2")
+    assert "line 5" in message
+    assert "line 6" not in message
+    assert "\n  ... and 3 more\n" in message
+
+
+def test_a_long_name_is_cut(tmp_path: Path) -> None:
+    assert len(_message(tmp_path, "/" + "x" * 10_000 + "\n", "one\n")) < 400
+
+
+@pytest.mark.parametrize(
+    ("names", "captions", "expected"),
+    [
+        ("x\ny\n", "1\n2\n3\n", "train_caps.txt, line 3: the file ends after 3 captions, but"),
+        ("x\nx\ny\n", "1\n2\n3\n4\n", "train_caps.txt, line 4: the file ends after 4 captions, but"),
+        ("x\ny\n", "1\n", "train_caps.txt, line 1: the file ends after 1 captions, but"),
+        ("", "1\n", "train_filename.txt: no lines; expected one per image or caption"),
+        ("x\n", "", "train_caps.txt: no lines; expected one per image or caption"),
+        ("x\ny\nx\n", "1\n2\n3\n", "line 3: 'x' comes again, it was already on line 1"),
+        ("x\nx\ny\ny\nx\nx\n", "1\n2\n3\n4\n5\n6\n", "line 5: 'x' comes again, it was already on line 1"),
+        ("x\ny\ny\n", "1\n2\n3\n4\n5\n6\n", "line 3: 'y' comes again, it was already on line 2"),
+        ("x\nx\ny\ny\nz\n", "1\n2\n3\n4\n5\n", "line 5: 'z' stands 1 times in a row, expected 2"),
+        ("x\ny\n", b"1\n\xffa\n", "train_caps.txt: 1 fault:\n  line 2: byte 0xff at byte 1 is not UTF-8"),
+        (b"x\ny\xe9.jpg\n", "1\n2\n", "train_filename.txt: 1 fault:\n  line 2: byte 0xe9 at byte 2 is not UTF-8"),
+    ],
+)
+def test_bad_lists(tmp_path: Path, names: str | bytes, captions: str | bytes, expected: str) -> None:
+    assert expected in _message(tmp_path, names, captions)
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"test_filename\.txt: no such file"):
+        read_annotations(tmp_path, "test")
+    (tmp_path / "test_filename.txt").mkdir()
+    with pytest.raises(InputError, match=r"test_filename\.txt: can't be read \(Is a directory\)"):
+        read_annotations(tmp_path, "test")
+
+
+LISTS = st.one_of(st.binary(max_size=60), st.text("xy\n\r/.\\ é", max_size=40).map(str.encode))
+
+
+@settings(max_examples=200, deadline=None)
+@given(names=LISTS, captions=LISTS)
+def test_any_bytes_give_annotations_or_an_input_error(names: bytes, captions: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        try:
+            annotations = read_annotations(_write(Path(folder), names, captions), "train")
+        except InputError:
+            return
+    assert len(set(annotations.image_names)) == len(annotations.image_names) > 0
+    assert len(annotations.captions) == len(annotations.image_names) * annotations.captions_per_image
+    np.testing.assert_array_equal(
+        annotations.caption_image, np.repeat(np.arange(len(annotations.image_names)), annotations.captions_per_image)
+    )
+    for name in annotations.image_names:
+        assert (Path("/images") / name).resolve().is_relative_to("/images")
+
+
+NAMES = st.lists(
+    st.text(st.characters(categories=["L", "N", "P"], exclude_characters="\\/:"), min_size=1).filter(
+        lambda n: n != ".."
+    ),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=NAMES, repeats=st.integers(1, 4), per_caption=st.booleans(), data=st.data())
+def test_write_and_read_round_trip(names: list[str], repeats: int, per_caption: bool, data: st.DataObject) -> None:
+    texts = st.text(st.characters(exclude_characters="\n\r\ufeff", codec="utf-8"))
+    captions = data.draw(st.lists(texts, min_size=len(names) * repeats, max_size=len(names) * repeats))
+    lines = [name for name in names for _ in range(repeats)] if per_caption else names
+    with TemporaryDirectory() as folder:
+        _write(Path(folder), "".join(f"{line}\n" for line in lines), "".join(f"{caption}\n" for caption in captions))
+        annotations = read_annotations(Path(folder), "train")
+        assert annotations.image_names == tuple(names)
+        assert annotations.captions == tuple(captions)
+        assert annotations.caption_image.tolist() == [i for i in range(len(names)) for _ in range(repeats)]
+        if len(names) > 1:
+            run = Path(folder) / "run"
+            write_split(run, annotations.subset([1]), annotations.subset([0]))
+            recorded = read_split(run, annotations)
+            assert recorded is not None
+            assert [side.image_names for side in recorded] == [(names[1],), (names[0],)]
+
+
+def test_subset(tmp_path: Path) -> None:
+    annotations = _annotations(tmp_path, ["a", "b", "c"], per_image=2)
+    subset = annotations.subset([2, 0], "part")
+    assert subset.name == "part"
+    assert annotations.subset([1]).name == "train"
+    assert subset.image_names == ("c", "a")
+    assert subset.captions == ("caption 0 of c", "caption 1 of c", "caption 0 of a", "caption 1 of a")
+    assert subset.caption_image.tolist() == [0, 0, 1, 1]
+    assert subset.image_lines.tolist() == [3, 1]
+    assert subset.subset([1]).captions == ("caption 0 of a", "caption 1 of a")
+    assert annotations.subset([]).captions == ()
+
+
+def test_check_images(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for file in (images / "a.jpg", images / "sub/b.jpg", outside / "c.jpg"):
+        file.touch()
+    (images / "inside.jpg").symlink_to(images / "a.jpg")
+    check_images(_annotations(tmp_path, ["a.jpg", "sub/b.jpg", "inside.jpg"]), images)
+
+    (images / "link.jpg").symlink_to(outside / "c.jpg")
+    (images / "broken.jpg").symlink_to(images / "nothing.jpg")
+    (images / "away").symlink_to(outside)
+    names = ["a.jpg", "link.jpg", "away/c.jpg", "broken.jpg", "sub", "no/d.jpg", "A.jpg"]
+    with pytest.raises(InputError) as caught:
+        check_images(_annotations(tmp_path, names), images)
+    assert str(caught.value) == (
+        f"{tmp_path}/train_filename.txt: 6 of 7 images can't be taken from {images}:\n"
+        "  line 2: 'link.jpg' leads outside of the folder by a symbolic link\n"
+        "  line 3: 'away/c.jpg' leads outside of the folder by a symbolic link\n"
+        "  line 4: 'broken.jpg' is not there\n"
+        "  line 5: 'sub' is not there\n"
+        "  line 6: 'no/d.jpg' is not there\n"
+        "  ... and 1 more\n"
+        "Put the files themselves there, or set dataset.image_path to the folder that holds them."
+    )
+    with pytest.raises(InputError, match=r"no such folder of images; set dataset\.image_path"):
+        check_images(_annotations(tmp_path, ["a.jpg"]), tmp_path / "nowhere")
+
+
+def test_check_images_follows_a_linked_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.jpg").touch()
+    (tmp_path / "images").symlink_to(tmp_path / "elsewhere")
+    check_images(_annotations(tmp_path, ["a.jpg"]), tmp_path / "images")
+
+
+def test_check_images_names_the_first_of_an_images_lines(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a").touch()
+    annotations = read_annotations(_write(tmp_path, "a\na\nb\nb\n", "1\n2\n3\n4\n"), "train")
+    with pytest.raises(InputError, match="line 3: 'b' is not there"):
+        check_images(annotations, tmp_path / "images")
+
+
+def test_scene_classes(tmp_path: Path) -> None:
+    names = ["airport_1.jpg", "sub/bare_land_2.jpg", "00017.jpg", "3d_x.jpg", "plain.tif"]
+    expected = ("airport", "bare", "noneclass", "noneclass", "plain")
+    assert scene_classes(_annotations(tmp_path, names)) == expected
+    (tmp_path / "classes.txt").write_text("farm\nport\n")
+    assert scene_classes(_annotations(tmp_path, names)) == expected
+    numbered = _annotations(tmp_path, ["1.jpg", "100.jpg", "101.jpg", "200.jpg"])
+    assert scene_classes(numbered) == ("farm", "farm", "port", "port")
+    (tmp_path / "classes.txt").unlink()
+    assert scene_classes(numbered) == ("noneclass",) * 4
+    (tmp_path / "classes.txt").write_text("farm\nport\n")
+    with pytest.raises(InputError) as caught:
+        scene_classes(_annotations(tmp_path, ["1.jpg", "0.jpg", "201.jpg"]))
+    assert str(caught.value) == (
+        f"{tmp_path}/train_filename.txt: 2 faults:\n  line 2: '0.jpg'\n  line 3: '201.jpg'\n"
+        f"{tmp_path}/classes.txt has 2 classes of 100 images, so names must be 1 to 200."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "largest"),
+    [("rsitmd", 33, None), ("rsicd", 31, ("noneclass", 855)), ("ucm", 21, None)],
+)
+def test_published_classes(published: Path, name: str, classes: int, largest: tuple[str, int] | None) -> None:
+    annotations = read_annotations(published / f"{name}_precomp", "train")
+    counts = Counter(scene_classes(annotations))
+    assert len(counts) == classes
+    if largest:
+        assert counts.most_common(1) == [largest]
+    if name == "ucm":
+        assert set(counts) == set((published / "ucm_precomp/classes.txt").read_text().split())
+        assert max(counts.values()) <= 100
+        labels = dict(zip(annotations.image_names, scene_classes(annotations), strict=True))
+        assert labels["606.jpg"] == "denseresidential"
+
+
+@pytest.mark.parametrize("strategy", SEEDED)
+@pytest.mark.parametrize("name", ["rsitmd", "rsicd", "ucm"])
+def test_published_splits(published: Path, name: str, strategy: Strategy) -> None:
+    annotations = read_annotations(published / f"{name}_precomp", "train")
+    count = len(annotations.image_names)
+    classes = np.array(scene_classes(annotations))
+    vals = []
+    for fold in range(5):
+        train, val = split_images(annotations, strategy, fold, 5, seed=3)
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, val])), np.arange(count))
+        assert train.dtype == val.dtype == np.int64
+        vals.append(set(val.tolist()))
+        again = split_images(annotations, strategy, fold, 5, seed=3)
+        np.testing.assert_array_equal(again[1], val)
+        if strategy == "random":
+            assert len(train) == int(0.8 * count)
+        if strategy == "stratified":
+            for label in np.unique(classes):
+                assert abs((classes[train] == label).sum() - 0.8 * (classes == label).sum()) <= 0.5
+    other_seed = set(split_images(annotations, strategy, 0, 5, seed=4)[1].tolist())
+    assert other_seed != vals[0]
+    overlaps = [len(vals[0] & other) for other in vals[1:]]
+    if strategy == "kfold":
+        assert set().union(*vals) == set(range(count))
+        assert overlaps == [0] * 4
+        assert {len(val) for val in vals} <= {count // 5, count // 5 + 1}
+    else:
+        # Two independent fifths share about a fifth of a fifth.
+        assert all(0.02 * count < overlap < 0.06 * count for overlap in overlaps)
+
+
+def test_fold_is_added_to_the_seed(tmp_path: Path) -> None:
+    annotations = _annotations(tmp_path, [f"{'ab'[i % 2]}_{i}" for i in range(40)])
+    for strategy in ("random", "stratified"):
+        first = split_images(annotations, strategy, 1, 3, seed=5)[1]
+        second = split_images(annotations, strategy, 0, 3, seed=6)[1]
+        np.testing.assert_array_equal(first, second)
+
+
+def test_small_classes_go_to_train(tmp_path: Path) -> None:
+    names = ["rare_0", *(f"pair_{i}" for i in range(2)), *(f"many_{i}" for i in range(13))]
+    annotations = _annotations(tmp_path, names)
+    train, val = split_images(annotations, "stratified", 0, 1, seed=0)
+    assert {0, 1, 2} <= set(train.tolist())
+    assert len(val) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "strategy", "fold", "folds", "expected"),
+    [
+        (10, "random", 2, 2, "fold 2 is out of range: k_fold.nums is 2, so folds are 0 to 1"),
+        (10, "random", -1, 2, "fold -1 is out of range"),
+        (10, "kfold", 0, 1, "'kfold' needs k_fold.nums of 2 or more, found 1"),
+        (3, "kfold", 3, 4, "3 images are too few for k_fold.strategy 'kfold' with 4 folds: 3 would be train and 0 val"),
+        (1, "random", 0, 1, "1 images are too few for k_fold.strategy 'random' with 1 folds: 0 would be train"),
+        (2, "stratified", 0, 1, "2 images are too few for k_fold.strategy 'stratified'"),
+        (10, "fixed", 0, 1, "k_fold.strategy 'fixed' does not split a list: expected random, kfold or stratified"),
+    ],
+)
+def test_bad_splits(tmp_path: Path, count: int, strategy: Strategy, fold: int, folds: int, expected: str) -> None:
+    annotations = _annotations(tmp_path, [f"{i}" for i in range(count)])
+    with pytest.raises(InputError) as caught:
+        split_images(annotations, strategy, fold, folds, seed=0)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", SEEDED)
+def test_fold_annotations(tmp_path: Path, strategy: Strategy) -> None:
+    annotations = _annotations(tmp_path, [f"a_{i}" for i in range(20)], per_image=2)
+    train, val = fold_annotations(tmp_path, strategy, 1, 4, 7)
+    indices = split_images(annotations, strategy, 1, 4, 7)
+    for side, name, chosen in zip((train, val), ("train", "val"), indices, strict=True):
+        assert side.name == name
+        assert side.image_names == annotations.subset(chosen).image_names
+        assert side.captions == annotations.subset(chosen).captions
+
+
+def test_fixed_split(tmp_path: Path) -> None:
+    _write(tmp_path, "x\ny\n", "1\n2\n")
+    _write(tmp_path, "x\n", "1\n2\n", verify="_verify")
+    with pytest.raises(InputError) as caught:
+        fold_annotations(tmp_path, "fixed", 0, 1, 0)
+    assert "missing: val_filename_verify.txt, val_caps_verify.txt. Add them, or choose random" in str(caught.value)
+    _write(tmp_path, "y\ny\n", "3\n4\n", split="val", verify="_verify")
+    for fold in (0, 3):
+        train, val = fold_annotations(tmp_path, "fixed", fold, 5, 0)
+        assert (train.name, train.image_names, train.captions) == ("train (verify)", ("x",), ("1", "2"))
+        assert (val.name, val.image_names, val.captions) == ("val (verify)", ("y",), ("3", "4"))
+    _write(tmp_path, "x\n", "3\n4\n", split="val", verify="_verify")
+    with pytest.raises(InputError, match=r"(?s)val_filename_verify.txt: 1 images are also in .*train_file.*\n  'x'\n"):
+        fold_annotations(tmp_path, "fixed", 0, 1, 0)
+
+
+def test_recorded_split(tmp_path: Path) -> None:
+    annotations = _annotations(tmp_path / "set", ["a", "b", "c", "d"], per_image=2)
+    run = tmp_path / "run"
+    assert read_split(run, annotations) is None
+    write_split(run, annotations.subset([3, 0]), annotations.subset([1]))
+    assert (run / "split/train.txt").read_text() == "d\na\n"
+    assert (run / "split/val.txt").read_text() == "b\n"
+    assert sorted(path.name for path in (run / "split").iterdir()) == ["train.txt", "val.txt"]
+    recorded = read_split(run, annotations)
+    assert recorded is not None
+    assert [side.name for side in recorded] == ["train", "val"]
+    assert recorded[0].image_names == ("d", "a")
+    assert recorded[0].captions == ("caption 0 of d", "caption 1 of d", "caption 0 of a", "caption 1 of a")
+    assert recorded[1].image_names == ("b",)
+
+    with pytest.raises(
+        InputError, match=r"(?s)train\.txt: 1 fault:\n  line 1: 'd' is not in .*The data set has changed"
+    ):
+        read_split(run, annotations.subset([0, 1, 2]))
+    (run / "split/val.txt").write_text("b\nb\n")
+    with pytest.raises(InputError, match="line 2: 'b' comes again, it was already on line 1"):
+        read_split(run, annotations)
+    (run / "split/val.txt").write_text("a\n")
+    with pytest.raises(InputError, match=r"(?s)val\.txt: 1 images are also in .*train\.txt:\n  'a'"):
+        read_split(run, annotations)
+    (run / "split/val.txt").unlink()
+    assert read_split(run, annotations) is None
+
+
+def test_nothing_is_written_into_the_data_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    annotations = _annotations(folder, [f"a_{i}" for i in range(10)])
+    shutil.copy(folder / "train_caps.txt", folder / "val_caps_verify.txt")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for strategy in SEEDED:
+        write_split(tmp_path / "run", *fold_annotations(folder, strategy, 0, 2, 0))
+        read_split(tmp_path / "run", annotations)
+    with pytest.raises(InputError):
+        fold_annotations(folder, "fixed", 0, 2, 0)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_blank_captions(tmp_path: Path) -> None:
+    names = "".join(f"{name}\n" for name in "abcdefg")
+    annotations = read_annotations(_write(tmp_path, names, "one\n" * 6 + " \n"), "train")
+    assert describe_blank(annotations, np.zeros(7, dtype=bool)) == ""
+    blank = blank_captions(annotations, str.split)
+    assert blank.dtype == bool
+    assert blank.tolist() == [False] * 6 + [True]
+    assert describe_blank(annotations, blank) == (
+        "train: 1 of 7 captions have no token: left out of training, read as <unk> in evaluation; images: g"
+    )
+    assert describe_blank(annotations, ~blank).endswith(
+        "6 of 7 captions have no token: left out of training, read as "
+        "<unk> in evaluation; images: a, b, c, d, e and 1 more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("rsitmd", [*range(9631, 9636), *range(14011, 14016), *range(19576, 19581), *range(20916, 20921)]),
+        ("rsicd", [5701, 22328, 44383]),
+        ("ucm", []),
+    ],
+)
+def test_published_blank_captions(published: Path, name: str, lines: list[int]) -> None:
+    annotations = read_annotations(published / f"{name}_precomp", "train")
+    blank = blank_captions(annotations, tokenize)
+    assert (np.flatnonzero(blank) + 1).tolist() == lines
+    images = {annotations.image_names[(line - 1) // 5] for line in lines}
+    text = describe_blank(annotations, blank)
+    assert all(image in text for image in images)
+    assert "\n" not in text

@@ -1,0 +1,514 @@
+"""Decoding by the stated rules, and the store that decodes each picture at most once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data import pictures
+from data.pictures import PictureStore, choose_cache, decode, load_square
+from utils import InputError
+
+CPU = torch.device("cpu")
+LIMIT = 10_000
+COUNT = 6
+SIZE = 8
+
+
+def _png(bits: int, colour: int, width: int, row: bytes, extra: bytes = b"") -> bytes:
+    """A PNG of one row, for what Pillow reads but does not write."""
+    header = struct.pack(">IIBBBBB", width, 1, bits, colour, 0, 0, 0)
+    body = _chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + extra + body + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _tiff(bits: int, bands: int, pixels: bytes, sample_format: int = 1) -> bytes:
+    """A TIFF of one pixel, uncompressed."""
+    ends = 8 + 2 + 12 * 9 + 4
+    many = struct.pack(f"<{bands}H", *[bits] * bands)
+    entries = [
+        (256, 1, 1),
+        (257, 1, 1),
+        (258, bands, bits if bands <= 2 else ends),
+        (259, 1, 1),
+        (262, 1, 1 if bands == 1 else 2),
+        (273, 1, ends + len(many)),
+        (277, 1, bands),
+        (279, 1, len(pixels)),
+        (339, 1, sample_format),
+    ]
+    directory = b"".join(struct.pack("<HHII", tag, 3, count, value) for tag, count, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + many + pixels
+
+
+def _pixels(path: Path) -> list[list[int]]:
+    image = decode(path, LIMIT)
+    assert image.mode == "RGB"
+    return np.asarray(image).reshape(-1, 3).tolist()
+
+
+def _saved(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def _of(mode: str, *values: Any) -> Image.Image:
+    image = Image.new(mode, (len(values), 1))
+    image.putdata(values)
+    return image
+
+
+PALETTE = _chunk(b"PLTE", bytes([10, 20, 30, 40, 50, 60]))
+RAW_CASES = {
+    "grey, 1 bit": (_png(1, 0, 2, b"\x80"), [[255] * 3, [0] * 3]),
+    "grey, 4 bits": (_png(4, 0, 2, b"\x1f"), [[17] * 3, [255] * 3]),
+    # 128 is the last value nearer to 0 and 129 the first nearer to 1: the steps are 257 wide
+    "grey, 16 bits": (
+        _png(16, 0, 6, struct.pack(">6H", 0, 128, 129, 257, 1000, 65535)),
+        [[value] * 3 for value in (0, 0, 1, 1, 4, 255)],
+    ),
+    "grey, 16 bits, TIFF": (_tiff(16, 1, struct.pack("<H", 1000)), [[4] * 3]),
+    "grey with a transparent value": (_png(8, 0, 2, b"\0\5", _chunk(b"tRNS", b"\0\5")), [[0] * 3, [5] * 3]),
+    "grey and alpha": (_png(8, 4, 1, b"\x10\x00"), [[16] * 3]),
+    "grey and alpha, 16 bits": (_png(16, 4, 1, struct.pack(">HH", 1000, 0)), [[3] * 3]),
+    "colour, 16 bits": (_png(16, 2, 1, struct.pack(">3H", 1000, 65535, 255)), [[3, 255, 0]]),
+    "colour with a transparent value": (_png(8, 2, 1, b"\1\2\3", _chunk(b"tRNS", b"\0\1\0\2\0\3")), [[1, 2, 3]]),
+    "palette": (_png(8, 3, 2, b"\1\0", PALETTE), [[40, 50, 60], [10, 20, 30]]),
+    "palette, transparent": (
+        _png(8, 3, 2, b"\1\0", PALETTE + _chunk(b"tRNS", b"\0\x80")),
+        [[40, 50, 60], [10, 20, 30]],
+    ),
+    "four bands, TIFF": (_tiff(8, 4, b"\1\2\3\4"), [[1, 2, 3]]),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", RAW_CASES)
+def test_raw_pictures(tmp_path: Path, case: str) -> None:
+    content, expected = RAW_CASES[case]
+    (tmp_path / "x").write_bytes(content)
+    assert _pixels(tmp_path / "x") == expected
+
+
+def test_modes_as_pillow_writes_them(tmp_path: Path) -> None:
+    colour = _of("RGB", (1, 2, 3), (250, 128, 7))
+    for suffix in (".png", ".tif"):
+        assert _pixels(_saved(tmp_path / f"rgb{suffix}", colour)) == [[1, 2, 3], [250, 128, 7]]
+        assert _pixels(_saved(tmp_path / f"l{suffix}", _of("L", 9, 200))) == [[9] * 3, [200] * 3]
+        assert _pixels(_saved(tmp_path / f"1{suffix}", _of("1", 255, 0))) == [[255] * 3, [0] * 3]
+        assert _pixels(_saved(tmp_path / f"a{suffix}", _of("RGBA", (7, 8, 9, 0)))) == [[7, 8, 9]]
+        assert _pixels(_saved(tmp_path / f"la{suffix}", _of("LA", (7, 0)))) == [[7] * 3]
+    assert _pixels(_saved(tmp_path / "cmyk.tif", _of("CMYK", (0, 255, 51, 0), (0, 0, 0, 255)))) == [
+        [255, 0, 204],
+        [0, 0, 0],
+    ]
+    cmyk = _pixels(_saved(tmp_path / "cmyk.jpg", Image.new("CMYK", (8, 8), (0, 255, 51, 0)), quality=100))
+    np.testing.assert_allclose(cmyk, [[255, 0, 204]] * 64, atol=2)
+    assert _pixels(_saved(tmp_path / "grey.jpg", Image.new("L", (8, 8), 77), quality=100)) == [[77] * 3] * 64
+    assert _pixels(_saved(tmp_path / "ycc.tif", _of("YCbCr", (90, 128, 128)), compression="tiff_lzw")) == [[90] * 3]
+
+
+def test_big_endian_16_bit_grey(tmp_path: Path) -> None:
+    little = _tiff(16, 1, struct.pack("<H", 65278))
+    path = _saved(tmp_path / "big.tif", Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 65278, 257)))
+    assert _pixels(path) == [[254] * 3, [1] * 3]
+    (tmp_path / "little.tif").write_bytes(little)
+    assert _pixels(tmp_path / "little.tif") == [[254] * 3]
+
+
+def test_the_name_does_not_decide(tmp_path: Path) -> None:
+    (tmp_path / "really_png.jpg").write_bytes(RAW_CASES["palette"][0])
+    assert _pixels(tmp_path / "really_png.jpg") == [[40, 50, 60], [10, 20, 30]]
+
+
+def test_orientation(tmp_path: Path) -> None:
+    """In a photograph it is ignored; in a TIFF it is how the rows are stored."""
+    grey = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    exif = Image.Exif()
+    exif[274] = 6
+    assert decode(_saved(tmp_path / "x.jpg", grey, exif=exif), LIMIT).size == (3, 2)
+    assert decode(_saved(tmp_path / "x.png", grey, exif=exif), LIMIT).size == (3, 2)
+    turned = decode(_saved(tmp_path / "x.tif", grey, tiffinfo={274: 6}), LIMIT)
+    assert np.asarray(turned)[:, :, 0].tolist() == [[3, 0], [4, 1], [5, 2]]
+
+
+def test_the_first_picture_of_a_file_counts(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "x.tif", _of("L", 5), save_all=True, append_images=[_of("L", 6)])
+    assert _pixels(path) == [[5] * 3]
+
+
+def _cut(missing: int, kind: str) -> Callable[[Path], object]:
+    """Writes a picture of noise without its last bytes."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+    def make(path: Path) -> None:
+        noise.save(path, kind)
+        path.write_bytes(path.read_bytes()[:-missing])
+
+    return make
+
+
+def _write(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda path: None, "no such picture"),
+    "folder": (lambda path: path.mkdir(), "can't be read (Is a directory)"),
+    "empty": (_write(b""), "the picture is empty (0 bytes): copy it again"),
+    "text": (_write(b"<html>not found</html>"), "not a picture of a kind that is read: expected JPEG, PNG, or TIFF"),
+    "gif": (lambda path: _of("L", 5).save(path, "GIF"), "not a picture of a kind that is read"),
+    "5 bands": (_write(_tiff(8, 5, bytes(5))), "TIFF with at most four bands of 8 or 16 bits; convert it"),
+    "cut JPEG": (_cut(1000, "JPEG"), "the picture is damaged or cut short (OSError: image file is truncated"),
+    "cut PNG": (_cut(500, "PNG"), "the picture is damaged or cut short (OSError: image file is truncated"),
+    "PNG cut in its header": (_write(RAW_CASES["palette"][0][:30]), "or copy it again if it is damaged"),
+    "wrong PNG": (_write(RAW_CASES["palette"][0].replace(b"IDAT", b"IDOT")), "copy it again"),
+    "cut TIFF": (_write(_tiff(8, 3, b"\1")), "the picture is damaged or cut short ("),
+    "32-bit": (lambda path: _of("I", 5).save(path, "TIFF"), "pixels of kind 'I' (Pillow's name) have no known range"),
+    "signed 16-bit": (_write(_tiff(16, 1, struct.pack("<h", -5), sample_format=2)), "pixels of kind 'I'"),
+    "float": (lambda path: _of("F", 0.5).save(path, "TIFF"), "convert the picture to 8-bit RGB or 16-bit grey"),
+    "Lab": (lambda path: _of("LAB", (1, 2, 3)).save(path, "TIFF"), "pixels of kind 'LAB'"),
+    "large": (
+        lambda path: Image.new("1", (101, 100)).save(path, "PNG"),
+        "101 x 100 pixels, at most 10000 are allowed (dataset.max_pixels): scale the picture down",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_faults(tmp_path: Path, case: str) -> None:
+    make, expected = FAULTS[case]
+    path = tmp_path / "picture.jpg"
+    make(path)
+    with pytest.raises(InputError) as caught:
+        decode(path, LIMIT)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert expected in str(caught.value)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    content = (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"")) + _chunk(b"IEND", b"")
+    )
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(InputError, match="more pixels than Pillow allows"):
+        decode(tmp_path / "x.png", LIMIT)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(InputError, match="30000 x 30000 pixels, at most 10000 are allowed"):
+        decode(tmp_path / "x.png", LIMIT)
+
+
+def test_load_square(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
+    path = _saved(tmp_path / "x.png", Image.fromarray(values))
+    square = load_square(path, 5, LIMIT)
+    assert (square.shape, square.dtype) == ((3, 5, 5), np.uint8)
+    assert square.flags["C_CONTIGUOUS"]
+    np.testing.assert_allclose(square, _resize(values.astype(float), 5).transpose(2, 0, 1), atol=1)
+    np.testing.assert_array_equal(
+        load_square(_saved(tmp_path / "y.png", Image.fromarray(values[:12])), 12, LIMIT), values[:12].transpose(2, 0, 1)
+    )
+
+
+def _resize(values: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear resizing with antialiasing by definition: a triangle as wide as the step at each output's centre."""
+    for axis in (0, 1):
+        count = values.shape[axis]
+        scale = count / size
+        centres = (np.arange(size) + 0.5) * scale
+        weights = np.maximum(0, 1 - np.abs(np.arange(count) + 0.5 - centres[:, None]) / max(scale, 1))
+        weights /= weights.sum(axis=1, keepdims=True)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Six pictures of one grey each: 10, 20, ... 60."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return [_saved(folder / f"{i}.png", Image.new("L", (10 + i, 9), 10 * (i + 1))) for i in range(COUNT)]
+
+
+def _store(paths: list[Path], cache: str, folder: Path | None = None) -> PictureStore:
+    return PictureStore(paths, SIZE, cache, folder and folder.parent / "cache", CPU, LIMIT)
+
+
+def _greys(batch: Tensor) -> list[int]:
+    assert batch.dtype == torch.uint8
+    assert batch.shape[1:] == (3, SIZE, SIZE)
+    assert (batch == batch[:, :1, :1, :1]).all()
+    return batch[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("cache", ["ram", "device", "disk"])
+def test_each_picture_is_decoded_once(tmp_path: Path, paths: list[Path], cache: str) -> None:
+    store = _store(paths, cache, paths[0].parent)
+    assert [store.holds(i) for i in range(COUNT)] == [False] * COUNT
+    store.load([3, 1, 3])
+    assert store.decoded == 2
+    assert [store.holds(i) for i in range(COUNT)] == [False, True, False, True, False, False]
+    assert _greys(store.batch(torch.tensor([3, 0, 3, 5, 0]))) == [40, 10, 40, 60, 10]
+    assert store.decoded == 4
+    store.load(range(COUNT))
+    assert store.decoded == COUNT
+    for _ in range(2):
+        assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert store.decoded == COUNT
+
+
+def test_without_a_cache_each_batch_is_decoded(paths: list[Path]) -> None:
+    store = _store(paths, "off")
+    store.load(range(COUNT))
+    assert store.decoded == 0
+    assert _greys(store.batch(torch.tensor([2, 0, 2]))) == [30, 10, 30]
+    assert store.decoded == 2
+    assert not store.holds(2)
+    store.batch(torch.tensor([2]))
+    assert store.decoded == 3
+
+
+def test_a_batch_does_not_alias_the_store(paths: list[Path]) -> None:
+    store = _store(paths, "ram")
+    store.batch(torch.tensor([1])).zero_()
+    assert _greys(store.batch(torch.tensor([1]))) == [20]
+
+
+def test_load_in_several_chunks(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_CHUNK", 4)
+    store = _store(paths, "ram")
+    store.load(torch.arange(COUNT))
+    assert store.decoded == COUNT
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+
+
+def test_progress_bar(paths: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    store = _store(paths, "ram")
+    store.load([0])
+    assert capsys.readouterr().err == ""
+    store.load(range(COUNT), progress="pictures of train")
+    shown = capsys.readouterr().err
+    assert "pictures of train: 100%" in shown
+    assert "5/5" in shown
+    store.load(range(COUNT), progress="pictures of train")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_unreadable_pictures_are_told_together(paths: list[Path], cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_CHUNK", 2)
+    for path in paths[:1] + paths[2:]:
+        path.write_bytes(b"")
+    store = _store([*paths, paths[0].parent / "missing.png"], cache, paths[0].parent)
+    with pytest.raises(InputError) as caught:
+        store.load(range(COUNT + 1))
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "6 of 7 pictures can't be read:"
+    assert lines[1:6] == [f"  {path}: the picture is empty (0 bytes): copy it again" for path in paths[:1] + paths[2:]]
+    assert lines[6] == "  ... and 1 more"
+    assert [store.holds(i) for i in range(COUNT + 1)] == [False, True] + [False] * 5
+    assert store.decoded == 1
+    with pytest.raises(InputError, match=r"1 of 2 pictures can't be read:\n.*0\.png"):
+        store.batch(torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=r"1 of 2 pictures can't be read:\n.*0\.png"):
+        _store(paths, "off").batch(torch.tensor([0, 1]))
+
+
+def test_a_later_run_reuses_the_disk(paths: list[Path]) -> None:
+    folder = paths[0].parent
+    first = _store(paths, "disk", folder)
+    first.load([0, 1, 2])
+    second = _store(paths, "disk", folder)
+    assert [second.holds(i) for i in range(COUNT)] == [True] * 3 + [False] * 3
+    second.load(range(COUNT))
+    assert second.decoded == 3
+    assert _greys(second.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    third = _store(paths, "disk", folder)
+    assert _greys(third.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert third.decoded == 0
+
+
+def test_the_disk_follows_changed_pictures(paths: list[Path]) -> None:
+    folder = paths[0].parent
+    _store(paths, "disk", folder).load(range(COUNT))
+    Image.new("L", (30, 30), 99).save(paths[4])
+    _saved(paths[2], Image.new("L", (12, 9), 31))
+    os.utime(paths[2], ns=(1, 1))
+    store = _store(paths, "disk", folder)
+    assert [store.holds(i) for i in range(COUNT)] == [True, True, False, True, False, True]
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 31, 40, 99, 60]
+    assert store.decoded == 2
+    assert _store(paths, "disk", folder).batch(torch.arange(COUNT))[4, 0, 0, 0] == 99
+
+
+def test_other_lists_and_sizes_have_their_own_place_on_disk(paths: list[Path]) -> None:
+    cache = paths[0].parent.parent / "cache"
+    _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    assert _greys(_store(paths[::-1], "disk", paths[0].parent).batch(torch.tensor([0]))) == [60]
+    other = PictureStore(paths, 4, "disk", cache, CPU, LIMIT)
+    assert not other.holds(0)
+    assert other.batch(torch.tensor([5])).shape == (1, 3, 4, 4)
+    assert all(_store(paths, "disk", paths[0].parent).holds(i) for i in range(COUNT))
+    assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("damage", ["not json", "{}", '{"pictures": 3}', '{"pictures": []}', None])
+def test_a_damaged_fingerprint_starts_anew(paths: list[Path], damage: str | None) -> None:
+    _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    (fingerprint,) = (paths[0].parent.parent / "cache").glob("*/fingerprint.json")
+    known = json.loads(fingerprint.read_text())
+    assert known["size"] == SIZE
+    assert known["pictures"][0] == [str(paths[0]), paths[0].stat().st_size, paths[0].stat().st_mtime_ns]
+    if damage is None:
+        fingerprint.unlink()
+    else:
+        fingerprint.write_text(damage)
+    store = _store(paths, "disk", paths[0].parent)
+    assert not any(store.holds(i) for i in range(COUNT))
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_cut_cache_file_starts_anew(paths: list[Path]) -> None:
+    _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    (file,) = (paths[0].parent.parent / "cache").glob("*/pictures.uint8")
+    file.write_bytes(file.read_bytes()[:-1])
+    store = _store(paths, "disk", paths[0].parent)
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert store.decoded == COUNT
+
+
+def test_a_run_killed_between_pixels_and_marks_decodes_again(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(paths, "disk", paths[0].parent)
+    store.load([0])
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.memmap, "flush", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.load(range(COUNT))
+    monkeypatch.undo()
+    after = _store(paths, "disk", paths[0].parent)
+    assert [after.holds(i) for i in range(COUNT)] == [True] + [False] * 5
+    assert _greys(after.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert after.decoded == 5
+
+
+def test_a_full_disk_is_told_at_the_start(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"no room for a picture cache of 0\.0 GiB \(No space left on device\)"):
+        _store(paths, "disk", paths[0].parent)
+
+
+def test_nothing_is_written_beside_the_pictures(paths: list[Path]) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in paths[0].parent.iterdir()}
+    for cache in ("ram", "device", "disk", "off"):
+        _store(paths, cache, paths[0].parent).batch(torch.arange(COUNT))
+    assert {path.name: path.stat().st_mtime_ns for path in paths[0].parent.iterdir()} == before
+
+
+class _Pictures(Dataset[Tensor]):
+    def __init__(self, store: PictureStore) -> None:
+        self.store = store
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.store.batch(torch.tensor([index]))[0]
+
+    def __len__(self) -> int:
+        return len(self.store.paths)
+
+
+@pytest.mark.parametrize("cache", ["disk", "off"])
+def test_workers_of_a_loader(paths: list[Path], cache: str) -> None:
+    store = _store(paths, cache, paths[0].parent)
+    store.load([0])
+    loader = DataLoader(_Pictures(store), batch_size=2, num_workers=2, multiprocessing_context="fork")
+    assert [_greys(batch) for batch in loader] == [[10, 20], [30, 40], [50, 60]]
+    # What workers decode onto the disk is there for this process too.
+    assert [store.holds(i) for i in range(COUNT)] == [cache == "disk"] * COUNT
+
+
+@pytest.mark.parametrize("cache", ["disk", "off", "ram"])
+def test_a_store_can_be_pickled(paths: list[Path], cache: str) -> None:
+    store = _store(paths, cache, paths[0].parent)
+    store.load([1])
+    content = pickle.dumps(store)
+    copy = pickle.loads(content)
+    assert copy.holds(1) == (cache != "off")
+    assert _greys(copy.batch(torch.tensor([1, 2]))) == [20, 30]
+    assert store.holds(2) == (cache == "disk")
+    if cache == "disk":
+        assert b"pictures.uint8" in content
+        assert len(content) < 2000
+
+
+def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    for requested in ("ram", "disk", "off"):
+        assert choose_cache(requested, 10, 256, CPU) == choose_cache(requested, 10, 256, cuda) == requested
+    assert choose_cache("device", 10, 256, CPU) == "ram"
+    assert choose_cache("device", 10**9, 256, cuda) == "device"
+
+    picture = 3 * 256 * 256
+    monkeypatch.setattr(pictures, "_available_memory", lambda: 201 * picture)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * picture, 1000 * picture))
+    assert choose_cache("auto", 100, 256, CPU) == "ram"
+    assert choose_cache("auto", 101, 256, CPU) == "disk"
+    assert choose_cache("auto", 30, 256, cuda) == "device"
+    assert choose_cache("auto", 31, 256, cuda) == "ram"
+    assert choose_cache("auto", 101, 256, cuda) == "disk"
+
+
+def test_available_memory() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < pictures._available_memory() <= total
+
+
+def test_bad_arguments_and_too_many_pictures(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for cache in ("auto", "disk"):
+        with pytest.raises(ValueError, match="cache must be one of"):
+            _store(paths, cache)
+
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(InputError, match=r"6 pictures of 8 x 8 need 0\.0 GiB on cpu, which are not free; set dataset"):
+        _store(paths, "ram")
+
+
+@pytest.mark.skipif("RSR_DATA" not in os.environ, reason="RSR_DATA is not set")
+def test_published_pictures() -> None:
+    """The first UCM pictures, as the published transform (RGB, then resized by Pillow) gives them."""
+    folder = Path(os.environ["RSR_DATA"]) / "data/ucm_precomp/images"
+    names = [folder / f"{number}.jpg" for number in range(1, 41)]
+    store = PictureStore(names, 256, "ram", None, CPU, 100_000_000)
+    batch = store.batch(torch.arange(40))
+    for row, name in zip(batch, names, strict=True):
+        with Image.open(name) as image:
+            expected = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(row.permute(1, 2, 0).numpy(), expected)
+    assert store.decoded == 40
