@@ -1,0 +1,222 @@
+"""Loading an experiment: the file, overrides on top of it, every check, and one report of all faults."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from layers.registry import registered
+from option.read import Tree, parse, read_file, shown
+from option.schema import Options, allowed, choices, leaves, published_keys
+from utils import InputError, logger
+
+OVERRIDES = "--set"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as written, and where: the file's path, or `--set`."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, and where it was given: the file's path, or `--set`."""
+
+    text: str
+    source: str
+
+
+def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
+    """Read one experiment's YAML, apply the overrides and check every value.
+
+    Published keys that the selected model does not have, or that nothing reads any more, are named in one warning.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value` with a dotted key and a YAML value, such as `optim.lr=1e-4`; the last one of a key wins.
+
+    Raises:
+        InputError: the file can't be read, or something in it or in the overrides is wrong; names all faults at once.
+    """
+    source = str(path)
+    tree, problems = read_file(Path(path))
+    settings, faults = _settings(overrides)
+    faults += [Fault(problem, source) for problem in problems]
+
+    blocks: dict[str, Any] = {name: field.annotation for name, field in Options.model_fields.items()}
+    model = _merged(source, tree, settings, {}).get("model.name", Given(None, source))
+    if isinstance(model.value, str) and model.value in registered():
+        blocks["model"] = registered()[model.value].parameters
+    else:
+        del blocks["model"]
+        faults.append(_unknown_model(model))
+
+    known = {key: field for name, block in blocks.items() for key, field in leaves(block, name).items()}
+    given = _merged(source, tree, settings, known)
+    faults += _unknown_keys(given, known)
+    values = {}
+    for name, block in blocks.items():
+        try:
+            values[name] = block.model_validate(_nested(given, known, name))
+        except ValidationError as error:
+            faults += _invalid_values(error, name, given, known, source)
+    if faults:
+        raise InputError(_report(faults))
+    options = Options(**values)
+    _note_without_effect(source, given, known, options.model.name)
+    return options
+
+
+def _settings(overrides: Iterable[str]) -> tuple[list[Tree], list[Fault]]:
+    """Each override as a dotted key and its value, and the malformed ones."""
+    settings: list[Tree] = []
+    faults = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            faults.append(Fault(f"{shown(override)}: expected key=value, such as optim.lr=1e-4", OVERRIDES))
+            continue
+        try:
+            value, problems = parse(text)
+        except InputError as error:
+            value, problems = None, [f"{error}; put the value in quotes"]
+        faults += [Fault(f"{key}: {problem}", OVERRIDES) for problem in problems]
+        if not problems:
+            settings.append({key.strip(): value})
+    return settings, faults
+
+
+def _merged(source: str, tree: Tree, settings: Iterable[Tree], known: Mapping[str, FieldInfo]) -> dict[str, Given]:
+    """What the file gives, by dotted key, with what the overrides give in its place."""
+    given = {key: Given(value, source) for key, value in _flatten(tree, known)}
+    for setting in settings:
+        given |= {key: Given(value, OVERRIDES) for key, value in _flatten(setting, known)}
+    return given
+
+
+def _flatten(tree: Tree, known: Mapping[str, FieldInfo], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested blocks by dotted key; a block given to a known key stays whole, for its type to judge."""
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and value and dotted not in known:
+            yield from _flatten(value, known, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _nested(given: Mapping[str, Given], known: Mapping[str, FieldInfo], block: str) -> Tree:
+    """The known values of one block as nested dicts, the undoing of `_flatten`."""
+    tree: Tree = {}
+    for key in given.keys() & known.keys():
+        first, *path, last = key.split(".")
+        if first == block:
+            inner = tree
+            for part in path:
+                inner = inner.setdefault(part, {})
+            inner[last] = given[key].value
+    return tree
+
+
+def _unknown_model(name: Given) -> Fault:
+    models = sorted(registered())
+    found = "missing" if name.value is None else f"given {shown(name.value)}"
+    hint = _did_you_mean(name.value, models)
+    return Fault(f"model.name: {found}; allowed: one of {', '.join(models)}{hint}", name.source)
+
+
+def _unknown_keys(given: Mapping[str, Given], known: Mapping[str, FieldInfo]) -> list[Fault]:
+    """A fault for each key that neither the options nor the published files have."""
+    model_known = "model.name" in known
+    here = list(known) if model_known else ["model.name", *known]
+    everywhere = [*here, *published_keys()]
+    sections = {key[:end] for key in everywhere for end, letter in enumerate(key) if letter == "."}
+    faults = []
+    for key, item in given.items():
+        empty_section = key in sections and item.value in (None, {})
+        # nothing can be said about the keys of a model that is not known
+        if key in everywhere or empty_section or (key.startswith("model.") and not model_known):
+            continue
+        if key in sections:
+            inside = ", ".join(name for name in here if name.startswith(f"{key}.")) or "none of this model"
+            text = f"{key}: given {shown(item.value)}; allowed: a block of keys: {inside}"
+        else:
+            text = f"{key}: unknown key, given {shown(item.value)}{_nearest_key(key, everywhere) or _beside(key, here)}"
+        faults.append(Fault(text, item.source))
+    return faults
+
+
+def _nearest_key(key: str, keys: Sequence[str]) -> str:
+    """A hint at the key that could be meant: the same word in another block, or a similar spelling."""
+    word = key.rpartition(".")[2]
+    same_word = [other for other in keys if other.rpartition(".")[2] == word]
+    return _did_you_mean(key, same_word, cutoff=0) or _did_you_mean(key, keys)
+
+
+def _beside(key: str, keys: Iterable[str]) -> str:
+    """What else the block of a key could hold, for one that resembles nothing."""
+    block = key[: key.rfind(".") + 1]
+    names = dict.fromkeys(other[len(block) :].partition(".")[0] for other in keys if other.startswith(block))
+    return f"; known there: {', '.join(names)}" if names else ""
+
+
+def _did_you_mean(word: Any, words: Iterable[str], cutoff: float = 0.6) -> str:
+    close = get_close_matches(word, list(words), n=1, cutoff=cutoff) if isinstance(word, str) else []
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _invalid_values(
+    error: ValidationError, block: str, given: Mapping[str, Given], known: Mapping[str, FieldInfo], source: str
+) -> list[Fault]:
+    """One fault for each key of a block that is missing or whose value its type refuses."""
+    faults: dict[str, Fault] = {}
+    for detail in error.errors(include_url=False):
+        key = block
+        for part in detail["loc"]:
+            if key in known:
+                break  # what follows names members of a union or of a list
+            key = f"{key}.{part}"
+        reason = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else ""
+        if key not in known:
+            text = f"{key}: {reason or detail['msg']}"
+        elif detail["type"] == "missing":
+            text = f"{key}: missing; needed: {known[key].description} ({allowed(known[key])})"
+        else:
+            value = given[key].value
+            reason = reason or f"allowed: {allowed(known[key])}{_did_you_mean(value, choices(known[key]))}"
+            text = f"{key}: given {shown(value)}; {reason}"
+        faults.setdefault(key, Fault(text, given[key].source if key in given else source))
+    return list(faults.values())
+
+
+def _report(faults: Iterable[Fault]) -> str:
+    """All faults under the file or `--set`, the file first."""
+    by_source = defaultdict(list)
+    for fault in faults:
+        by_source[fault.source].append(fault.text)
+    lines = []
+    for source in sorted(by_source, key=lambda name: name == OVERRIDES):
+        texts = by_source[source]
+        lines.append(f"{source}: {len(texts)} fault{'s' if len(texts) > 1 else ''}")
+        lines += [f"  {text}" for text in texts]
+    return "\n".join(lines)
+
+
+def _note_without_effect(source: str, given: Mapping[str, Given], known: Mapping[str, FieldInfo], model: str) -> None:
+    """Name the published keys that were given a value and that nothing reads, by reason, in one warning."""
+    by_reason = defaultdict(list)
+    for key, reason in published_keys().items():
+        if key in given and key not in known and given[key].value is not None:
+            by_reason[reason.format(model=model)].append(key)
+    if by_reason:
+        keys = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())
+        logger.warning("%s: accepted without effect: %s", source, keys)

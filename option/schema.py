@@ -1,0 +1,233 @@
+"""The typed tree of options: every key of an experiment's YAML with its type, range, default and purpose.
+
+The `model` block belongs to the model that `model.name` selects: its parameters are registered in `layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+from layers.registry import ModelParameters, Parameters
+
+# numpy takes seeds below 2**32, and a fold adds its number to the seed
+LARGEST_SEED = 2**31 - 1
+# bytes; file systems take 255
+LONGEST_NAME = 200
+ANOTHER_MODEL = "not part of {model}"
+
+# What published files may hold beyond the keys declared here and by the selected model: block, keys, why a key has no
+# effect. A key of the table that is declared takes effect; one that is not is accepted and reported.
+PUBLISHED_KEYS = (
+    ("model.multiscale", "multiscale_input_channel multiscale_output_channel", ANOTHER_MODEL),
+    ("model.cross_attention", "att_type", ANOTHER_MODEL),
+    ("model.seq2vec", "arch dir_st type dropout fixed_emb", ANOTHER_MODEL),
+    ("model.embed", "embed_dim share_dropout", ANOTHER_MODEL),
+    ("model.fusion", "correct_local_hidden_dim correct_local_hidden_drop", ANOTHER_MODEL),
+    ("model.fusion", "supplement_global_hidden_dim supplement_global_hidden_drop", ANOTHER_MODEL),
+    ("model.fusion", "dynamic_fusion_dim dynamic_fusion_drop", ANOTHER_MODEL),
+    ("model.fusion", "mca_DROPOUT_R mca_HIDDEN_SIZE mca_FF_SIZE mca_MULTI_HEAD mca_HIDDEN_SIZE_HEAD", ANOTHER_MODEL),
+    ("model.global_local_weight", "global local", ANOTHER_MODEL),
+    ("model.share", "n_sa sa_drop", ANOTHER_MODEL),
+    ("model.discriminator", "in_size mid_size out_size dropout_r", ANOTHER_MODEL),
+    ("model", "num_modal word_dim num_layers use_bidirectional_rnn is_finetune resnet_ckpt", ANOTHER_MODEL),
+    ("dataset", "data_split", "k_fold.strategy chooses the split"),
+    ("optim", "lr_D lr_D_decay_param lr_D_update_epoch resume_Discriminator", "read by MCRN's training only"),
+    ("optim", "lr_finetune lr_finetune_decay_param lr_finetune_update_epoch methods", "read by MCRN's training only"),
+    ("logs", "logger_name", "the log lies in the run's folder"),
+    ("k_fold", "current_num", "--folds chooses the folds"),
+)
+
+
+def _not_blank(value: Any) -> Any:
+    """Refuse an empty path, which would silently mean the working directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("a path must not be empty")
+    return value
+
+
+def _path_or_false(value: Any) -> Any:
+    """Read the published `resume: False` as no path."""
+    word = str(value).lower()
+    if word in ("false", "off", "no", "0"):
+        return None
+    if word in ("true", "on", "yes", "1"):
+        raise ValueError("allowed: false, or the path of a checkpoint")
+    return value
+
+
+GivenPath = Annotated[Path, BeforeValidator(_not_blank)]
+
+
+class Dataset(Parameters):
+    """Block `dataset`: where captions and pictures lie and how they are read."""
+
+    datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
+    data_path: GivenPath = Field(description="folder of the caption and file-name lists")
+    image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
+    audio_path: GivenPath | None = Field(default=None, description="folder of the spectrogram pictures (MCRN)")
+    vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`")
+    local_path: GivenPath | None = Field(default=None, description="file of region nodes and adjacency (GaLR)")
+    batch_size: int = Field(
+        default=100, ge=2, description="pairs per training batch; at least 2, since the others are the negatives"
+    )
+    batch_size_val: int = Field(default=70, ge=1, description="pictures or captions encoded at a time in evaluation")
+    workers: int = Field(default=2, ge=0, description="processes that read pictures; 0: the main process does")
+    image_size: int = Field(
+        default=256,
+        ge=64,
+        multiple_of=32,
+        description="pixels per side at the backbone's input, which halves it 5 times",
+    )
+    cache: Literal["auto", "device", "ram", "disk", "off"] = Field(
+        default="auto", description="where decoded pictures are kept; auto: the fastest place with room for them"
+    )
+    max_pixels: int = Field(default=100_000_000, ge=1, description="pictures with more pixels are refused undecoded")
+
+    @property
+    def image_folder(self) -> Path:
+        """The folder of the pictures: `image_path`, or `images` in `data_path`."""
+        return self.image_path or self.data_path / "images"
+
+
+class Optim(Parameters):
+    """Block `optim`: the loss, the optimiser and its schedule."""
+
+    epochs: int = Field(default=70, ge=1, description="passes over the training pairs")
+    lr: float = Field(default=2e-4, gt=0, description="learning rate of Adam at the start (AMFMN: 2e-4)")
+    lr_decay_param: float = Field(default=0.7, gt=0, le=1, description="factor on the learning rate at each decay")
+    lr_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay to the next")
+    grad_clip: float = Field(default=0.0, ge=0, description="largest norm of the gradient, clipped above it; 0: off")
+    max_violation: bool = Field(default=False, description="true: hardest negative only; false: sum over all of them")
+    margin: float = Field(default=0.2, ge=0, le=2, description="triplet margin, in units of the cosine")
+    resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
+        default=None, description="checkpoint to go on from, or false"
+    )
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
+    amp: Literal["off", "bf16", "fp16"] = Field(default="off", description="mixed precision of training; off: float32")
+    accumulate: int = Field(default=1, ge=1, description="batches per optimiser step")
+    patience: int = Field(default=0, ge=0, description="validations without a better mR before stopping; 0: never")
+
+
+class Logs(Parameters):
+    """Block `logs`: how often to report, and where runs are kept."""
+
+    eval_step: int = Field(default=1, ge=1, description="epochs from one validation to the next")
+    print_freq: int = Field(default=10, ge=1, description="training steps from one report to the next")
+    ckpt_save_path: GivenPath = Field(
+        default=Path("checkpoint"), description="folder of all runs: <ckpt_save_path>/<experiment_name>/<fold>"
+    )
+
+
+class KFold(Parameters):
+    """Block `k_fold`: the experiment's name and the splits of its folds."""
+
+    experiment_name: str = Field(description="name of the experiment's folder below logs.ckpt_save_path")
+    nums: int = Field(default=1, ge=1, description="number of folds")
+    strategy: Literal["random", "kfold", "stratified", "fixed"] = Field(
+        default="random",
+        description="random: 80/20 shuffles (published); kfold: a partition; stratified: 80/20 in each scene class; "
+        "fixed: the *_verify.txt lists",
+    )
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the splits: fold i uses seed + i")
+
+    @field_validator("experiment_name")
+    @classmethod
+    def _plain_folder_name(cls, name: str) -> str:
+        plain = name == name.strip() and name not in ("", ".", "..") and not set(name) & set("/\\")
+        if not plain or len(name.encode()) > LONGEST_NAME:
+            raise ValueError(
+                f"allowed: a plain folder name of at most {LONGEST_NAME} bytes, without slashes or blanks at its ends, "
+                "and not . or .."
+            )
+        return name
+
+    @field_validator("strategy")
+    @classmethod
+    def _folds_to_part(cls, strategy: str, info: ValidationInfo) -> str:
+        if strategy == "kfold" and info.data.get("nums") == 1:
+            raise ValueError("a partition needs k_fold.nums of at least 2; with 1 fold use random")
+        return strategy
+
+
+class Options(Parameters):
+    """All options of one experiment. `load_options` makes them."""
+
+    model: SerializeAsAny[ModelParameters] = Field(
+        description="the model and its parameters, as registered in `layers`"
+    )
+    dataset: Dataset = Field(description="captions and pictures")
+    optim: Optim = Field(default_factory=Optim, description="loss, optimiser and schedule")
+    logs: Logs = Field(default_factory=Logs, description="reports and folders")
+    k_fold: KFold = Field(description="the experiment's name and its folds")
+
+
+def dump(options: Options) -> dict[str, Any]:
+    """The options as nested dicts of text, numbers, booleans and None: every key, defaults included."""
+    return options.model_dump(mode="json", by_alias=True)
+
+
+def to_yaml(options: Options) -> str:
+    """The options as a YAML text, which `load_options` reads back to equal options."""
+    return yaml.safe_dump(dump(options), sort_keys=False, allow_unicode=True)
+
+
+def published_keys() -> dict[str, str]:
+    """`PUBLISHED_KEYS` by dotted key: the reason why it has no effect (`{model}` stands for the model's name)."""
+    return {f"{block}.{key}": reason for block, keys, reason in PUBLISHED_KEYS for key in keys.split()}
+
+
+def leaves(block: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
+    """Every key below a block that holds a value, by dotted name.
+
+    Args:
+        block: the typed block.
+        prefix: its own dotted name.
+    """
+    found: dict[str, FieldInfo] = {}
+    for name, field in block.model_fields.items():
+        dotted = f"{prefix}.{field.alias or name}"
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= leaves(kind, dotted)
+        else:
+            found[dotted] = field
+    return found
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a key may hold, in words: "an integer, at least 1", "one of off, bf16, fp16"."""
+    return _allowed(field.annotation, field.metadata)
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The words a key may hold; empty where any value of its type will do."""
+    return tuple(str(word) for word in get_args(field.annotation)) if get_origin(field.annotation) is Literal else ()
+
+
+_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", type(None): "null"}
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+
+
+def _allowed(kind: Any, constraints: Sequence[Any]) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _allowed(inner[0], inner[1:])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(_allowed(member, constraints if member is not type(None) else ()) for member in inner)
+    words = _TYPES.get(kind) or ("a list" if origin in (list, tuple) else str(kind))
+    limits = [
+        f"{phrase} {getattr(constraint, name)}"
+        for constraint in constraints
+        for name, phrase in _LIMITS.items()
+        if getattr(constraint, name, None) is not None
+    ]
+    return ", ".join([words, *limits])
