@@ -1,0 +1,326 @@
+"""What happens to a model: fit it, run one epoch, encode a data set once, score it.
+
+Letters: B batch, N images, M captions, U different captions, D embedding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import metrics
+from dataloader import Batch, EvaluationLoader, TrainLoader
+from layers.base import Criterion, RetrievalModel
+from utils import InputError, logger
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SCORES_PER_BLOCK = 2**26
+"""Entries of the score matrix that evaluation holds at once: 256 MiB of float32."""
+
+
+class ScalarWriter(Protocol):
+    """The part of TensorBoard's SummaryWriter that training uses."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Record one number."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how to train.
+
+    Attributes:
+        epochs: passes over the training pairs.
+        eval_step: epochs between two validations.
+        print_freq: steps between two log entries.
+        patience: validations without a better mR before training stops; 0 never stops it.
+        accumulate: batches whose gradients are summed before the optimiser steps.
+        grad_clip: greatest norm of the whole gradient; 0 leaves it alone.
+        amp: `off`, `bf16` or `fp16`.
+    """
+
+    epochs: int
+    eval_step: int = 1
+    print_freq: int = 10
+    patience: int = 0
+    accumulate: int = 1
+    grad_clip: float = 0.0
+    amp: str = "off"
+
+
+@dataclass
+class TrainingState:
+    """Everything that a run needs to go on: `state_dict` and `load_state_dict` make it a checkpoint and back."""
+
+    model: RetrievalModel
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    best: float = float("-inf")
+    validations_since_best: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, with the states of all random generators."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "best": self.best,
+            "validations_since_best": self.validations_since_best,
+            "history": self.history,
+            "random_cpu": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for part in ("model", "optimizer", "scheduler", "scaler"):
+            getattr(self, part).load_state_dict(state[part])
+        for value in ("epoch", "best", "validations_since_best", "history"):
+            setattr(self, value, state[value])
+        torch.set_rng_state(state["random_cpu"].cpu())
+        if len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
+    """Mixed precision for encoders: `off`, `bf16` or `fp16`. Scores are float32 in any case."""
+    return torch.autocast(device.type, dtype=AMP_TYPES.get(amp), enabled=amp != "off")
+
+
+def fit(
+    state: TrainingState,
+    loader: TrainLoader,
+    validation: EvaluationLoader,
+    criterion: Criterion,
+    plan: Plan,
+    device: torch.device,
+    writer: ScalarWriter,
+    save: Callable[[TrainingState, bool], None],
+) -> None:
+    """Train to the end of the plan, validating and saving on the way.
+
+    Args:
+        state: where to start from; changed in place.
+        loader: training pairs.
+        validation: pictures and captions of the val split; the best epoch is the one of highest mR on it.
+        criterion: training objective on scores [B, B].
+        plan: how long and how.
+        device: where the model is.
+        writer: gets all scalars.
+        save: called after each epoch with whether it is the best so far.
+
+    Raises:
+        InputError: the loss or an embedding is not finite; what was saved before stays.
+    """
+    while state.epoch < plan.epochs:
+        started = time.perf_counter()
+        row = {"epoch": float(state.epoch + 1), "lr": state.optimizer.param_groups[0]["lr"]}
+        row |= train_epoch(state, loader, criterion, plan, device, writer)
+        state.scheduler.step()
+        state.epoch += 1
+        is_best = False
+        if state.epoch % plan.eval_step == 0 or state.epoch == plan.epochs:
+            scores = evaluate(state.model, validation, device, plan.amp)
+            is_best = scores["mR"] > state.best
+            state.best = max(state.best, scores["mR"])
+            state.validations_since_best = 0 if is_best else state.validations_since_best + 1
+            row |= {f"val_{name}": value for name, value in scores.items()}
+            for name, value in scores.items():
+                writer.add_scalar(f"val/{name}", value, state.epoch)
+        row["seconds"] = time.perf_counter() - started
+        state.history.append(row)
+        _log_epoch(row, plan.epochs, is_best)
+        save(state, is_best)
+        if plan.patience and state.validations_since_best >= plan.patience:
+            logger.info("Stopped early: mR has not risen for %d validations.", plan.patience)
+            return
+
+
+def train_epoch(
+    state: TrainingState,
+    loader: TrainLoader,
+    criterion: Criterion,
+    plan: Plan,
+    device: torch.device,
+    writer: ScalarWriter,
+) -> dict[str, float]:
+    """One pass over the training pairs.
+
+    Returns:
+        Mean loss per pair and its parts, pairs per second, and the share of time spent waiting for data.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    state.model.train()
+    meter = Meter()
+    steps = len(loader)
+    bar = tqdm(loader.epoch(state.epoch), total=steps, desc=f"epoch {state.epoch + 1}/{plan.epochs}", disable=None)
+    state.optimizer.zero_grad(set_to_none=True)
+    for step, batch in enumerate(meter.timed(bar), start=1):
+        with autocast(device, plan.amp):
+            losses = state.model.training_loss(batch, criterion)
+        state.scaler.scale(losses["loss"]).backward()
+        if step % plan.accumulate == 0 or step == steps:
+            optimiser_step(state, plan.grad_clip)
+        meter.add(losses, len(batch.need("caption_ids")))
+        if step % plan.print_freq == 0 or step == steps:
+            means = meter.means()
+            _check_finite(means["loss"], state.epoch + 1, step)
+            bar.set_postfix(loss=f"{means['loss']:.3f}")
+            for name, value in means.items():
+                writer.add_scalar(f"train/{name}", value, state.epoch * steps + step)
+            writer.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], state.epoch * steps + step)
+    return meter.means()
+
+
+def optimiser_step(state: TrainingState, grad_clip: float) -> None:
+    """Clip the summed gradients, step, and clear them.
+
+    Differs from the released code: it clips before backward, which acts on nothing; here the clipping follows backward.
+    """
+    if grad_clip > 0:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), grad_clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+class Meter:
+    """Running sums of an epoch: losses, pairs, and how long the loop waited for its batches."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self.sums: dict[str, Tensor | float] = defaultdict(float)
+        self.pairs = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, with the wait for each measured."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, losses: dict[str, Tensor], pairs: int) -> None:
+        """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
+        self.pairs += pairs
+        for name, value in losses.items():
+            self.sums[name] += value.detach()
+
+    def means(self) -> dict[str, float]:
+        """Losses per pair so far, pairs per second, share of waiting."""
+        seconds = time.perf_counter() - self.started
+        means = {name: float(value) / self.pairs for name, value in self.sums.items()}
+        return means | {"pairs_per_second": self.pairs / seconds, "data_wait_share": self.waited / seconds}
+
+
+def _check_finite(loss: float, epoch: int, step: int) -> None:
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise InputError(
+            f"the loss became {loss} in epoch {epoch} by step {step}. Try a lower optim.lr, optim.grad_clip=2, or "
+            "optim.amp=off; the last whole epoch is saved, and --resume goes on from it."
+        )
+
+
+def _log_epoch(row: dict[str, float], epochs: int, is_best: bool) -> None:
+    validation = f", val mR {row['val_mR']:.2f}{' (best)' if is_best else ''}" if "val_mR" in row else ""
+    logger.info(
+        "epoch %d/%d: loss %.4f%s, lr %.2e, %.0f pairs/s, %.0f s",
+        row["epoch"],
+        epochs,
+        row["loss"],
+        validation,
+        row["lr"],
+        row["pairs_per_second"],
+        row["seconds"],
+    )
+
+
+@torch.inference_mode()
+def encode(
+    model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off"
+) -> tuple[Tensor, Tensor]:
+    """Embed each picture once and each different caption once.
+
+    Returns:
+        Images [N, D] and different captions [U, D], float32, on the device.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+    model.eval()
+    with autocast(device, amp):
+        images = torch.cat([model.encode_image(batch).float() for batch in loader.image_batches()])
+        texts = torch.cat([model.encode_text(batch).float() for batch in loader.caption_batches()])
+    for kind, embeddings in (("image", images), ("caption", texts)):
+        broken = int((~embeddings.isfinite().all(dim=1)).sum())
+        if broken:
+            raise InputError(
+                f"{broken} of {len(embeddings)} {kind} embeddings are not finite: the weights have diverged. Train again "
+                "with a lower optim.lr or optim.grad_clip=2, or score with optim.amp=off."
+            )
+    return images, texts
+
+
+def score_blocks(
+    model: RetrievalModel, images: Tensor, texts: Tensor, caption_row: Tensor, rows: int
+) -> Iterator[Tensor]:
+    """The score matrix in blocks of `rows` images.
+
+    Word-for-word equal captions share one embedding, so that their scores are equal to the last bit and the tie rule of
+    `metrics` sees them.
+
+    Args:
+        model: any registered model.
+        images: [N, D].
+        texts: [U, D], each different caption once.
+        caption_row: [M] row of each caption in `texts`.
+        rows: images per block.
+
+    Yields:
+        [rows, M], in the order of the images; the last block may be smaller.
+    """
+    caption_row = caption_row.to(texts.device)
+    for start in range(0, len(images), rows):
+        yield model.score(images[start : start + rows], texts)[:, caption_row]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: RetrievalModel,
+    loader: EvaluationLoader,
+    device: torch.device,
+    amp: str = "off",
+    scores_per_block: int = SCORES_PER_BLOCK,
+) -> dict[str, float]:
+    """Retrieval scores of a data set, see `metrics.recalls`; every item is encoded once, pairs are scored in blocks."""
+    images, texts = encode(model, loader, device, amp)
+    rows = max(1, scores_per_block // len(loader.caption_row))
+    blocks = partial(score_blocks, model, images, texts, loader.caption_row, rows)
+    if rows >= len(images):
+        whole = list(blocks())
+        ranks = metrics.rank_blocks(lambda: whole, loader.text_image.to(device))
+    else:
+        ranks = metrics.rank_blocks(blocks, loader.text_image.to(device))
+    return metrics.recalls(ranks)
