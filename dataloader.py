@@ -125,7 +125,7 @@ def normalise(pixels: Tensor) -> Tensor:
 def rotate_and_crop(pictures: Tensor, angles: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Rotate about the centre and cut a square, in one nearest-neighbour resampling.
 
-    Differs from the released code: AMFMN's rotation never rotated (a mistaken argument); here it does, as the paper says.
+    Differs from the released code: AMFMN's rotation never rotated (a mistaken argument); here it does, as meant.
 
     Args:
         pictures: [B, 3, R, R] uint8.

@@ -277,8 +277,8 @@ def encode(
         broken = int((~embeddings.isfinite().all(dim=1)).sum())
         if broken:
             raise InputError(
-                f"{broken} of {len(embeddings)} {kind} embeddings are not finite: the weights have diverged. Train again "
-                "with a lower optim.lr or optim.grad_clip=2, or score with optim.amp=off."
+                f"{broken} of {len(embeddings)} {kind} embeddings are not finite: the weights have diverged. Train "
+                "again with a lower optim.lr or optim.grad_clip=2, or score with optim.amp=off."
             )
     return images, texts
 

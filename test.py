@@ -22,6 +22,7 @@ from experiment import (
     experiment_folder,
     load_weights,
     parse_folds,
+    place,
     read_vocabulary,
     run_folder,
 )
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
-    parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one that the authors published")
+    parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one published by the authors")
     parser.add_argument("--folds", help="score only these, e.g. 0,2; the experiment's table is left as it is")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     given = parser.parse_args(arguments)
@@ -54,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     loader = evaluation_loader(
         options, annotations, vocabulary, PictureLibrary(options, annotations.image_names, device), device
     )
-    rows = {
-        label: score_checkpoint(options, vocabulary, path, loader, device) for label, path in checkpoints.items()
-    }
+    rows = {label: score_checkpoint(options, vocabulary, path, loader, device) for label, path in checkpoints.items()}
     result = summary(options, rows, loader, device)
     table = result.pop("table")
     print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{table}\n\n{result['protocol']}")
@@ -81,8 +80,7 @@ def score_checkpoint(
     model = build_model(options, vocabulary, load_weights=False)
     content = load_weights(model, path, options, vocabulary)
     logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
-    model.to(device=device, memory_format=torch.channels_last)
-    return evaluate(model, loader, device, options.optim.amp)
+    return evaluate(place(model, device), loader, device, options.optim.amp)
 
 
 def summary(
@@ -93,9 +91,9 @@ def summary(
     chance = metrics.chance(loader.text_image)
     protocol = (
         f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "
-        f"{'fold' if len(rows) == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best epoch by mR "
-        "on val; an item that is no match and scores equal to the match counts as ranked before it; mean ± sample "
-        f"standard deviation over folds; pictures {options.dataset.image_size} x {options.dataset.image_size}, "
+        f"{'fold' if len(rows) == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best epoch by "
+        "mR on val; an item that is no match and scores equal to the match counts as ranked before it; mean ± sample "
+        f"standard deviation over folds; pictures of {options.dataset.image_size} pixels, "
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}."
     )
     return {

@@ -30,6 +30,7 @@ from experiment import (
     evaluation_loader,
     load_weights,
     parse_folds,
+    place,
     read_checkpoint,
     read_vocabulary,
     run_folder,
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
     parser.add_argument("--folds", help="train only these, e.g. 0,2")
-    parser.add_argument("--resume", action="store_true", help="go on where the folds stopped; finished ones are skipped")
+    parser.add_argument("--resume", action="store_true", help="go on where the folds stopped; skip finished ones")
     given = parser.parse_args(arguments)
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
@@ -174,7 +175,7 @@ def start_state(options: Options, vocabulary: Vocabulary, device: torch.device, 
     model = build_model(options, vocabulary, load_weights=not resumed)
     if optim.resume is not None and not resumed:
         load_weights(model, Path(optim.resume), options, vocabulary)
-    model.to(device=device, memory_format=torch.channels_last)
+    place(model, device)
     live = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(live, lr=optim.lr, fused=True)
     # Differs from the released code: the rate falls before epochs 20, 40, ... (counted from 0), as the papers say; the
@@ -206,9 +207,7 @@ def _finished(folder: Path, options: Options, resume: bool) -> bool:
 def _split(options: Options, fold: int, folder: Path, resume: bool) -> tuple[Annotations, Annotations]:
     """Train and val lists of a fold: as written in its folder when resumed, else drawn and written there."""
     k_fold = options.k_fold
-    train, val = fold_annotations(
-        Path(options.dataset.data_path), k_fold.strategy, fold, k_fold.nums, k_fold.seed
-    )
+    train, val = fold_annotations(Path(options.dataset.data_path), k_fold.strategy, fold, k_fold.nums, k_fold.seed)
     if k_fold.strategy != "fixed" and resume:
         from data.annotations import read_annotations
 

@@ -79,7 +79,8 @@ def choose_device(name: str | None) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: expected cpu, cuda or cuda:NUMBER.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices; try --device cpu.")
+        count = torch.cuda.device_count()
+        raise InputError(f"--device {name}: this machine shows {count} CUDA devices; try --device cpu.")
     return device
 
 

@@ -6,6 +6,7 @@ Letters: B batch, N images, M texts, D embedding. F_ij is the vector of text j a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -18,7 +19,7 @@ from layers.backbone import BackboneParameters
 from layers.base import NORM_FLOOR, RetrievalModel, l2norm
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
 from layers.registry import ModelParameters, Parameters, register
-from layers.skip_thoughts import RELEASED_SKIP_THOUGHTS
+from layers.skip_thoughts import RELEASED_GATES
 from layers.text import CaptionEncoder, EmbedParameters, Seq2VecParameters
 
 if TYPE_CHECKING:
@@ -47,7 +48,23 @@ class AmfmnParameters(ModelParameters):
     backbone: BackboneParameters = BackboneParameters()
 
 
-class SoftAttention(nn.Module):
+class CrossAttention(nn.Module):
+    """How an image guides a text: terms that each item has once, and what a pair makes of them."""
+
+    def image_terms(self, images: Tensor) -> Tensor:
+        """What a pair needs of its image: [N, D] -> [N, K]."""
+        raise NotImplementedError
+
+    def text_terms(self, texts: Tensor) -> Tensor:
+        """What a pair needs of its text: [M, D] -> [M, K]."""
+        raise NotImplementedError
+
+    def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
+        """F of each pair, by broadcasting: [..., K] and [..., K] -> [..., D]."""
+        raise NotImplementedError
+
+
+class SoftAttention(CrossAttention):
     """soft_att: F_ij = sigmoid(W v_i) * t_j. AMFMN, eq. 12."""
 
     def __init__(self, embed_dim: int) -> None:
@@ -56,19 +73,19 @@ class SoftAttention(nn.Module):
         self.gate = nn.Linear(embed_dim, embed_dim)
 
     def image_terms(self, images: Tensor) -> Tensor:
-        """What a pair needs of its image: [N, D] -> [N, D]."""
+        """See `CrossAttention`; K = D."""
         return torch.sigmoid(self.gate(images))
 
     def text_terms(self, texts: Tensor) -> Tensor:
-        """What a pair needs of its text: [M, D] -> [M, D]."""
+        """See `CrossAttention`; K = D."""
         return texts
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
-        """F of each pair, by broadcasting."""
+        """See `CrossAttention`."""
         return image_terms * text_terms
 
 
-class FusionAttention(nn.Module):
+class FusionAttention(CrossAttention):
     """fusion_att: F_ij = sigmoid(A [v_i; t_j]) * B [v_i; t_j]. AMFMN, eq. 13.
 
     A linear map of [v; t] is a map of v plus a map of t, so both run once per item and only sums remain per pair.
@@ -81,22 +98,22 @@ class FusionAttention(nn.Module):
         self.value = nn.Linear(2 * embed_dim, embed_dim)
 
     def image_terms(self, images: Tensor) -> Tensor:
-        """The image's share of both maps, with their biases: [N, D] -> [N, 2D]."""
+        """See `CrossAttention`; the image's share of both maps, with their biases, K = 2D."""
         half = images.shape[-1]
         return torch.cat([F.linear(images, m.weight[:, :half], m.bias) for m in (self.gate, self.value)], dim=-1)
 
     def text_terms(self, texts: Tensor) -> Tensor:
-        """The text's share of both maps: [M, D] -> [M, 2D]."""
+        """See `CrossAttention`; the text's share of both maps, K = 2D."""
         half = texts.shape[-1]
         return torch.cat([F.linear(texts, m.weight[:, half:]) for m in (self.gate, self.value)], dim=-1)
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
-        """F of each pair, by broadcasting."""
+        """See `CrossAttention`."""
         gate, value = (image_terms + text_terms).chunk(2, dim=-1)
         return torch.sigmoid(gate) * value
 
 
-class SimilarityAttention(nn.Module):
+class SimilarityAttention(CrossAttention):
     """similarity_att: v' = A v, t' = B t, F_ij = sigmoid(v'_i * t'_j) * t'_j. AMFMN, eq. 14."""
 
     def __init__(self, embed_dim: int) -> None:
@@ -106,19 +123,23 @@ class SimilarityAttention(nn.Module):
         self.text_map = nn.Linear(embed_dim, embed_dim)
 
     def image_terms(self, images: Tensor) -> Tensor:
-        """v': [N, D] -> [N, D]."""
+        """See `CrossAttention`; v', K = D."""
         return cast(Tensor, self.image_map(images))
 
     def text_terms(self, texts: Tensor) -> Tensor:
-        """t': [M, D] -> [M, D]."""
+        """See `CrossAttention`; t', K = D."""
         return cast(Tensor, self.text_map(texts))
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
-        """F of each pair, by broadcasting."""
+        """See `CrossAttention`."""
         return torch.sigmoid(image_terms * text_terms) * text_terms
 
 
-ATTENTION = {"soft_att": SoftAttention, "fusion_att": FusionAttention, "similarity_att": SimilarityAttention}
+ATTENTION: dict[str, Callable[[int], CrossAttention]] = {
+    "soft_att": SoftAttention,
+    "fusion_att": FusionAttention,
+    "similarity_att": SimilarityAttention,
+}
 
 
 @register("AMFMN", AmfmnParameters)
@@ -128,7 +149,7 @@ class AMFMN(RetrievalModel):
     released_names = {  # noqa: RUF012 (ClassVar in the base class)
         **RELEASED_MULTISCALE,
         "text_feature.seq2vec.": "caption_encoder.sequence.",
-        **{f"text_feature.seq2vec.{old}": f"caption_encoder.sequence.{new}" for old, new in RELEASED_SKIP_THOUGHTS.items()},
+        **{f"text_feature.seq2vec.{old}": f"caption_encoder.sequence.{new}" for old, new in RELEASED_GATES.items()},
         "text_feature.to_out.": "caption_encoder.projection.",
         "cross_attention_s.cross_attention.0.": "attention.gate.",
         "cross_attention_s.cross_attention_fc1.0.": "attention.gate.",
@@ -217,7 +238,7 @@ class AMFMN(RetrievalModel):
         )  # [N, M]
 
     def _block(self, whole: bool, images: Tensor, image_terms: Tensor, text_terms: Tensor) -> Tensor:
-        """Scores of a block of pairs; with gradient, its tensors are made again in backward unless it is all there is."""
+        """Scores of a block of pairs; backward makes its tensors again unless the block is all there is."""
         if whole or not torch.is_grad_enabled():
             return self._guided_cosine(images, image_terms, text_terms)
         return cast(Tensor, checkpoint(self._guided_cosine, images, image_terms, text_terms, use_reentrant=False))

@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from layers.registry import Parameters
-from pydantic import Field
 from utils import InputError, logger
 
 _COMPILED_OPERATORS = ("nms", "qnms")
@@ -71,7 +71,7 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
 
 
 def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights, from its cache or its own download."""
+    """Torchvision's ImageNet weights, from its cache or its own download."""
     weights = constructors.__dict__[architecture.replace("resnet", "ResNet") + "_Weights"].IMAGENET1K_V1
     try:
         return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))

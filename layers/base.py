@@ -31,7 +31,7 @@ class RetrievalModel(nn.Module):
     """Contract between a model and everything else: training, evaluation, export and search use only these verbs."""
 
     released_names: ClassVar[dict[str, str | None]] = {}
-    """Prefix of a parameter name in a released checkpoint -> ours; None for a parameter that never reaches the output."""
+    """Prefix of a name in a released checkpoint -> ours; None for a parameter that never reaches the output."""
 
     @classmethod
     def from_parameters(

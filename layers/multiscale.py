@@ -5,6 +5,8 @@ AMFMN (Yuan et al., 2022), section III-B. Letters: B batch, C channels, H W grid
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -28,7 +30,10 @@ class ResNetPyramid(nn.Module):
     higher_channels = 256 + 512
     top_channels = 512
 
+    resnet: Any  # a torchvision ResNet; its stages are called one by one
+
     def __init__(self, pretrained: str) -> None:
+        """Start from the weights that `layers.backbone.resnet` takes."""
         super().__init__()
         self.resnet = resnet("resnet18", pretrained)
 
@@ -48,7 +53,9 @@ class ResNetPyramid(nn.Module):
         third = stem.layer3(second)
         fourth = stem.layer4(third)
         lower = torch.cat([first, F.interpolate(second, scale_factor=2, mode="nearest")], dim=1)  # [B, 192, S/4, S/4]
-        higher = torch.cat([third, F.interpolate(fourth, scale_factor=2, mode="nearest")], dim=1)  # [B, 768, S/16, S/16]
+        higher = torch.cat(
+            [third, F.interpolate(fourth, scale_factor=2, mode="nearest")], dim=1
+        )  # [B, 768, S/16, S/16]
         return lower, higher, fourth.mean(dim=(2, 3))
 
 
@@ -58,7 +65,7 @@ class MultiscaleImageEncoder(nn.Module):
     def __init__(
         self, embed_dim: int, image_size: int, reduced_channels: int, attended_channels: int, pretrained: str
     ) -> None:
-        """Build it for pictures of `image_size` pixels; `reduced_channels` and `attended_channels` size the MVSA maps."""
+        """Build it for pictures of `image_size` pixels; the two channel counts size the MVSA maps."""
         super().__init__()
         self.pyramid = ResNetPyramid(pretrained)
         self.solo = nn.Linear(self.pyramid.top_channels, embed_dim)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -197,7 +198,7 @@ class DropUniSkip(SkipThoughts):
         def step(position: int, state: Tensor) -> Tensor:
             running = len(state)
             carried = state if state_mask is None else state * state_mask[:running]
-            return self.rnn(inputs[position][:running], carried)  # type: ignore[no-any-return]
+            return cast(Tensor, self.rnn(inputs[position][:running], carried))
 
         return last_states(step, lengths.tolist(), first)
 
@@ -210,7 +211,7 @@ SKIP_THOUGHTS: dict[str, type[SkipThoughts]] = {
     encoder.__name__: encoder for encoder in (BayesianUniSkip, UniSkip, BiSkip, DropUniSkip)
 }
 
-RELEASED_SKIP_THOUGHTS = {
+RELEASED_GATES = {
     "rnn.gru_cell.weight_ir.": "input_reset.",
     "rnn.gru_cell.weight_ii.": "input_update.",
     "rnn.gru_cell.weight_in.": "input_new.",
@@ -223,7 +224,7 @@ RELEASED_SKIP_THOUGHTS = {
 def last_gru_states(rnn: nn.GRU, words: Tensor, lengths: Tensor) -> Tensor:
     """Final state of each caption, directions side by side: words [B, L, E], falling lengths [B] -> [B, H]."""
     _, final = rnn(pack_padded_sequence(words, lengths, batch_first=True))  # [directions, B, H / directions]
-    return final.transpose(0, 1).flatten(1)  # type: ignore[no-any-return]
+    return cast(Tensor, final).transpose(0, 1).flatten(1)
 
 
 def stacked_gates(weights: Weights, prefix: str, suffix: str) -> dict[str, NDArray[np.float32]]:

@@ -22,7 +22,9 @@ from utils import InputError, logger
 class Seq2VecParameters(Parameters):
     """`model.seq2vec`: how a caption becomes one vector."""
 
-    arch: Literal["skipthoughts", "gru"] = Field(default="skipthoughts", description="published encoder, or a plain GRU")
+    arch: Literal["skipthoughts", "gru"] = Field(
+        default="skipthoughts", description="published encoder, or a plain GRU"
+    )
     dir_st: Path | None = Field(default=None, description="folder of the published skip-thoughts files; absent: random")
     type: Literal["BayesianUniSkip", "UniSkip", "BiSkip", "DropUniSkip"] = Field(
         default="BayesianUniSkip", description="which skip-thoughts encoder"
@@ -37,7 +39,9 @@ class EmbedParameters(Parameters):
     """`model.embed`: the common space."""
 
     embed_dim: int = Field(default=512, ge=1, description="numbers per embedding, D")
-    glove: Path | None = Field(default=None, description="arch gru: GloVe text file for the word vectors; absent: random")
+    glove: Path | None = Field(
+        default=None, description="arch gru: GloVe text file for the word vectors; absent: random"
+    )
 
 
 class PlainGru(nn.Module):
@@ -115,9 +119,9 @@ def load_glove(embedding: nn.Embedding, path: Path | None, word2idx: Mapping[str
     filled = 0
     with torch.no_grad():
         for word, row in word2idx.items():
-            spelling = next((spelling for spelling in _spellings(word) if spelling in found), None)
-            if spelling is not None:
-                embedding.weight[row] = torch.tensor(found[spelling])
+            vector = next((found[spelling] for spelling in _spellings(word) if spelling in found), None)
+            if vector is not None:
+                embedding.weight[row] = torch.tensor(vector)
                 filled += 1
     logger.info("Word vectors: %d of %d words found in %s.", filled, len(word2idx), path)
 
@@ -141,6 +145,6 @@ def _read_glove(path: Path, wanted: Collection[str], numbers: int) -> dict[str, 
             except ValueError:
                 vector = []
             if len(vector) != numbers:
-                raise InputError(f"{path}:{line_number}: expected {numbers} numbers behind {word!r}, found {len(values)}.")
+                raise InputError(f"{path}:{line_number}: {word!r} has {len(values)} numbers, expected {numbers}.")
             found[word] = vector
     return found

@@ -19,10 +19,10 @@ from torch import Tensor
 from dataloader import Batch
 
 FOLDER = Path(__file__).parent / "reference"
-WORDS = (
-    "plane airport many green trees building river bridge road beach sea parking lot cars white square church "
-    "desert pond <unk>"
-).split()
+WORDS = [
+    *("plane", "airport", "many", "green", "trees", "building", "river", "bridge", "road", "beach"),
+    *("sea", "parking", "lot", "cars", "white", "square", "church", "desert", "pond", "<unk>"),
+]
 LENGTHS = (14, 12, 9, 9, 6, 3, 1)
 
 
@@ -74,6 +74,4 @@ def batch() -> Batch:
     tokens = generator("input:texts").integers(1, 20, size=(7, 14))
     for row, length in enumerate(LENGTHS):
         tokens[row, length:] = 0
-    return Batch(
-        images=torch.from_numpy(images), tokens=torch.from_numpy(tokens), lengths=torch.tensor(LENGTHS, dtype=torch.int64)
-    )
+    return Batch(images=torch.from_numpy(images), tokens=torch.from_numpy(tokens), lengths=torch.tensor(LENGTHS))
