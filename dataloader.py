@@ -6,18 +6,17 @@ Letters: B batch, N images, M captions, L words, S image side, R side of the pic
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.annotations import Annotations
-from data.pictures import PictureStore
-from utils import derive_seed
+from data.picture_store import PictureStore
+from utils import InputError, derive_seed
 from vocab import Vocabulary
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,7 +33,7 @@ class Batch:
         tokens: [B, L] int64 word ids, zero-padded to the longest caption of the batch.
         lengths: [B] int64 words per caption, at least 1; always on the CPU, where the recurrent encoders need them.
         image_ids: [B] int64 index of each picture in its annotation list.
-        caption_ids: [B] int64 index of each caption in its annotation list.
+        caption_ids: [B] int64 index of each caption in its annotation list; in evaluation the first of equal ones.
         second_view: [B, 3, S, S] another augmentation of the same pictures.
         audio: [B, 3, S, S] spectrogram pictures.
         nodes: [B, 20, 20] region features.
@@ -67,10 +66,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; `lengths` stays on the CPU."""
         held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "lengths"}
-        return replace(
-            self,
-            **{name: value.to(device, non_blocking=True) for name, value in held.items() if value is not None},
-        )
+        moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if value is not None}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,9 @@ class Captions:
     @classmethod
     def encode(cls, captions: Sequence[str], vocabulary: Vocabulary) -> Captions:
         """Tokenise captions; one without any word becomes `<unk>` alone, so that it keeps its row."""
-        encoded = [torch.tensor(vocabulary.encode(caption)) for caption in captions]
-        lengths = torch.tensor([len(ids) for ids in encoded])
+        ids = {caption: torch.tensor(vocabulary.encode(caption)) for caption in set(captions)}
+        encoded = [ids[caption] for caption in captions]
+        lengths = torch.tensor([len(row) for row in encoded])
         return cls(torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True), lengths)
 
     def batch(self, ids: Tensor) -> Batch:
@@ -103,11 +101,10 @@ class Captions:
         Returns:
             The U distinct captions, and for each of the M captions its row among them [M].
         """
-        tokens, row_of = np.unique(self.tokens.numpy(), axis=0, return_inverse=True)
-        lengths = torch.from_numpy((tokens != 0).sum(axis=1))
+        tokens, row_of = self.tokens.unique(dim=0, return_inverse=True)
+        lengths = (tokens != 0).sum(dim=1)
         order = lengths.argsort(descending=True, stable=True)
-        place = order.argsort()
-        return Captions(torch.from_numpy(tokens)[order], lengths[order]), place[torch.from_numpy(row_of.reshape(-1))]
+        return Captions(tokens[order], lengths[order]), order.argsort()[row_of]
 
 
 def margin_size(image_size: int) -> int:
@@ -125,7 +122,7 @@ def normalise(pixels: Tensor) -> Tensor:
 def rotate_and_crop(pictures: Tensor, angles: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Rotate about the centre and cut a square, in one nearest-neighbour resampling.
 
-    Differs from the released code: AMFMN's rotation never rotated (a mistaken argument); here it does, as meant.
+    Differs from the released code, where AMFMN's rotation never rotated (a mistaken argument): the paper says it does.
 
     Args:
         pictures: [B, 3, R, R] uint8.
@@ -134,18 +131,20 @@ def rotate_and_crop(pictures: Tensor, angles: Tensor, offsets: Tensor, size: int
         size: side S of the cut.
 
     Returns:
-        [B, 3, S, S] float, values 0..255; zero where the rotated picture has no pixel.
+        [B, 3, S, S] uint8; zero where the rotated picture has no pixel.
     """
     side = pictures.shape[-1]
-    cosine, sine = torch.cos(torch.deg2rad(angles)), torch.sin(torch.deg2rad(angles))
-    centre = (2 * offsets + size) / side - 1  # [B, 2], of the cut, in units in which the picture spans -1..1
-    scale = size / side
-    rotation = torch.stack([torch.stack([cosine, -sine], dim=-1), torch.stack([sine, cosine], dim=-1)], dim=1)
-    shift = rotation @ centre[:, :, None]
-    grid = F.affine_grid(
-        torch.cat([rotation * scale, shift], dim=2), [len(pictures), 3, size, size], align_corners=False
-    )
-    return F.grid_sample(pictures.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    cosine, sine = angles.deg2rad().cos()[:, None, None], angles.deg2rad().sin()[:, None, None]
+    from_centre = torch.arange(size, device=pictures.device) + 0.5 - side / 2
+    x = (offsets[:, :1] + from_centre)[:, None, :]  # [B, 1, S]
+    y = (offsets[:, 1:] + from_centre)[:, :, None]  # [B, S, 1]
+    # Written out instead of as a matrix product, which mixed precision and TF32 would round to other pixels.
+    column = (cosine * x - sine * y + side / 2).floor().long()  # [B, S, S]
+    row = (sine * x + cosine * y + side / 2).floor().long()
+    inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+    place = (row * side + column).where(inside, 0).flatten(1)  # [B, S * S]
+    cut = pictures.flatten(2).gather(2, place[:, None].expand(-1, 3, -1)).unflatten(2, (size, size))
+    return cut * inside[:, None]
 
 
 def augment(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -161,34 +160,39 @@ def augment(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """
     angles = torch.rand(len(pictures), generator=generator) * MAX_ROTATION
     offsets = torch.randint(0, pictures.shape[-1] - size + 1, (len(pictures), 2), generator=generator)
-    device = pictures.device
-    return normalise(rotate_and_crop(pictures, angles.to(device), offsets.float().to(device), size))
+    return normalise(rotate_and_crop(pictures, angles.to(pictures.device), offsets.to(pictures.device), size))
 
 
-class _StoredBatches(Dataset[Tensor]):
-    """Uint8 pictures of a list of index batches; random access, so that workers need no state."""
+class _Pictures(Dataset[Tensor | InputError]):
+    """Uint8 pictures by index batch, or why they can't be read: raised in a worker, that would end in a traceback."""
 
-    def __init__(self, store: PictureStore, batches: Sequence[Tensor]) -> None:
+    def __init__(self, store: PictureStore) -> None:
         self.store = store
-        self.batches = batches
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, position: int) -> Tensor:
-        return self.store.batch(self.batches[position])
+    def __getitem__(self, indices: Tensor) -> Tensor | InputError:
+        try:
+            return self.store.batch(indices)
+        except InputError as fault:
+            return fault
 
 
 def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
     """Pictures [B, 3, R, R] uint8 of each index batch, in order.
 
-    Workers only decode or read; they draw nothing at random, so their number can't change a result. Pictures that lie
-    in memory are handed over directly.
+    Workers, which pictures in memory do not need, draw nothing at random: their number can't change a result.
+
+    Raises:
+        InputError: a picture can't be read.
     """
-    dataset = _StoredBatches(store, batches)
-    if store.cache in ("ram", "device") or workers == 0:
-        return (dataset[position] for position in range(len(dataset)))
-    return iter(DataLoader(dataset, batch_size=None, num_workers=workers))
+    read: Iterable[Tensor | InputError] = map(_Pictures(store).__getitem__, batches)
+    if store.cache in ("disk", "off") and workers > 0:
+        # Without a generator of its own, it would draw a number from the one that dropout uses.
+        own = torch.Generator()
+        read = DataLoader(_Pictures(store), batch_size=None, sampler=batches, num_workers=workers, generator=own)
+    for pictures in read:
+        if isinstance(pictures, InputError):
+            raise pictures
+        yield pictures
 
 
 class TrainLoader:
@@ -225,7 +229,12 @@ class TrainLoader:
             workers: processes that decode where the store holds nothing in memory.
             seed: root of order and augmentation.
             device: where the batches go.
+
+        Raises:
+            InputError: no caption is usable.
         """
+        if not usable.any():
+            raise InputError(f"{annotations.folder}: none of the {len(usable)} train captions has a token; mend them")
         self.captions = captions
         self.caption_image = torch.from_numpy(annotations.caption_image)
         self.pairs = usable.nonzero().squeeze(1)  # caption ids
@@ -270,6 +279,7 @@ class EvaluationLoader:
         """See `TrainLoader`; the store's pictures have the side S here."""
         self.text_image = torch.from_numpy(annotations.caption_image)
         self.distinct, self.caption_row = captions.distinct()
+        self.first_caption = torch.from_numpy(np.unique(self.caption_row.numpy(), return_index=True)[1])
         self.store = store
         self.picture_ids = picture_ids
         self.batch_size = batch_size
@@ -286,4 +296,4 @@ class EvaluationLoader:
     def caption_batches(self) -> Iterator[Batch]:
         """Every different caption once, the longest first; `caption_row` [M] says which row is whose."""
         for rows in torch.arange(len(self.distinct.lengths)).split(self.batch_size):
-            yield self.distinct.batch(rows).to(self.device)
+            yield replace(self.distinct.batch(rows), caption_ids=self.first_caption[rows]).to(self.device)

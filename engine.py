@@ -257,7 +257,7 @@ def _log_epoch(row: dict[str, float], epochs: int, is_best: bool) -> None:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode(
     model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off"
 ) -> tuple[Tensor, Tensor]:
@@ -306,7 +306,7 @@ def score_blocks(
         yield model.score(images[start : start + rows], texts)[:, caption_row]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     model: RetrievalModel,
     loader: EvaluationLoader,

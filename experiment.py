@@ -12,12 +12,12 @@ from torch import Tensor
 
 import option
 from data.annotations import Annotations, check_images
-from data.pictures import PictureStore, choose_cache
+from data.picture_store import PictureStore, choose_cache
 from dataloader import Captions, EvaluationLoader
 from layers.base import RetrievalModel
 from layers.released import load_released
 from option import Options
-from utils import InputError, logger, write_atomic
+from utils import InputError, first_line, logger, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
@@ -161,10 +161,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
-        raise InputError(f"{path} can't be read as a checkpoint: {str(fault).splitlines()[0]}") from fault
+        raise InputError(f"{path} can't be read as a checkpoint: {first_line(fault)}") from fault
     except Exception as fault:  # pickle's own errors share no useful base class
         raise InputError(
-            f"{path} was refused: it holds more than tensors and plain values ({str(fault).splitlines()[0]})."
+            f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)})."
         ) from fault
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path} is not a checkpoint: expected a dictionary with the weights under the key `model`.")

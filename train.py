@@ -13,15 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import option
 import vocab
-from data.annotations import (
-    Annotations,
-    blank_captions,
-    check_images,
-    describe_blank,
-    fold_annotations,
-    read_split,
-    write_split,
-)
+from data.annotations import Annotations, blank_captions, check_images, describe_blank
+from data.splits import recorded_or_new
 from dataloader import Captions, TrainLoader, margin_size
 from engine import Plan, TrainingState, fit
 from experiment import (
@@ -63,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         with log_to(folder / "train.log"):
             logger.info("Fold %d of %s on %s", fold, options.k_fold.experiment_name, device)
-            train, val = _split(options, fold, folder, given.resume)
+            k_fold = options.k_fold
+            train, val = recorded_or_new(
+                options.dataset.data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, given.resume
+            )
             if library is None:
                 library = PictureLibrary(options, train.image_names + val.image_names, device)
             train_fold(options, fold, vocabulary, train, val, library, device)
@@ -202,20 +198,6 @@ def _finished(folder: Path, options: Options, resume: bool) -> bool:
         return False
     logger.info("%s is finished (%d epochs).", folder, content["epoch"])
     return True
-
-
-def _split(options: Options, fold: int, folder: Path, resume: bool) -> tuple[Annotations, Annotations]:
-    """Train and val lists of a fold: as written in its folder when resumed, else drawn and written there."""
-    k_fold = options.k_fold
-    train, val = fold_annotations(Path(options.dataset.data_path), k_fold.strategy, fold, k_fold.nums, k_fold.seed)
-    if k_fold.strategy != "fixed" and resume:
-        from data.annotations import read_annotations
-
-        written = read_split(folder, read_annotations(Path(options.dataset.data_path), "train"))
-        if written is not None:
-            train, val = written
-    write_split(folder, train, val)
-    return train, val
 
 
 def _csv(history: Sequence[dict[str, float]]) -> str:

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 logger = logging.getLogger("rsretrieval")
+logger.setLevel(logging.INFO)
 
 
 class InputError(Exception):
@@ -56,6 +57,11 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def first_line(fault: Exception) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return next(iter(str(fault).splitlines()), "") or type(fault).__name__
 
 
 def derive_seed(root: int, *parts: int | str) -> int:
@@ -99,7 +105,6 @@ def start_logging() -> None:
     handler = _AboveProgressBars()
     handler.setFormatter(_ConsoleFormat())
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 

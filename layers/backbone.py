@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.registry import Parameters
-from utils import InputError, logger
+from utils import InputError, first_line, logger
 
 _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
@@ -100,7 +100,7 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
     except Exception as fault:
         raise InputError(
             f"model.backbone.pretrained: {path} can't be read as a plain state dict "
-            f"({str(fault).splitlines()[0]}). Files that hold more than tensors are refused."
+            f"({first_line(fault)}). Files that hold more than tensors are refused."
         ) from fault
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

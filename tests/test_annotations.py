@@ -1,10 +1,8 @@
-"""Lists of images and captions, scene classes and splits, on small lists and on the published ones."""
+"""Lists of images and captions, small ones and the published ones."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,21 +14,14 @@ from hypothesis import strategies as st
 
 from data.annotations import (
     Annotations,
-    Strategy,
     blank_captions,
     check_images,
     describe_blank,
-    fold_annotations,
     read_annotations,
-    read_split,
-    scene_classes,
-    split_images,
-    write_split,
+    read_lines,
 )
 from utils import InputError
 from vocab import tokenize
-
-SEEDED: tuple[Strategy, ...] = ("random", "kfold", "stratified")
 
 
 @pytest.fixture
@@ -48,11 +39,10 @@ def _snapshot(folder: Path) -> set[tuple[str, int]]:
     return {(str(path), path.stat().st_mtime_ns) for path in folder.glob("*/*")}
 
 
-def _write(folder: Path, names: str | bytes, captions: str | bytes, split: str = "train", verify: str = "") -> Path:
+def _write(folder: Path, names: str | bytes, captions: str | bytes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for kind, content in (("filename", names), ("caps", captions)):
-        file = folder / f"{split}_{kind}{verify}.txt"
-        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        (folder / f"train_{kind}.txt").write_bytes(content.encode() if isinstance(content, str) else content)
     return folder
 
 
@@ -121,6 +111,23 @@ def test_one_caption_per_image(tmp_path: Path) -> None:
     assert (single.image_names, single.captions) == (("x.jpg",), ("one",))
 
 
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"\n", [""]),
+        (b"one", ["one"]),
+        (b"one\n\n", ["one", ""]),
+        (b"one\r\n two \r\nt\rh\n", ["one", " two ", "t\rh"]),
+        (b"\xef\xbb\xbfone\n\xef\xbb\xbftwo\n", ["one", "\ufefftwo"]),
+        (b"\xef\xbb\xbf", []),
+    ],
+)
+def test_read_lines(tmp_path: Path, content: bytes, lines: list[str]) -> None:
+    (tmp_path / "text").write_bytes(content)
+    assert read_lines(tmp_path / "text") == lines
+
+
 def test_text_rules(tmp_path: Path) -> None:
     content = "\ufeffgrün \r\n\r\nunit\x1fseparator\x85next\u2028line\n\n".encode()
     annotations = read_annotations(_write(tmp_path, "\ufeffä.jpg\r\n b.jpg \r\n", content), "train")
@@ -182,7 +189,9 @@ def test_bad_lists(tmp_path: Path, names: str | bytes, captions: str | bytes, ex
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"test_filename\.txt: no such file"):
+    with pytest.raises(
+        InputError, match=r"test_filename\.txt: can't be read \(No such file .*; check the data set's folder"
+    ):
         read_annotations(tmp_path, "test")
     (tmp_path / "test_filename.txt").mkdir()
     with pytest.raises(InputError, match=r"test_filename\.txt: can't be read \(Is a directory\)"):
@@ -231,12 +240,6 @@ def test_write_and_read_round_trip(names: list[str], repeats: int, per_caption: 
         assert annotations.image_names == tuple(names)
         assert annotations.captions == tuple(captions)
         assert annotations.caption_image.tolist() == [i for i in range(len(names)) for _ in range(repeats)]
-        if len(names) > 1:
-            run = Path(folder) / "run"
-            write_split(run, annotations.subset([1]), annotations.subset([0]))
-            recorded = read_split(run, annotations)
-            assert recorded is not None
-            assert [side.image_names for side in recorded] == [(names[1],), (names[0],)]
 
 
 def test_subset(tmp_path: Path) -> None:
@@ -295,177 +298,6 @@ def test_check_images_names_the_first_of_an_images_lines(tmp_path: Path) -> None
     annotations = read_annotations(_write(tmp_path, "a\na\nb\nb\n", "1\n2\n3\n4\n"), "train")
     with pytest.raises(InputError, match="line 3: 'b' is not there"):
         check_images(annotations, tmp_path / "images")
-
-
-def test_scene_classes(tmp_path: Path) -> None:
-    names = ["airport_1.jpg", "sub/bare_land_2.jpg", "00017.jpg", "3d_x.jpg", "plain.tif"]
-    expected = ("airport", "bare", "noneclass", "noneclass", "plain")
-    assert scene_classes(_annotations(tmp_path, names)) == expected
-    (tmp_path / "classes.txt").write_text("farm\nport\n")
-    assert scene_classes(_annotations(tmp_path, names)) == expected
-    numbered = _annotations(tmp_path, ["1.jpg", "100.jpg", "101.jpg", "200.jpg"])
-    assert scene_classes(numbered) == ("farm", "farm", "port", "port")
-    (tmp_path / "classes.txt").unlink()
-    assert scene_classes(numbered) == ("noneclass",) * 4
-    (tmp_path / "classes.txt").write_text("farm\nport\n")
-    with pytest.raises(InputError) as caught:
-        scene_classes(_annotations(tmp_path, ["1.jpg", "0.jpg", "201.jpg"]))
-    assert str(caught.value) == (
-        f"{tmp_path}/train_filename.txt: 2 faults:\n  line 2: '0.jpg'\n  line 3: '201.jpg'\n"
-        f"{tmp_path}/classes.txt has 2 classes of 100 images, so names must be 1 to 200."
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "classes", "largest"),
-    [("rsitmd", 33, None), ("rsicd", 31, ("noneclass", 855)), ("ucm", 21, None)],
-)
-def test_published_classes(published: Path, name: str, classes: int, largest: tuple[str, int] | None) -> None:
-    annotations = read_annotations(published / f"{name}_precomp", "train")
-    counts = Counter(scene_classes(annotations))
-    assert len(counts) == classes
-    if largest:
-        assert counts.most_common(1) == [largest]
-    if name == "ucm":
-        assert set(counts) == set((published / "ucm_precomp/classes.txt").read_text().split())
-        assert max(counts.values()) <= 100
-        labels = dict(zip(annotations.image_names, scene_classes(annotations), strict=True))
-        assert labels["606.jpg"] == "denseresidential"
-
-
-@pytest.mark.parametrize("strategy", SEEDED)
-@pytest.mark.parametrize("name", ["rsitmd", "rsicd", "ucm"])
-def test_published_splits(published: Path, name: str, strategy: Strategy) -> None:
-    annotations = read_annotations(published / f"{name}_precomp", "train")
-    count = len(annotations.image_names)
-    classes = np.array(scene_classes(annotations))
-    vals = []
-    for fold in range(5):
-        train, val = split_images(annotations, strategy, fold, 5, seed=3)
-        np.testing.assert_array_equal(np.sort(np.concatenate([train, val])), np.arange(count))
-        assert train.dtype == val.dtype == np.int64
-        vals.append(set(val.tolist()))
-        again = split_images(annotations, strategy, fold, 5, seed=3)
-        np.testing.assert_array_equal(again[1], val)
-        if strategy == "random":
-            assert len(train) == int(0.8 * count)
-        if strategy == "stratified":
-            for label in np.unique(classes):
-                assert abs((classes[train] == label).sum() - 0.8 * (classes == label).sum()) <= 0.5
-    other_seed = set(split_images(annotations, strategy, 0, 5, seed=4)[1].tolist())
-    assert other_seed != vals[0]
-    overlaps = [len(vals[0] & other) for other in vals[1:]]
-    if strategy == "kfold":
-        assert set().union(*vals) == set(range(count))
-        assert overlaps == [0] * 4
-        assert {len(val) for val in vals} <= {count // 5, count // 5 + 1}
-    else:
-        # Two independent fifths share about a fifth of a fifth.
-        assert all(0.02 * count < overlap < 0.06 * count for overlap in overlaps)
-
-
-def test_fold_is_added_to_the_seed(tmp_path: Path) -> None:
-    annotations = _annotations(tmp_path, [f"{'ab'[i % 2]}_{i}" for i in range(40)])
-    for strategy in ("random", "stratified"):
-        first = split_images(annotations, strategy, 1, 3, seed=5)[1]
-        second = split_images(annotations, strategy, 0, 3, seed=6)[1]
-        np.testing.assert_array_equal(first, second)
-
-
-def test_small_classes_go_to_train(tmp_path: Path) -> None:
-    names = ["rare_0", *(f"pair_{i}" for i in range(2)), *(f"many_{i}" for i in range(13))]
-    annotations = _annotations(tmp_path, names)
-    train, val = split_images(annotations, "stratified", 0, 1, seed=0)
-    assert {0, 1, 2} <= set(train.tolist())
-    assert len(val) == 3
-
-
-@pytest.mark.parametrize(
-    ("count", "strategy", "fold", "folds", "expected"),
-    [
-        (10, "random", 2, 2, "fold 2 is out of range: k_fold.nums is 2, so folds are 0 to 1"),
-        (10, "random", -1, 2, "fold -1 is out of range"),
-        (10, "kfold", 0, 1, "'kfold' needs k_fold.nums of 2 or more, found 1"),
-        (3, "kfold", 3, 4, "3 images are too few for k_fold.strategy 'kfold' with 4 folds: 3 would be train and 0 val"),
-        (1, "random", 0, 1, "1 images are too few for k_fold.strategy 'random' with 1 folds: 0 would be train"),
-        (2, "stratified", 0, 1, "2 images are too few for k_fold.strategy 'stratified'"),
-        (10, "fixed", 0, 1, "k_fold.strategy 'fixed' does not split a list: expected random, kfold or stratified"),
-    ],
-)
-def test_bad_splits(tmp_path: Path, count: int, strategy: Strategy, fold: int, folds: int, expected: str) -> None:
-    annotations = _annotations(tmp_path, [f"{i}" for i in range(count)])
-    with pytest.raises(InputError) as caught:
-        split_images(annotations, strategy, fold, folds, seed=0)
-    assert expected in str(caught.value)
-
-
-@pytest.mark.parametrize("strategy", SEEDED)
-def test_fold_annotations(tmp_path: Path, strategy: Strategy) -> None:
-    annotations = _annotations(tmp_path, [f"a_{i}" for i in range(20)], per_image=2)
-    train, val = fold_annotations(tmp_path, strategy, 1, 4, 7)
-    indices = split_images(annotations, strategy, 1, 4, 7)
-    for side, name, chosen in zip((train, val), ("train", "val"), indices, strict=True):
-        assert side.name == name
-        assert side.image_names == annotations.subset(chosen).image_names
-        assert side.captions == annotations.subset(chosen).captions
-
-
-def test_fixed_split(tmp_path: Path) -> None:
-    _write(tmp_path, "x\ny\n", "1\n2\n")
-    _write(tmp_path, "x\n", "1\n2\n", verify="_verify")
-    with pytest.raises(InputError) as caught:
-        fold_annotations(tmp_path, "fixed", 0, 1, 0)
-    assert "missing: val_filename_verify.txt, val_caps_verify.txt. Add them, or choose random" in str(caught.value)
-    _write(tmp_path, "y\ny\n", "3\n4\n", split="val", verify="_verify")
-    for fold in (0, 3):
-        train, val = fold_annotations(tmp_path, "fixed", fold, 5, 0)
-        assert (train.name, train.image_names, train.captions) == ("train (verify)", ("x",), ("1", "2"))
-        assert (val.name, val.image_names, val.captions) == ("val (verify)", ("y",), ("3", "4"))
-    _write(tmp_path, "x\n", "3\n4\n", split="val", verify="_verify")
-    with pytest.raises(InputError, match=r"(?s)val_filename_verify.txt: 1 images are also in .*train_file.*\n  'x'\n"):
-        fold_annotations(tmp_path, "fixed", 0, 1, 0)
-
-
-def test_recorded_split(tmp_path: Path) -> None:
-    annotations = _annotations(tmp_path / "set", ["a", "b", "c", "d"], per_image=2)
-    run = tmp_path / "run"
-    assert read_split(run, annotations) is None
-    write_split(run, annotations.subset([3, 0]), annotations.subset([1]))
-    assert (run / "split/train.txt").read_text() == "d\na\n"
-    assert (run / "split/val.txt").read_text() == "b\n"
-    assert sorted(path.name for path in (run / "split").iterdir()) == ["train.txt", "val.txt"]
-    recorded = read_split(run, annotations)
-    assert recorded is not None
-    assert [side.name for side in recorded] == ["train", "val"]
-    assert recorded[0].image_names == ("d", "a")
-    assert recorded[0].captions == ("caption 0 of d", "caption 1 of d", "caption 0 of a", "caption 1 of a")
-    assert recorded[1].image_names == ("b",)
-
-    with pytest.raises(
-        InputError, match=r"(?s)train\.txt: 1 fault:\n  line 1: 'd' is not in .*The data set has changed"
-    ):
-        read_split(run, annotations.subset([0, 1, 2]))
-    (run / "split/val.txt").write_text("b\nb\n")
-    with pytest.raises(InputError, match="line 2: 'b' comes again, it was already on line 1"):
-        read_split(run, annotations)
-    (run / "split/val.txt").write_text("a\n")
-    with pytest.raises(InputError, match=r"(?s)val\.txt: 1 images are also in .*train\.txt:\n  'a'"):
-        read_split(run, annotations)
-    (run / "split/val.txt").unlink()
-    assert read_split(run, annotations) is None
-
-
-def test_nothing_is_written_into_the_data_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "set"
-    annotations = _annotations(folder, [f"a_{i}" for i in range(10)])
-    shutil.copy(folder / "train_caps.txt", folder / "val_caps_verify.txt")
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    for strategy in SEEDED:
-        write_split(tmp_path / "run", *fold_annotations(folder, strategy, 0, 2, 0))
-        read_split(tmp_path / "run", annotations)
-    with pytest.raises(InputError):
-        fold_annotations(folder, "fixed", 0, 2, 0)
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_blank_captions(tmp_path: Path) -> None:

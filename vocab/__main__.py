@@ -7,35 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.annotations import read_lines
 from utils import InputError
 from vocab import count_tokens, from_counts
 
 CAPTION_FILES = ("train_caps.txt", "test_caps.txt")
-
-
-def read_captions(path: Path) -> list[str]:
-    """Captions of a UTF-8 file, one per line, blank ones included.
-
-    Raises:
-        InputError: the file can't be read, or a line is not UTF-8.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: can't read the captions ({error.strerror}). --data_path must be a folder that holds "
-            f"{' and '.join(CAPTION_FILES)}."
-        ) from error
-    captions = []
-    # Only a line feed ends a caption: str.splitlines and text mode also cut at characters that occur inside one.
-    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            captions.append(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}: {error.reason}). Save the file as UTF-8."
-            ) from error
-    return captions
 
 
 def build_file(data_path: Path, out: Path, min_count: int, stop_words: bool) -> str:
@@ -47,7 +23,7 @@ def build_file(data_path: Path, out: Path, min_count: int, stop_words: bool) -> 
     Raises:
         InputError: a caption file is missing or damaged, no caption has a token, or `out` can't be written.
     """
-    captions = [caption for name in CAPTION_FILES for caption in read_captions(data_path / name)]
+    captions = [caption for name in CAPTION_FILES for caption in read_lines(data_path / name)]
     counts = count_tokens(captions)
     tokens = counts.total()
     if tokens == 0:

@@ -1,0 +1,245 @@
+"""Which images of a data set are train and which are val: the strategies, and the record that a run keeps of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from data.annotations import (
+    Annotations,
+    first_faults,
+    list_files,
+    read_annotations,
+    read_lines,
+    read_names,
+    refuse_faults,
+    repeated_names,
+    shown,
+)
+from utils import InputError, write_text_atomic
+
+Strategy = Literal["random", "kfold", "stratified", "fixed"]
+
+_IMAGES_PER_NUMBERED_CLASS = 100
+
+
+def recorded_or_new(
+    folder: Path, run_folder: Path, strategy: Strategy, fold: int, folds: int, seed: int, resume: bool
+) -> tuple[Annotations, Annotations]:
+    """The train and val lists of one fold; the split is recorded in the run's folder.
+
+    Args:
+        folder: the data set's folder, which is only read.
+        run_folder: the fold's own folder, see `write_split`.
+        strategy: see `fold_annotations`.
+        fold: which fold, in [0, folds).
+        folds: how many folds.
+        seed: 0 or more.
+        resume: take the split that is recorded, where there is one, whatever the other arguments would give.
+
+    Raises:
+        InputError: as `fold_annotations` and `read_split`.
+    """
+    recorded = read_split(run_folder, *_lists(folder, strategy)) if resume else None
+    if recorded is not None:
+        return recorded
+    train, val = fold_annotations(folder, strategy, fold, folds, seed)
+    write_split(run_folder, train, val)
+    return train, val
+
+
+def fold_annotations(
+    folder: Path, strategy: Strategy, fold: int, folds: int, seed: int
+) -> tuple[Annotations, Annotations]:
+    """The train and val lists of one fold, by any strategy.
+
+    Args:
+        folder: the data set's folder, which is only read.
+        strategy: as in `split_images`, or "fixed": the split that the folder ships in its `*_verify.txt` files, the
+            same for every fold.
+        fold: which fold, in [0, folds).
+        folds: how many folds.
+        seed: 0 or more.
+
+    Raises:
+        InputError: as `read_annotations` and `split_images`; or a file of the fixed split is missing, or an image is
+            on both of its sides.
+    """
+    train, val = _lists(folder, strategy)
+    if strategy == "fixed":
+        return train, val
+    train_images, val_images = split_images(train, strategy, fold, folds, seed)
+    return train.subset(train_images), val.subset(val_images)
+
+
+def split_images(
+    annotations: Annotations, strategy: Strategy, fold: int, folds: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split the images of a list into train and val; the captions of an image stay together.
+
+    Args:
+        annotations: the list, N images.
+        strategy: "random": 80 % train, shuffled with seed + fold; "kfold": fold number `fold` of a partition into
+            `folds` parts, shuffled once with seed, is val; "stratified": 80 % (to the nearest image) of every scene
+            class, shuffled with seed + fold.
+        fold: which fold, in [0, folds).
+        folds: how many folds.
+        seed: 0 or more.
+
+    Returns:
+        The indices of the train and of the val images, int64, both ascending; together each image once.
+
+    Raises:
+        InputError: the strategy is another, the fold is out of range, or a side would be empty.
+    """
+    count = len(annotations.image_names)
+    if not 0 <= fold < folds:
+        raise InputError(f"fold {fold} is out of range: k_fold.nums is {folds}, so folds are 0 to {folds - 1}")
+    if strategy == "random":
+        val = np.random.default_rng(seed + fold).permutation(count)[count * 4 // 5 :]
+    elif strategy == "kfold":
+        if folds < 2:
+            raise InputError("k_fold.strategy 'kfold' needs k_fold.nums of 2 or more, found 1; or choose 'random'")
+        val = np.array_split(np.random.default_rng(seed).permutation(count), folds)[fold]
+    elif strategy == "stratified":
+        val = _stratified_val(scene_classes(annotations), np.random.default_rng(seed + fold))
+    else:
+        raise InputError(f"k_fold.strategy {strategy!r} does not split a list: expected random, kfold or stratified")
+    val = np.sort(val)
+    train = np.setdiff1d(np.arange(count, dtype=np.int64), val)
+    if not len(train) or not len(val):
+        raise InputError(
+            f"{annotations.names_file}: {count} images are too few for k_fold.strategy {strategy!r} with {folds} folds:"
+            f" {len(train)} would be train and {len(val)} val; add images or choose another strategy"
+        )
+    return train, val
+
+
+def scene_classes(annotations: Annotations) -> tuple[str, ...]:
+    """The scene class of every image.
+
+    It is the file name up to the first `_`; names that begin with a digit share the class `noneclass`. Where the
+    folder has a `classes.txt` and all names are plain numbers, image k is of class (k - 1) // 100 of that file.
+
+    Returns:
+        N class names.
+
+    Raises:
+        InputError: a number is beyond the classes of `classes.txt`.
+    """
+    stems = [PurePosixPath(name).stem for name in annotations.image_names]
+    classes_file = annotations.folder / "classes.txt"
+    if classes_file.exists() and all(stem.isascii() and stem.isdigit() for stem in stems):
+        return _numbered_classes(annotations, [int(stem) for stem in stems], classes_file)
+    return tuple("noneclass" if stem[:1].isdigit() else stem.split("_")[0] for stem in stems)
+
+
+def write_split(run_folder: Path, train: Annotations, val: Annotations) -> None:
+    """Record a fold's split in its run folder: `split/train.txt` and `split/val.txt`, one file name a line."""
+    for side, images in (("train", train), ("val", val)):
+        write_text_atomic(_split_file(run_folder, side), "".join(f"{name}\n" for name in images.image_names))
+
+
+def read_split(
+    run_folder: Path, train_source: Annotations, val_source: Annotations
+) -> tuple[Annotations, Annotations] | None:
+    """Read back the split that `write_split` recorded, so that a resumed run goes on with it.
+
+    Args:
+        run_folder: the fold's folder.
+        train_source: the list that the train images were taken from.
+        val_source: the list that the val images were taken from.
+
+    Returns:
+        Train and val, or None where no whole split was recorded.
+
+    Raises:
+        InputError: a recorded name is not in its list any more, is there twice, or is on both sides.
+    """
+    train_file, val_file = _split_file(run_folder, "train"), _split_file(run_folder, "val")
+    if not (train_file.exists() and val_file.exists()):
+        return None
+    train, val = _pick(train_file, train_source), _pick(val_file, val_source)
+    _refuse_overlap(train.image_names, val.image_names, train_file, val_file)
+    return train, val
+
+
+def _pick(file: Path, source: Annotations) -> Annotations:
+    """The images of a list that a recorded file names, in the file's order."""
+    index = {name: image for image, name in enumerate(source.image_names)}
+    names = read_names(file)
+    faults = [
+        f"line {line}: {shown(name)} is not in {source.names_file}"
+        for line, name in enumerate(names, 1)
+        if name not in index
+    ]
+    faults += repeated_names(names, range(len(names)))
+    refuse_faults(
+        file,
+        faults,
+        "The data set or k_fold.strategy has changed since this run began: restore it, or start in a new folder.",
+    )
+    return source.subset([index[name] for name in names])
+
+
+def _lists(folder: Path, strategy: Strategy) -> tuple[Annotations, Annotations]:
+    """The lists that train and val images are taken from: the shipped halves, or twice the whole train list."""
+    if strategy != "fixed":
+        every = read_annotations(folder, "train")
+        return every, replace(every, name="val")
+    needed = [*list_files(folder, "train_verify"), *list_files(folder, "val_verify")]
+    missing = [file.name for file in needed if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{folder}: k_fold.strategy 'fixed' reads the split from {', '.join(file.name for file in needed)}; "
+            f"missing: {', '.join(missing)}. Add them, or choose random, kfold or stratified"
+        )
+    train, val = read_annotations(folder, "train_verify"), read_annotations(folder, "val_verify")
+    _refuse_overlap(train.image_names, val.image_names, train.names_file, val.names_file)
+    return train, val
+
+
+def _numbered_classes(annotations: Annotations, numbers: Sequence[int], classes_file: Path) -> tuple[str, ...]:
+    """The class of each numbered image, 100 images to a class."""
+    classes = [line.strip() for line in read_lines(classes_file)]
+    faults = [
+        f"line {line}: {shown(name)}"
+        for name, line, number in zip(annotations.image_names, annotations.image_lines, numbers, strict=True)
+        if not 1 <= number <= _IMAGES_PER_NUMBERED_CLASS * len(classes)
+    ]
+    refuse_faults(
+        annotations.names_file,
+        faults,
+        f"{classes_file} has {len(classes)} classes of {_IMAGES_PER_NUMBERED_CLASS} images, so names must be 1 to "
+        f"{_IMAGES_PER_NUMBERED_CLASS * len(classes)}.",
+    )
+    return tuple(classes[(number - 1) // _IMAGES_PER_NUMBERED_CLASS] for number in numbers)
+
+
+def _stratified_val(classes: Sequence[str], generator: np.random.Generator) -> np.ndarray:
+    """Indices of a fifth of every class's images, to the nearest image."""
+    labels = np.asarray(classes)
+    parts = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        parts.append(members[(4 * len(members) + 2) // 5 :])
+    return np.concatenate(parts)
+
+
+def _refuse_overlap(train: Sequence[str], val: Sequence[str], train_file: Path, val_file: Path) -> None:
+    """Raise an InputError if an image is on both sides of a split: its val score would say nothing."""
+    seen = set(train)
+    faults = [shown(name) for name in val if name in seen]
+    if faults:
+        raise InputError(
+            f"{val_file}: {len(faults)} images are also in {train_file}:{first_faults(faults)}\nKeep each on one side."
+        )
+
+
+def _split_file(run_folder: Path, side: str) -> Path:
+    """Where one side of a fold's split is recorded."""
+    return run_folder / "split" / f"{side}.txt"

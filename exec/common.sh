@@ -1,0 +1,28 @@
+# Sourced by the other scripts: the project's root as working folder, the interpreter, memory settings, named steps.
+# shellcheck shell=bash
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+
+# The project's own environment where exec/environment.sh has made one, else the environment that is active.
+# shellcheck disable=SC2034  # read by the scripts that source this file
+if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; else python="$(command -v python || echo python3)"; fi
+
+# glibc hands large freed blocks back to the kernel, and the next tensor pays for its memory again, one page fault per 4 KiB.
+# Training on the CPU frees and takes the same sizes in every step, so keeping up to 4 GiB of them saves up to a third of the
+# time for some more memory. Set to other values to choose; other C libraries take no notice.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
+export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+
+# step NAME COMMAND...: runs a command under a headline; where it fails, says which step that was and ends the script.
+step() {
+  local name="$1" start=$SECONDS status=0
+  shift
+  printf '\n==> %s\n' "$name"
+  "$@" || status=$?
+  if ((status != 0)); then
+    printf '==> %s: FAILED after %d s (exit status %d). The reason stands above; mend it and run the same command again.\n' \
+      "$name" $((SECONDS - start)) "$status" >&2
+    exit "$status"
+  fi
+  printf '==> %s: done in %d s\n' "$name" $((SECONDS - start))
+}

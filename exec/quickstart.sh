@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# From nothing to a recall table: environment, toy data set, vocabulary, AMFMN trained over its folds, tested.
+# Run it again to carry on after a fault or an interruption; what is done is not done twice.
+# Arguments (--set optim.epochs=2, --device cpu, --folds 0) are handed to both train.py and test.py.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+step "1/5 environment" bash exec/environment.sh
+python=.venv/bin/python
+step "2/5 toy data set" "$python" -m data.toy
+step "3/5 vocabulary" "$python" -m vocab --data_path data/toy_precomp --data_name toy
+step "4/5 training" "$python" train.py --path_opt option/TOY_AMFMN.yaml --resume "$@"
+step "5/5 test" "$python" test.py --path_opt option/TOY_AMFMN.yaml "$@"
+
+cat <<'NEXT'
+
+All five steps passed. What to do next:
+  see the training curves    .venv/bin/python -m tensorboard.main --logdir checkpoint
+  change something           bash exec/quickstart.sh --set optim.epochs=30 k_fold.experiment_name=toy_longer
+  train on real pictures     put a data set into data/<name>_precomp (README.md says how), then bash exec/run_amfmn_rsitmd.sh
+  check the installation     bash exec/run_tests.sh
+NEXT

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Trains all folds of one experiment, then tests: bash exec/run_experiment.sh option/UCM_AMFMN.yaml ucm [arguments]
+# The second word names the data set: its vocabulary is built from data/<name>_precomp where the file is missing.
+# CARD=0 chooses the GPU. Further arguments (--set, --device, --folds) are handed to both train.py and test.py.
+# Run it again after an interruption: training carries on where it stopped.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+if (($# < 2)); then
+  echo "Usage: bash exec/run_experiment.sh OPTION_FILE DATA_SET_NAME [arguments for train.py and test.py]" >&2
+  exit 2
+fi
+option="$1" name="$2"
+shift 2
+if [[ -n "${CARD:-}" ]]; then export CUDA_VISIBLE_DEVICES="$CARD"; fi
+
+if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+  echo "'$python' has no PyTorch. Make the project's environment first: bash exec/environment.sh" >&2
+  exit 1
+fi
+if [[ ! -f "vocab/${name}_splits_vocab.json" ]]; then
+  step "vocabulary" "$python" -m vocab --data_path "data/${name}_precomp" --data_name "$name"
+fi
+step "training" "$python" train.py --path_opt "$option" --resume "$@"
+step "test" "$python" test.py --path_opt "$option" "$@"

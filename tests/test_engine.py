@@ -1,0 +1,274 @@
+"""The engine: evaluation encodes everything once, training does what the plan says, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import option
+from data.annotations import read_annotations
+from dataloader import Batch, EvaluationLoader
+from engine import Meter, Plan, TrainingState, encode, evaluate, fit, optimiser_step, score_blocks
+from experiment import PictureLibrary, evaluation_loader
+from layers import build_model
+from layers.base import RetrievalModel
+from layers.losses import triplet_criterion
+from option import Options
+from tests.tiny import make_precomp, write_experiment
+from train import start_state, train_loader
+from utils import InputError
+from vocab import Vocabulary
+
+CPU = torch.device("cpu")
+
+
+class Silent:
+    """A writer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        self.scalars.setdefault(tag, []).append((global_step, scalar_value))
+
+
+class Counting(RetrievalModel):
+    """Counts how often each picture and each caption is encoded; its embeddings are cheap functions of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: Counter[bytes] = Counter()
+        self.captions: Counter[tuple[int, ...]] = Counter()
+        self.project = nn.Linear(3, 8)
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        self.images.update(image.numpy().tobytes() for image in batch.need("images"))
+        return self.project(batch.need("images").mean(dim=(2, 3)))
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        self.captions.update(tuple(ids[ids != 0].tolist()) for ids in batch.need("tokens"))
+        return torch.sin(batch.need("tokens").sum(1, keepdim=True) * torch.arange(1.0, 9))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Vocabulary]:
+    folder = tmp_path_factory.mktemp("tiny")
+    options = option.load_options(write_experiment(folder, make_precomp(folder / "data")))
+    return options, Vocabulary.load(Path(options.dataset.vocab_path))
+
+
+def loader_of(options: Options, vocabulary: Vocabulary, split: str = "test") -> EvaluationLoader:
+    annotations = read_annotations(Path(options.dataset.data_path), split)
+    return evaluation_loader(
+        options, annotations, vocabulary, PictureLibrary(options, annotations.image_names, CPU), CPU
+    )
+
+
+def run(options: Options, vocabulary: Vocabulary, plan: Plan, state: TrainingState | None = None) -> TrainingState:
+    """Fit on the train list and validate on the test list, without writing anything."""
+    annotations = read_annotations(Path(options.dataset.data_path), "train")
+    library = PictureLibrary(options, annotations.image_names, CPU)
+    if state is None:
+        torch.manual_seed(0)
+        state = start_state(options, vocabulary, CPU, resumed=False)
+    loader = train_loader(options, 0, vocabulary, annotations, library, CPU)
+    fit(
+        state,
+        loader,
+        loader_of(options, vocabulary),
+        triplet_criterion(0.2, hardest=False),
+        plan,
+        CPU,
+        Silent(),
+        lambda state, is_best: None,
+    )
+    return state
+
+
+def test_evaluation_encodes_each_item_once(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    model, loader = Counting(), loader_of(options, vocabulary)
+    evaluate(model, loader, CPU)
+    assert sum(model.images.values()) == 12
+    assert len(model.captions) == 24
+    assert set(model.captions.values()) == {1}
+    assert loader.store.decoded == 12
+    evaluate(model, loader, CPU)
+    assert loader.store.decoded == 12
+
+
+@pytest.mark.skipif("RSR_DATA" not in os.environ, reason="needs the real data sets (RSR_DATA)")
+def test_ucm_test_split_is_encoded_once_and_blocks_do_not_matter(tiny: tuple[Options, Vocabulary]) -> None:
+    options, _ = tiny
+    folder = Path(os.environ["RSR_DATA"]) / "data" / "ucm_precomp"
+    options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"data_path": folder})})
+    vocabulary = Vocabulary.load(Path("vocab/ucm_splits_vocab.json"))
+    loader = loader_of(options, vocabulary)
+    model = Counting()
+    scores = evaluate(model, loader, CPU)
+    assert sum(model.images.values()) == 210
+    assert sum(model.captions.values()) <= 1050
+    assert max(model.captions.values()) == 1
+    assert loader.store.decoded == 210
+    for rows in (1, 7, 209, 500):
+        assert evaluate(model, loader, CPU, scores_per_block=rows * 1050) == scores
+
+
+def test_blocks_of_any_size_give_the_same_recalls(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    torch.manual_seed(0)
+    model, loader = build_model(options, vocabulary), loader_of(options, vocabulary)
+    whole = evaluate(model, loader, CPU)
+    for scores_per_block in (1, 50, 24 * 5, 24 * 12):
+        assert evaluate(model, loader, CPU, scores_per_block=scores_per_block) == whole
+
+
+def test_equal_captions_score_exactly_alike(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    loader = loader_of(options, vocabulary, "train")
+    model = build_model(options, vocabulary)
+    images, texts = encode(model, loader, CPU)
+    assert len(texts) == 24  # 24 pictures of 12 kinds, two captions each: every caption stands under two pictures
+    scores = torch.cat(list(score_blocks(model, images, texts, loader.caption_row, rows=5)))
+    assert scores.shape == (24, 48)
+    assert torch.equal(scores[:, :24], scores[:, 24:])
+
+
+def test_diverged_weights_are_no_score(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    model = Counting()
+    nn.init.constant_(model.project.bias, float("nan"))
+    with pytest.raises(InputError, match="12 of 12 image embeddings are not finite"):
+        evaluate(model, loader_of(options, vocabulary), CPU)
+
+
+def test_training_learns_the_tiny_set(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    state = run(options, vocabulary, Plan(epochs=14))
+    assert state.history[-1]["loss"] < 0.3 * state.history[0]["loss"]
+    # 12 different pictures: chance is 29 mR
+    assert state.best > 60
+    assert [row["epoch"] for row in state.history] == list(range(1, 15))
+    assert state.best == max(row["val_mR"] for row in state.history)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains(tiny: tuple[Options, Vocabulary], amp: str) -> None:
+    options, vocabulary = tiny
+    optim = options.optim.model_copy(update={"amp": amp})
+    state = run(options.model_copy(update={"optim": optim}), vocabulary, Plan(epochs=2, amp=amp))
+    assert state.history[-1]["loss"] < state.history[0]["loss"]
+    assert state.scaler.is_enabled() == (amp == "fp16")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    whole = run(options, vocabulary, Plan(epochs=3))
+    saved = run(options, vocabulary, Plan(epochs=2)).state_dict()
+    torch.manual_seed(1234)
+    resumed = start_state(options, vocabulary, CPU, resumed=True)
+    resumed.load_state_dict(saved)
+    run(options, vocabulary, Plan(epochs=3), resumed)
+    for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second", "data_wait_share")} for row in rows]
+        for rows in (whole.history, resumed.history)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_validation_interval_and_patience(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    rows = run(options, vocabulary, Plan(epochs=3, eval_step=2)).history
+    assert ["val_mR" in row for row in rows] == [False, True, True]
+    unbeatable = start_state(options, vocabulary, CPU, resumed=False)
+    unbeatable.best = 101.0
+    assert len(run(options, vocabulary, Plan(epochs=9, patience=2), unbeatable).history) == 2
+
+
+def test_step_decay_follows_the_options(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    optim = options.optim.model_copy(update={"lr_update_epoch": 2, "lr_decay_param": 0.5})
+    rows = run(options.model_copy(update={"optim": optim}), vocabulary, Plan(epochs=3)).history
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4])
+
+
+def test_infinite_loss_stops_with_advice(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    state = start_state(options, vocabulary, CPU, resumed=False)
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match=r"the loss became nan in epoch 1.*optim\.lr.*--resume"):
+        run(options, vocabulary, Plan(epochs=1), state)
+
+
+def one_weight_state(gradient: float) -> TrainingState:
+    model = Counting()
+    nn.init.zeros_(model.project.weight)
+    model.project.weight.grad = torch.full((8, 3), gradient)
+    optimizer = torch.optim.SGD([model.project.weight], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    return TrainingState(model, optimizer, scheduler, torch.amp.GradScaler("cpu", enabled=False))
+
+
+def test_clipping_bounds_the_norm_of_the_step() -> None:
+    state = one_weight_state(gradient=3.0)
+    optimiser_step(state, grad_clip=2.0)
+    weight = state.model.project.weight
+    assert float(weight.detach().norm()) == pytest.approx(2.0, rel=1e-5)
+    state = one_weight_state(gradient=3.0)
+    optimiser_step(state, grad_clip=0.0)
+    assert float(state.model.project.weight.detach()[0, 0]) == pytest.approx(-3.0)
+
+
+def test_accumulation_steps_once_per_group_and_at_the_end(
+    tiny: tuple[Options, Vocabulary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, vocabulary = tiny
+    clips: list[float] = []
+
+    def noted(state: TrainingState, clip: float) -> None:
+        clips.append(clip)
+        optimiser_step(state, clip)
+
+    monkeypatch.setattr("engine.optimiser_step", noted)
+    run(options, vocabulary, Plan(epochs=1, accumulate=4, grad_clip=1.5))
+    assert clips == [1.5, 1.5]  # 48 pairs in 6 batches of 8: after the fourth and after the last
+
+
+def test_accumulated_gradients_add_up(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    annotations = read_annotations(Path(options.dataset.data_path), "train")
+    library = PictureLibrary(options, annotations.image_names, CPU)
+    state = start_state(options, vocabulary, CPU, resumed=False)
+    state.model.eval()
+    criterion = triplet_criterion(0.2, hardest=False)
+    batches = list(train_loader(options, 0, vocabulary, annotations, library, CPU).epoch(0))[:2]
+    weight = state.model.caption_encoder.projection.weight
+    apart = []
+    for batch in batches:
+        state.optimizer.zero_grad()
+        state.model.training_loss(batch, criterion)["loss"].backward()
+        apart.append(weight.grad.clone())
+    state.optimizer.zero_grad()
+    for batch in batches:
+        state.model.training_loss(batch, criterion)["loss"].backward()
+    torch.testing.assert_close(weight.grad, sum(apart))
+
+
+def test_meter_counts_pairs_and_waiting() -> None:
+    meter = Meter()
+    batch = Batch(caption_ids=torch.arange(4))
+    for taken in meter.timed([batch, replace(batch, caption_ids=torch.arange(2))]):
+        meter.add({"loss": torch.tensor(6.0)}, len(taken.need("caption_ids")))
+    means = meter.means()
+    assert means["loss"] == 2.0
+    assert 0 <= means["data_wait_share"] <= 1
+    assert means["pairs_per_second"] > 0

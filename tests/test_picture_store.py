@@ -1,0 +1,325 @@
+"""The store that decodes each picture at most once, in memory and on disk."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data import picture_store
+from data.picture_store import PictureStore, choose_cache
+from utils import InputError
+
+CPU = torch.device("cpu")
+LIMIT = 10_000
+COUNT = 6
+SIZE = 8
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    """Six pictures of one grey each: 10, 20, ... 60."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return [_grey(folder / f"{i}.png", 10 * (i + 1), 10 + i) for i in range(COUNT)]
+
+
+def _grey(path: Path, value: int, width: int = 10) -> Path:
+    Image.new("L", (width, 9), value).save(path)
+    return path
+
+
+def _store(paths: list[Path], cache: str, folder: Path | None = None) -> PictureStore:
+    return PictureStore(paths, SIZE, cache, folder and folder.parent / "cache", CPU, LIMIT)
+
+
+def _greys(batch: Tensor) -> list[int]:
+    assert batch.dtype == torch.uint8
+    assert batch.shape[1:] == (3, SIZE, SIZE)
+    assert (batch == batch[:, :1, :1, :1]).all()
+    return batch[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("cache", ["ram", "device", "disk"])
+def test_each_picture_is_decoded_once(tmp_path: Path, paths: list[Path], cache: str) -> None:
+    store = _store(paths, cache, paths[0].parent)
+    assert [store.holds(i) for i in range(COUNT)] == [False] * COUNT
+    store.load([3, 1, 3])
+    assert store.decoded == 2
+    assert [store.holds(i) for i in range(COUNT)] == [False, True, False, True, False, False]
+    assert _greys(store.batch(torch.tensor([3, 0, 3, 5, 0]))) == [40, 10, 40, 60, 10]
+    assert store.decoded == 4
+    store.load(range(COUNT))
+    assert store.decoded == COUNT
+    for _ in range(2):
+        assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert store.decoded == COUNT
+
+
+def test_without_a_cache_each_batch_is_decoded(paths: list[Path]) -> None:
+    store = _store(paths, "off")
+    store.load(range(COUNT))
+    assert store.decoded == 0
+    assert _greys(store.batch(torch.tensor([2, 0, 2]))) == [30, 10, 30]
+    assert store.decoded == 2
+    assert not store.holds(2)
+    store.batch(torch.tensor([2]))
+    assert store.decoded == 3
+
+
+def test_a_batch_does_not_alias_the_store(paths: list[Path]) -> None:
+    store = _store(paths, "ram")
+    store.batch(torch.tensor([1])).zero_()
+    assert _greys(store.batch(torch.tensor([1]))) == [20]
+
+
+def test_load_in_several_chunks(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_store, "_CHUNK", 4)
+    store = _store(paths, "ram")
+    store.load(torch.arange(COUNT))
+    assert store.decoded == COUNT
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+
+
+def test_progress_bar(paths: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    store = _store(paths, "ram")
+    store.load([0], progress="pictures of train")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    store.load([1])
+    assert capsys.readouterr().err == ""
+    store.load(range(COUNT), progress="pictures of train")
+    shown = capsys.readouterr().err
+    assert "pictures of train: 100%" in shown
+    assert "4/4" in shown
+    store.load(range(COUNT), progress="pictures of train")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_unreadable_pictures_are_told_together(paths: list[Path], cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_store, "_CHUNK", 2)
+    for path in paths[:1] + paths[2:]:
+        path.write_bytes(b"")
+    store = _store([*paths, paths[0].parent / "missing.png"], cache, paths[0].parent)
+    with pytest.raises(InputError) as caught:
+        store.load(range(COUNT + 1))
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "6 of 7 pictures can't be read:"
+    assert lines[1:6] == [f"  {path}: the picture is empty (0 bytes): copy it again" for path in paths[:1] + paths[2:]]
+    assert lines[6] == "  ... and 1 more"
+    assert [store.holds(i) for i in range(COUNT + 1)] == [False, True] + [False] * 5
+    assert store.decoded == 1
+    with pytest.raises(InputError, match=r"1 of 2 pictures can't be read:\n.*0\.png"):
+        store.batch(torch.tensor([0, 1]))
+    with pytest.raises(InputError, match=r"1 of 2 pictures can't be read:\n.*0\.png"):
+        _store(paths, "off").batch(torch.tensor([0, 1]))
+
+
+def test_a_later_run_reuses_the_disk(paths: list[Path]) -> None:
+    folder = paths[0].parent
+    first = _store(paths, "disk", folder)
+    first.load([0, 1, 2])
+    second = _store(paths, "disk", folder)
+    assert [second.holds(i) for i in range(COUNT)] == [True] * 3 + [False] * 3
+    second.load(range(COUNT))
+    assert second.decoded == 3
+    assert _greys(second.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    third = _store(paths, "disk", folder)
+    assert _greys(third.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert third.decoded == 0
+
+
+def test_the_disk_follows_changed_pictures(paths: list[Path]) -> None:
+    folder = paths[0].parent
+    _store(paths, "disk", folder).load(range(COUNT))
+    _grey(paths[4], 99, width=30)
+    _grey(paths[2], 31)
+    os.utime(paths[2], ns=(1, 1))
+    store = _store(paths, "disk", folder)
+    assert [store.holds(i) for i in range(COUNT)] == [True, True, False, True, False, True]
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 31, 40, 99, 60]
+    assert store.decoded == 2
+    assert _store(paths, "disk", folder).batch(torch.arange(COUNT))[4, 0, 0, 0] == 99
+
+
+def test_other_lists_and_sizes_have_their_own_place_on_disk(paths: list[Path]) -> None:
+    cache = paths[0].parent.parent / "cache"
+    _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    assert _greys(_store(paths[::-1], "disk", paths[0].parent).batch(torch.tensor([0]))) == [60]
+    other = PictureStore(paths, 4, "disk", cache, CPU, LIMIT)
+    assert not other.holds(0)
+    assert other.batch(torch.tensor([5])).shape == (1, 3, 4, 4)
+    assert all(_store(paths, "disk", paths[0].parent).holds(i) for i in range(COUNT))
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_picture_that_came_later_is_decoded(paths: list[Path]) -> None:
+    content = paths[3].read_bytes()
+    paths[3].unlink()
+    with pytest.raises(InputError, match=r"1 of 6 pictures can't be read:\n.*3\.png: no such picture"):
+        _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    paths[3].write_bytes(content)
+    store = _store(paths, "disk", paths[0].parent)
+    assert [store.holds(i) for i in range(COUNT)] == [i != 3 for i in range(COUNT)]
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_picture_that_changes_during_a_run_is_decoded_by_the_next(paths: list[Path]) -> None:
+    store = _store(paths, "disk", paths[0].parent)
+    _grey(paths[2], 31)
+    os.utime(paths[2], ns=(1, 1))
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 31, 40, 50, 60]
+    _grey(paths[2], 32)
+    os.utime(paths[2], ns=(2, 2))
+    assert _greys(_store(paths, "disk", paths[0].parent).batch(torch.arange(COUNT))) == [10, 20, 32, 40, 50, 60]
+
+
+def test_two_runs_share_the_disk(paths: list[Path]) -> None:
+    first, second = _store(paths, "disk", paths[0].parent), _store(paths, "disk", paths[0].parent)
+    first.load([0, 1])
+    assert [second.holds(i) for i in range(3)] == [True, True, False]
+    assert _greys(second.batch(torch.tensor([1, 0]))) == [20, 10]
+    assert second.decoded == 0
+
+
+def test_a_cut_cache_file_starts_anew(paths: list[Path]) -> None:
+    _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    (file,) = (paths[0].parent.parent / "cache").glob("*")
+    file.write_bytes(file.read_bytes()[:-1])
+    store = _store(paths, "disk", paths[0].parent)
+    assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert store.decoded == COUNT
+
+
+def test_a_run_killed_between_pixels_and_marks_decodes_again(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = _store(paths, "disk", paths[0].parent)
+    store.load([0])
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.memmap, "flush", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.load(range(COUNT))
+    monkeypatch.undo()
+    after = _store(paths, "disk", paths[0].parent)
+    assert [after.holds(i) for i in range(COUNT)] == [True] + [False] * 5
+    assert _greys(after.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert after.decoded == 5
+
+
+def test_a_full_disk_is_told_at_the_start(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"no room for a picture cache of 0\.0 GiB \(No space left on device\)"):
+        _store(paths, "disk", paths[0].parent)
+
+
+def test_nothing_is_written_beside_the_pictures(paths: list[Path]) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in paths[0].parent.iterdir()}
+    for cache in ("ram", "device", "disk", "off"):
+        _store(paths, cache, paths[0].parent).batch(torch.arange(COUNT))
+    assert {path.name: path.stat().st_mtime_ns for path in paths[0].parent.iterdir()} == before
+
+
+class _Pictures(Dataset[Tensor]):
+    def __init__(self, store: PictureStore) -> None:
+        self.store = store
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.store.batch(torch.tensor([index]))[0]
+
+    def __len__(self) -> int:
+        return len(self.store.paths)
+
+
+@pytest.mark.parametrize("cache", ["disk", "off"])
+def test_workers_of_a_loader(paths: list[Path], cache: str) -> None:
+    store = _store(paths, cache, paths[0].parent)
+    store.load([0])
+    loader = DataLoader(_Pictures(store), batch_size=2, num_workers=2, multiprocessing_context="fork")
+    assert [_greys(batch) for batch in loader] == [[10, 20], [30, 40], [50, 60]]
+    # What workers decode onto the disk is there for this process too.
+    assert [store.holds(i) for i in range(COUNT)] == [cache == "disk"] * COUNT
+
+
+@pytest.mark.parametrize("cache", ["disk", "off", "ram"])
+def test_a_store_can_be_pickled(paths: list[Path], cache: str) -> None:
+    store = _store(paths, cache, paths[0].parent)
+    store.load([1])
+    content = pickle.dumps(store)
+    copy = pickle.loads(content)
+    assert copy.holds(1) == (cache != "off")
+    assert _greys(copy.batch(torch.tensor([1, 2]))) == [20, 30]
+    assert store.holds(2) == (cache == "disk")
+    if cache == "disk":
+        assert b".uint8" in content
+        assert len(content) < 2000
+
+
+def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    for requested in ("ram", "disk", "off"):
+        assert choose_cache(requested, 10, 256, CPU) == choose_cache(requested, 10, 256, cuda) == requested
+    assert choose_cache("device", 10, 256, CPU) == "ram"
+    assert choose_cache("device", 10**9, 256, cuda) == "device"
+
+    picture = 3 * 256 * 256
+    monkeypatch.setattr(picture_store, "_available_memory", lambda: 201 * picture)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * picture, 1000 * picture))
+    assert choose_cache("auto", 100, 256, CPU) == "ram"
+    assert choose_cache("auto", 101, 256, CPU) == "disk"
+    assert choose_cache("auto", 30, 256, cuda) == "device"
+    assert choose_cache("auto", 31, 256, cuda) == "ram"
+    assert choose_cache("auto", 101, 256, cuda) == "disk"
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = picture_store._available_memory(tmp_path)
+    assert 2**20 < machine <= total
+    (tmp_path / "memory.max").write_text("max\n")
+    assert picture_store._available_memory(tmp_path) > machine / 2
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\nfile 500000\n")
+    assert picture_store._available_memory(tmp_path) == 600_000
+
+
+def test_bad_arguments_and_too_many_pictures(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for cache in ("auto", "disk"):
+        with pytest.raises(ValueError, match="cache must be one of"):
+            _store(paths, cache)
+
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(InputError, match=r"6 pictures of 8 x 8 need 0\.0 GiB on cpu, which are not free; set dataset"):
+        _store(paths, "ram")
+
+
+@pytest.mark.skipif("RSR_DATA" not in os.environ, reason="RSR_DATA is not set")
+def test_published_pictures() -> None:
+    """The first UCM pictures, as the published transform (RGB, then resized by Pillow) gives them."""
+    folder = Path(os.environ["RSR_DATA"]) / "data/ucm_precomp/images"
+    names = [folder / f"{number}.jpg" for number in range(1, 41)]
+    store = PictureStore(names, 256, "ram", None, CPU, 100_000_000)
+    batch = store.batch(torch.arange(40))
+    for row, name in zip(batch, names, strict=True):
+        with Image.open(name) as image:
+            expected = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(row.permute(1, 2, 0).numpy(), expected)
+    assert store.decoded == 40
