@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,33 @@ import torch
 from torch import Tensor
 
 import option
-from data.annotations import Annotations, check_images
+import vocab
+from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
-from dataloader import Captions, EvaluationLoader
+from dataloader import Captions, EvaluationLoader, TrainLoader, margin_size
 from layers.base import RetrievalModel
 from layers.released import load_released
 from option import Options
-from utils import InputError, first_line, logger, write_atomic
+from utils import InputError, derive_seed, first_line, logger, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
+
+
+def entry_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every entry point takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
+    parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
+    parser.add_argument("--folds", help="only these folds, e.g. 0,2")
+    return parser
+
+
+def command(script: str, path_opt: str, overrides: Sequence[str], *flags: str) -> str:
+    """The command that a message tells the user to type."""
+    repeated = ["--set", *overrides] if overrides else []
+    return " ".join(["python", script, "--path_opt", path_opt, *flags, *repeated])
 
 
 def experiment_folder(options: Options) -> Path:
@@ -87,6 +105,10 @@ class PictureLibrary:
         self.device = device
         self.stores: dict[int, PictureStore] = {}
 
+    def holds(self, names: Sequence[str]) -> bool:
+        """Whether all these pictures belong to the library."""
+        return self.row.keys() >= set(names)
+
     def open(self, names: Sequence[str], size: int, title: str) -> tuple[PictureStore, Tensor]:
         """A store that holds pictures at a size, and the row of each name in it [N].
 
@@ -95,20 +117,62 @@ class PictureLibrary:
             size: side in pixels.
             title: of the progress bar.
         """
-        dataset = self.options.dataset
         if size not in self.stores:
-            folder = dataset.image_folder
-            self.stores[size] = PictureStore(
-                [folder / name for name in self.names],
-                size,
-                choose_cache(dataset.cache, len(self.names), size, self.device),
-                experiment_folder(self.options) / "cache",
-                self.device,
-                dataset.max_pixels,
-            )
+            self.stores[size] = self._store(size)
         store, rows = self.stores[size], torch.tensor([self.row[name] for name in names])
         store.load(rows, title)
         return store, rows
+
+    def _store(self, size: int) -> PictureStore:
+        dataset = self.options.dataset
+        cache = choose_cache(dataset.cache, len(self.names), size, self.device)
+        logger.info("Pictures of %d pixels: cache %s, %.0f MiB", size, cache, len(self.names) * 3 * size**2 / 2**20)
+        return PictureStore(
+            [dataset.image_folder / name for name in self.names],
+            size,
+            cache,
+            experiment_folder(self.options) / "cache",
+            self.device,
+            dataset.max_pixels,
+        )
+
+
+def warn_of_blanks(annotations: Annotations) -> Tensor:
+    """Say in one line which captions have no word, if any has none.
+
+    Returns:
+        [M] bool, True for a caption without a word.
+    """
+    blank = blank_captions(annotations, vocab.tokenize)
+    if blank.any():
+        logger.warning("%s", describe_blank(annotations, blank))
+    return torch.from_numpy(blank)
+
+
+def train_loader(
+    options: Options,
+    fold: int,
+    vocabulary: Vocabulary,
+    annotations: Annotations,
+    library: PictureLibrary,
+    device: torch.device,
+) -> TrainLoader:
+    """Training pairs of a fold; captions without a word are left out."""
+    check_images(annotations, options.dataset.image_folder)
+    size = options.dataset.image_size
+    store, rows = library.open(annotations.image_names, margin_size(size), f"pictures ({annotations.name})")
+    return TrainLoader(
+        annotations,
+        Captions.encode(annotations.captions, vocabulary),
+        ~warn_of_blanks(annotations),
+        store,
+        rows,
+        batch_size=options.dataset.batch_size,
+        image_size=size,
+        workers=options.dataset.workers,
+        seed=derive_seed(options.optim.seed, "order", fold),
+        device=device,
+    )
 
 
 def evaluation_loader(
@@ -120,6 +184,7 @@ def evaluation_loader(
 ) -> EvaluationLoader:
     """Pictures and captions of a val or test list, ready to be encoded."""
     check_images(annotations, options.dataset.image_folder)
+    warn_of_blanks(annotations)
     store, rows = library.open(annotations.image_names, options.dataset.image_size, f"pictures ({annotations.name})")
     return EvaluationLoader(
         annotations,
@@ -178,13 +243,25 @@ def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary
         The whole checkpoint.
 
     Raises:
-        InputError: it does not fit the model or the vocabulary; the message says in which options they differ.
+        InputError: see `read_checkpoint` and `fit_weights`.
     """
     content = read_checkpoint(path)
-    if content.get("format") != FORMAT:
+    if content.get("format") == FORMAT:
+        fit_weights(model, content, path, options, vocabulary)
+    else:
         load_released(model, content["model"])
         logger.info("Loaded the released checkpoint %s.", path)
-        return content
+    return content
+
+
+def fit_weights(
+    model: RetrievalModel, content: dict[str, Any], path: Path, options: Options, vocabulary: Vocabulary
+) -> None:
+    """Load the weights of a checkpoint of ours.
+
+    Raises:
+        InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
+    """
     if content["vocabulary"] != vocabulary.digest:
         raise InputError(
             f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
@@ -197,7 +274,6 @@ def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary
             f"{path} does not fit {options.model.name} as built from these options."
             + _differences(content["options"], option.dump(options))
         ) from fault
-    return content
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:

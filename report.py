@@ -1,10 +1,14 @@
-"""Tables of recalls, as Markdown and CSV."""
+"""What a person looks at after training: recall tables, and `python report.py EXPERIMENT --out PNG` for the curves."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils import InputError, run_entry_point, write_atomic
 
 RECALLS = ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR")
 HEADLINES = ("I→T R@1", "R@5", "R@10", "T→I R@1", "R@5", "R@10", "mR")
@@ -43,11 +47,69 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def scores_csv(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per row with every score at full precision."""
-    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """One line per row at full precision; what a row has no value for stays empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["row", *names])
-    writer.writerows([label, *(scores.get(name, "") for name in names)] for label, scores in rows.items())
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The epochs of one fold from its `history.csv`; a column that an epoch has no value for is left out of its row.
+
+    Raises:
+        InputError: the file is missing or is not such a table.
+    """
+    path = folder / "history.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError) as fault:
+        raise InputError(f"{path}: not a training history ({fault}). train.py writes one after each epoch.") from fault
+
+
+def draw_curves(experiment: Path, out: Path) -> None:
+    """Draw the loss and the val mR of every fold over the epochs as a PNG.
+
+    Args:
+        experiment: folder whose numbered folders are the folds.
+        out: the picture's file.
+
+    Raises:
+        InputError: no fold has a history, or matplotlib (extra `plot`) is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as fault:
+        raise InputError("drawing needs matplotlib: bash exec/environment.sh plot") from fault
+    folds = sorted((f for f in experiment.glob("*") if (f / "history.csv").is_file()), key=lambda f: f.name)
+    if not folds:
+        raise InputError(f"{experiment}: no fold with a history.csv. Train first: python train.py --path_opt ...")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, recall_axes = figure.subplots(1, 2)
+    for fold in folds:
+        history = read_history(fold)
+        loss_axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], label=f"fold {fold.name}")
+        validated = [row for row in history if "val_mR" in row]
+        recall_axes.plot([row["epoch"] for row in validated], [row["val_mR"] for row in validated], marker=".")
+    loss_axes.set(xlabel="epoch", ylabel="training loss per pair", ylim=(0, None))
+    recall_axes.set(xlabel="epoch", ylabel="mR on val, %", ylim=(0, None))
+    loss_axes.legend()
+    for axes in (loss_axes, recall_axes):
+        axes.grid(alpha=0.3)
+    write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the training curves of an experiment."""
+    parser = argparse.ArgumentParser(description="Draw the training curves of all folds of an experiment.")
+    parser.add_argument("experiment", type=Path, help="its folder, e.g. checkpoint/ucm_amfmn")
+    parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
+    given = parser.parse_args(arguments)
+    draw_curves(given.experiment, given.out)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from engine import evaluate
 from experiment import (
     PictureLibrary,
     best_checkpoint,
+    command,
+    entry_parser,
     evaluation_loader,
     experiment_folder,
     load_weights,
@@ -28,19 +29,15 @@ from experiment import (
 )
 from layers import build_model
 from option import Options
-from report import recall_table, scores_csv
+from report import as_csv, recall_table
 from utils import InputError, choose_device, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and write the recall table of an experiment, or of one checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
-    parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
+    parser = entry_parser("Score every fold's best checkpoint on the test split.")
     parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one published by the authors")
-    parser.add_argument("--folds", help="score only these, e.g. 0,2; the experiment's table is left as it is")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     given = parser.parse_args(arguments)
     options = option.load_options(given.path_opt, given.set)
@@ -68,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.folds is None:
         folder = experiment_folder(options)
         write_text_atomic(folder / "test.json", _json(result))
-        write_text_atomic(folder / "test.csv", scores_csv(rows))
+        write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
         write_text_atomic(folder / "test.md", f"{table}\n\n{result['protocol']}\n")
         print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
 
@@ -112,9 +109,9 @@ def _refuse_missing(checkpoints: Mapping[str, Path], path_opt: str, overrides: S
     missing = {label: path for label, path in checkpoints.items() if not path.is_file()}
     if not missing:
         return
-    repeated = f" --set {' '.join(overrides)}" if overrides else ""
     folds = ",".join(label.removeprefix("fold ") for label in missing if label.startswith("fold "))
-    advice = f" Train it: python train.py --path_opt {path_opt} --folds {folds} --resume{repeated}" if folds else ""
+    train = command("train.py", path_opt, overrides, "--folds", folds, "--resume")
+    advice = f" Train it: {train}" if folds else ""
     raise InputError(f"no checkpoint {', '.join(map(str, missing.values()))}.{advice}")
 
 

@@ -285,7 +285,7 @@ def soft_scores(images: Tensor, texts: Tensor, gates: Tensor) -> Tensor:
     return products / (images.norm(dim=-1)[:, None] * lengths).clamp(min=NORM_FLOOR)
 
 
-LIVE_PAIR_TENSORS = 8  # of the greediest type, fusion_att with vgmf
+LIVE_PAIR_TENSORS = 12  # in backward of the greediest type, fusion_att with vgmf, and some room
 
 
 def block_shape(images: int, texts: int, width: int, bound: int) -> tuple[int, int]:

@@ -107,7 +107,7 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict):
         raise InputError(f"model.backbone.pretrained: {path} holds a {type(content).__name__}, not a state dict.")
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _load_backbone(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -6,6 +6,8 @@ Ghahramani, 2016). Letters: B batch, L words, E word vector (620), H state (2400
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -22,6 +24,8 @@ from utils import InputError, logger
 WORD_DIM = 620
 STATE_DIM = 2400
 Weights = Mapping[str, NDArray[np.float32]]
+_UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises for files that are cut, damaged, or something else than plain arrays."""
 
 
 def last_states(step: Callable[[int, Tensor], Tensor], lengths: list[int], state: Tensor) -> Tensor:
@@ -261,7 +265,7 @@ def load_skip_thoughts(encoder: SkipThoughts, folder: Path | None, word2idx: Map
     try:
         arrays |= encoder.released_state(_read_archive(folder / encoder.weight_file))
         encoder.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in arrays.items()})
-    except (KeyError, ValueError, RuntimeError) as fault:
+    except (LookupError, TypeError, ValueError, RuntimeError) as fault:
         raise InputError(f"{folder / encoder.weight_file}: not a published skip-thoughts file: {fault}") from fault
     logger.info("%s starts from the published weights in %s.", type(encoder).__name__, folder)
 
@@ -285,9 +289,9 @@ def _read_array(path: Path) -> NDArray[np.float32]:
     """One plain array [rows, 620]; the files were written by Python 2, hence latin1."""
     try:
         array = np.load(path, allow_pickle=False, encoding="latin1")
-    except (OSError, ValueError, EOFError) as fault:
+    except _UNREADABLE as fault:
         raise InputError(f"{path}: can't be read as a plain array (object arrays are refused): {fault}") from fault
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.shape[1] != WORD_DIM:
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape[1:] != (WORD_DIM,):
         raise InputError(f"{path}: expected an array of rows of {WORD_DIM} numbers.")
     return array
 
@@ -297,5 +301,5 @@ def _read_archive(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
         with np.load(path, allow_pickle=False, encoding="latin1") as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as fault:
+    except _UNREADABLE as fault:
         raise InputError(f"{path}: can't be read as plain arrays (object arrays are refused): {fault}") from fault

@@ -5,6 +5,7 @@ Letters: B batch, L words, E word vector, H state, D embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -111,11 +112,8 @@ def load_glove(embedding: nn.Embedding, path: Path | None, word2idx: Mapping[str
     if not path.is_file():
         logger.warning("Word vectors start random: no file %s (model.embed.glove).", path)
         return
-    wanted: dict[str, list[int]] = {}
-    for word, row in word2idx.items():
-        for spelling in dict.fromkeys(_spellings(word)):
-            wanted.setdefault(spelling, []).append(row)
-    found = _read_glove(path, wanted.keys(), embedding.embedding_dim)
+    wanted = {spelling for word in word2idx for spelling in _spellings(word) if spelling}  # nothing is left of `-`
+    found = _read_glove(path, wanted, embedding.embedding_dim)
     filled = 0
     with torch.no_grad():
         for word, row in word2idx.items():
@@ -144,7 +142,8 @@ def _read_glove(path: Path, wanted: Collection[str], numbers: int) -> dict[str, 
                 vector = [float(value) for value in values]
             except ValueError:
                 vector = []
-            if len(vector) != numbers:
-                raise InputError(f"{path}:{line_number}: {word!r} has {len(values)} numbers, expected {numbers}.")
+            if len(vector) != numbers or not all(map(math.isfinite, vector)):
+                shown = " ".join(values)[:60]
+                raise InputError(f"{path}:{line_number}: expected {numbers} numbers after {word!r}, found {shown!r}.")
             found[word] = vector
     return found

@@ -18,6 +18,7 @@ from experiment import FORMAT, read_checkpoint
 from tests import reference_inputs
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
+from vocab import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 
@@ -150,17 +151,13 @@ def test_another_vocabulary_than_the_checkpoint_is_refused(trained: Path, tmp_pa
     stored = json.loads((trained.parent / "vocab.json").read_text())
     words = list(stored["word2idx"])
     words[0], words[1] = words[1], words[0]
-    other = {"word2idx": {word: i + 1 for i, word in enumerate(words)}}
-    other |= {"idx2word": {str(i): word for word, i in other["word2idx"].items()}, "idx": len(words) + 1}
-    (tmp_path / "other.json").write_text(json.dumps(other))
+    Vocabulary({word: index for index, word in enumerate(words, start=1)}).save(tmp_path / "other.json")
     with pytest.raises(InputError, match="trained with another vocabulary"):
         test_entry.main(["--path_opt", str(trained), "--set", f"dataset.vocab_path={tmp_path / 'other.json'}"])
 
 
 def test_a_released_checkpoint_is_scored(trained: Path, tmp_path: Path) -> None:
-    words = {word: number for number, word in enumerate(reference_inputs.WORDS, start=1)}
-    vocabulary = {"word2idx": words, "idx2word": {str(i): word for word, i in words.items()}, "idx": 21}
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    Vocabulary({word: index for index, word in enumerate(reference_inputs.WORDS, 1)}).save(tmp_path / "vocab.json")
     released = {"epoch": 7, "model": reference_inputs.released_state("AMFMN_soft_att"), "best_rsum": 1.0, "Eiters": 3}
     torch.save(released, tmp_path / "released.pth.tar")
     content = yaml.safe_load(trained.read_text())

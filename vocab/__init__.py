@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from nltk.tokenize import NLTKWordTokenizer
@@ -27,8 +28,15 @@ def tokenize(caption: str) -> list[str]:
     Sentences end after `.`, `!` or `?` followed by white space; each is cut by NLTK's `NLTKWordTokenizer` (which splits
     off a full stop only at the end of its input); the punctuation in `DROPPED_TOKENS` is left out.
     """
+    return list(_tokens(caption))
+
+
+@lru_cache(maxsize=2**17)
+def _tokens(caption: str) -> tuple[str, ...]:
+    """Remembered, because every fold asks for the same captions again."""
     sentences = _SENTENCE_END.split(caption.lower())
-    return [token for sentence in sentences for token in _TOKENIZER.tokenize(sentence) if token not in DROPPED_TOKENS]
+    words = (token for sentence in sentences for token in _TOKENIZER.tokenize(sentence))
+    return tuple(word for word in words if word not in DROPPED_TOKENS)
 
 
 @dataclass(frozen=True)
