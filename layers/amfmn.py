@@ -20,7 +20,7 @@ from layers.base import NORM_FLOOR, RetrievalModel, l2norm
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
 from layers.registry import ModelParameters, Parameters, register
 from layers.skip_thoughts import RELEASED_GATES
-from layers.text import CaptionEncoder, EmbedParameters, Seq2VecParameters
+from layers.text import EmbedParameters, Seq2VecParameters, caption_encoder
 
 if TYPE_CHECKING:
     from dataloader import Batch
@@ -189,11 +189,11 @@ class AMFMN(RetrievalModel):
             block.multiscale.multiscale_output_channel,
             block.backbone.pretrained if load_weights else "none",
         )
-        caption_encoder = CaptionEncoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
+        captions = caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
         attention = block.cross_attention
         return cls(
             image_encoder,
-            caption_encoder,
+            captions,
             block.embed.embed_dim,
             attention.att_type,
             attention.vgmf,

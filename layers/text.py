@@ -68,30 +68,35 @@ class PlainGru(nn.Module):
 class CaptionEncoder(nn.Module):
     """A sequence encoder and a projection: t = ReLU(W h + b)."""
 
-    def __init__(
-        self, parameters: Seq2VecParameters, embed: EmbedParameters, word2idx: Mapping[str, int], load_weights: bool
-    ) -> None:
-        """Build the encoder that the parameters choose; with `load_weights`, start it from the files that are there."""
+    def __init__(self, sequence: nn.Module, width: int, embed_dim: int) -> None:
+        """Project the states [B, `width`] that `sequence` makes of (tokens, lengths) to `embed_dim` numbers."""
         super().__init__()
-        self.sequence: nn.Module
-        words = max(word2idx.values())
-        if parameters.arch == "gru":
-            plain = PlainGru(
-                words, parameters.word_dim, parameters.hidden_dim, parameters.dropout, parameters.fixed_emb
-            )
-            if load_weights:
-                load_glove(plain.embedding, embed.glove, word2idx)
-            self.sequence, width = plain, plain.output_dim
-        else:
-            encoder = SKIP_THOUGHTS[parameters.type](words, parameters.dropout, parameters.fixed_emb)
-            if load_weights:
-                load_skip_thoughts(encoder, parameters.dir_st, word2idx)
-            self.sequence, width = encoder, encoder.output_dim
-        self.projection = nn.Linear(width, embed.embed_dim)
+        self.sequence = sequence
+        self.projection = nn.Linear(width, embed_dim)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Embed captions: tokens [B, L] zero-padded, lengths [B] (CPU) -> [B, D], not negative."""
         return F.relu(self.projection(self.sequence(tokens, lengths)))
+
+
+def caption_encoder(
+    parameters: Seq2VecParameters, embed: EmbedParameters, word2idx: Mapping[str, int], load_weights: bool
+) -> CaptionEncoder:
+    """Build the caption encoder that the options choose; with `load_weights`, start it from the files that are there.
+
+    Raises:
+        InputError: a weight file is there but is not what it should be.
+    """
+    words = max(word2idx.values())
+    if parameters.arch == "gru":
+        plain = PlainGru(words, parameters.word_dim, parameters.hidden_dim, parameters.dropout, parameters.fixed_emb)
+        if load_weights:
+            load_glove(plain.embedding, embed.glove, word2idx)
+        return CaptionEncoder(plain, plain.output_dim, embed.embed_dim)
+    encoder = SKIP_THOUGHTS[parameters.type](words, parameters.dropout, parameters.fixed_emb)
+    if load_weights:
+        load_skip_thoughts(encoder, parameters.dir_st, word2idx)
+    return CaptionEncoder(encoder, encoder.output_dim, embed.embed_dim)
 
 
 def load_glove(embedding: nn.Embedding, path: Path | None, word2idx: Mapping[str, int]) -> None:

@@ -107,7 +107,7 @@ class Optim(Parameters):
     max_violation: bool = Field(default=False, description="true: hardest negative only; false: sum over all of them")
     margin: float = Field(default=0.2, ge=0, le=2, description="triplet margin, in units of the cosine")
     resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
-        default=None, description="checkpoint to go on from, or false"
+        default=None, description="checkpoint whose weights to start from, or false; a run goes on by --resume"
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
     amp: Literal["off", "bf16", "fp16"] = Field(default="off", description="mixed precision of training; off: float32")
