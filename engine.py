@@ -161,7 +161,7 @@ def train_epoch(
     """One pass over the training pairs.
 
     Returns:
-        Mean loss per pair and its parts, pairs per second, and the share of time spent waiting for data.
+        Mean loss per pair and its parts, images per second, and the share of time spent waiting for data.
 
     Raises:
         InputError: the loss is not finite.
@@ -229,10 +229,10 @@ class Meter:
             self.sums[name] += value.detach()
 
     def means(self) -> dict[str, float]:
-        """Losses per pair so far, pairs per second, share of waiting."""
+        """Losses per pair so far, images (one per pair) per second, share of waiting."""
         seconds = time.perf_counter() - self.started
         means = {name: float(value) / self.pairs for name, value in self.sums.items()}
-        return means | {"pairs_per_second": self.pairs / seconds, "data_wait_share": self.waited / seconds}
+        return means | {"images_per_second": self.pairs / seconds, "data_wait_share": self.waited / seconds}
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:
@@ -246,13 +246,13 @@ def _check_finite(loss: float, epoch: int, step: int) -> None:
 def _log_epoch(row: dict[str, float], epochs: int, is_best: bool) -> None:
     validation = f", val mR {row['val_mR']:.2f}{' (best)' if is_best else ''}" if "val_mR" in row else ""
     logger.info(
-        "epoch %d/%d: loss %.4f%s, lr %.2e, %.0f pairs/s, %.0f s",
+        "epoch %d/%d: loss %.4f%s, lr %.2e, %.0f images/s, %.0f s",
         row["epoch"],
         epochs,
         row["loss"],
         validation,
         row["lr"],
-        row["pairs_per_second"],
+        row["images_per_second"],
         row["seconds"],
     )
 

@@ -181,7 +181,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny: tuple[Options, Vocabular
     for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "pairs_per_second", "data_wait_share")} for row in rows]
+        [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "data_wait_share")} for row in rows]
         for rows in (whole.history, resumed.history)
     ]
     assert timeless[0] == timeless[1]
@@ -277,4 +277,4 @@ def test_meter_counts_pairs_and_waiting() -> None:
     means = meter.means()
     assert means["loss"] == 2.0
     assert 0 <= means["data_wait_share"] <= 1
-    assert means["pairs_per_second"] > 0
+    assert means["images_per_second"] > 0

@@ -66,7 +66,7 @@ def test_tensorboard_has_losses_rates_and_recalls(trained: Path) -> None:
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/image_to_text", "train/text_to_image", "train/lr"} <= tags
-    assert {"train/pairs_per_second", "train/data_wait_share", "val/mR", "val/i2t_R@1", "val/t2i_R@10"} <= tags
+    assert {"train/images_per_second", "train/data_wait_share", "val/mR", "val/i2t_R@1", "val/t2i_R@10"} <= tags
     assert [event.step for event in events.Scalars("val/mR")] == [1, 2]
 
 
