@@ -280,7 +280,7 @@ def soft_scores(images: Tensor, texts: Tensor, gates: Tensor) -> Tensor:
         [N, M].
     """
     products = F.linear(images * gates, texts)
-    # The sum of squares can come out as a tiny negative number, and sqrt has no slope at 0.
+    # sqrt has no slope at 0.
     lengths = F.linear(gates.square(), texts.square()).clamp(min=NORM_FLOOR**2).sqrt()
     return products / (images.norm(dim=-1)[:, None] * lengths).clamp(min=NORM_FLOOR)
 

@@ -1,0 +1,70 @@
+"""What several test files share: a small vocabulary, small models of every kind, and a log that tests can read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layers.registry import registered
+from option import Options
+from option.schema import Dataset, KFold, leaves
+from tests.reference_inputs import WORDS
+from utils import logger
+from vocab import Vocabulary
+
+SMALL = {
+    "seq2vec.arch": "gru",
+    "seq2vec.word_dim": 16,
+    "seq2vec.hidden_dim": 32,
+    "embed.embed_dim": 128,
+    "backbone.pretrained": "none",
+}
+
+
+def pytest_configure() -> None:
+    """One thread, here and in the commands that tests start: on small tensors and a busy machine more cost time."""
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what an entry point that runs inside a test does to the log: caplog would see nothing from then on."""
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logger.propagate = propagate
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """Twenty words."""
+    return Vocabulary({word: index for index, word in enumerate(WORDS, start=1)})
+
+
+@pytest.fixture(scope="session")
+def tiny_options() -> Callable[..., Options]:
+    """`tiny_options(model, {dotted key of the model block: value})`: options of a model that builds in no time."""
+
+    def build(model: str, changes: Mapping[str, Any] | None = None) -> Options:
+        parameters = registered()[model].parameters
+        known = leaves(parameters, "model")
+        block: dict[str, Any] = {"name": model}
+        for key, value in ({key: SMALL[key] for key in SMALL if f"model.{key}" in known} | dict(changes or {})).items():
+            *path, last = key.split(".")
+            inner = block
+            for part in path:
+                inner = inner.setdefault(part, {})
+            inner[last] = value
+        return Options(
+            model=parameters.model_validate(block),
+            dataset=Dataset(data_path=Path("absent"), vocab_path=Path("absent"), image_size=64),
+            k_fold=KFold(experiment_name="tiny"),
+        )
+
+    return build
