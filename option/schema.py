@@ -156,6 +156,16 @@ class KFold(Parameters):
         return strategy
 
 
+class Rerank(Parameters):
+    """Block `rerank`: what `test.py --rerank` orders anew, and how."""
+
+    candidates: int = Field(
+        default=30, ge=10, description="first items of each search that are ordered anew; R@10 looks at 10 of them"
+    )
+    w1: float = Field(default=0.30, ge=0, description="multivariate: weight of the saliency, p1")
+    w2: float = Field(default=1.1, ge=0, description="multivariate: weight of the search back, p3")
+
+
 class Options(Parameters):
     """All options of one experiment. `load_options` makes them."""
 
@@ -166,6 +176,7 @@ class Options(Parameters):
     optim: Optim = Field(default_factory=Optim, description="loss, optimiser and schedule")
     logs: Logs = Field(default_factory=Logs, description="reports and folders")
     k_fold: KFold = Field(description="the experiment's name and its folds")
+    rerank: Rerank = Field(default_factory=Rerank, description="constants of test.py --rerank")
 
 
 def dump(options: Options) -> dict[str, Any]:

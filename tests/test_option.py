@@ -16,7 +16,7 @@ import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
 from layers.registry import ModelParameters, Parameters, Registration
-from option.schema import Dataset, KFold, Logs, Optim, Options, leaves, published_keys
+from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
 from utils import InputError
 
 SHIPPED = sorted((Path(__file__).parent.parent / "option").glob("*.yaml"))
@@ -193,7 +193,13 @@ class TestPublished:
         assert len(published_keys()) == sum(len(keys.split()) for _, keys, _ in option.schema.PUBLISHED_KEYS)
 
 
-BLOCKS: dict[str, type[Parameters]] = {"dataset": Dataset, "optim": Optim, "logs": Logs, "k_fold": KFold}
+BLOCKS: dict[str, type[Parameters]] = {
+    "dataset": Dataset,
+    "optim": Optim,
+    "logs": Logs,
+    "k_fold": KFold,
+    "rerank": Rerank,
+}
 
 
 class TestValues:
@@ -204,6 +210,8 @@ class TestValues:
             ("optim.lr", "'1e-4'", 1e-4),
             ("optim.lr", "2E-05", 2e-5),
             ("optim.grad_clip", "2", 2.0),
+            ("rerank.candidates", "20", 20),
+            ("rerank.w2", "2", 2.0),
             ("optim.amp", "off", "off"),
             ("dataset.cache", "off", "off"),
             ("dataset.batch_size", "0100", 100),
@@ -237,6 +245,10 @@ class TestValues:
 
     def test_an_empty_block_is_its_defaults(self) -> None:
         assert load_text(MINIMAL + "optim:\nlogs: {}\n") == load_text(MINIMAL)
+
+    def test_the_rerank_starts_from_the_published_constants(self) -> None:
+        rerank = load_text(MINIMAL).rerank
+        assert (rerank.candidates, rerank.w1, rerank.w2) == (30, 0.30, 1.1)
 
     def test_options_are_immutable(self) -> None:
         options = load_text(MINIMAL)
@@ -304,7 +316,11 @@ class TestFaults:
                 "red",
                 "logs.colour: unknown key, given 'red'; known there: eval_step, print_freq, ckpt_save_path",
             ),
-            ("colour", "red", "colour: unknown key, given 'red'; known there: model, dataset, optim, logs, k_fold"),
+            (
+                "colour",
+                "red",
+                "colour: unknown key, given 'red'; known there: model, dataset, optim, logs, k_fold, rerank",
+            ),
             (
                 "logs",
                 "3",
