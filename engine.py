@@ -307,6 +307,31 @@ def score_blocks(
 
 
 @torch.no_grad()
+def score_source(
+    model: RetrievalModel,
+    images: Tensor,
+    texts: Tensor,
+    caption_row: Tensor,
+    scores_per_block: int = SCORES_PER_BLOCK,
+) -> Callable[[], Iterable[Tensor]]:
+    """What `metrics` reads scores from: a matrix of one block is computed once and held, a larger one streams anew.
+
+    Args:
+        model: any registered model.
+        images: [N, D].
+        texts: [U, D], each different caption once.
+        caption_row: [M] row of each caption in `texts`.
+        scores_per_block: entries of the score matrix that are held at once.
+    """
+    rows = max(1, scores_per_block // len(caption_row))
+    blocks = partial(score_blocks, model, images, texts, caption_row, rows)
+    if rows < len(images):
+        return blocks
+    whole = list(blocks())
+    return lambda: whole
+
+
+@torch.no_grad()
 def evaluate(
     model: RetrievalModel,
     loader: EvaluationLoader,
@@ -315,12 +340,5 @@ def evaluate(
     scores_per_block: int = SCORES_PER_BLOCK,
 ) -> dict[str, float]:
     """Retrieval scores of a data set, see `metrics.recalls`; every item is encoded once, pairs are scored in blocks."""
-    images, texts = encode(model, loader, device, amp)
-    rows = max(1, scores_per_block // len(loader.caption_row))
-    blocks = partial(score_blocks, model, images, texts, loader.caption_row, rows)
-    if rows >= len(images):
-        whole = list(blocks())
-        ranks = metrics.rank_blocks(lambda: whole, loader.text_image.to(device))
-    else:
-        ranks = metrics.rank_blocks(blocks, loader.text_image.to(device))
-    return metrics.recalls(ranks)
+    blocks = score_source(model, *encode(model, loader, device, amp), loader.caption_row, scores_per_block)
+    return metrics.recalls(metrics.rank_blocks(blocks, loader.text_image.to(device)))

@@ -31,12 +31,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
     Args:
         path: the file; its folder is made.
-        write: called with the open temporary file beside it.
+        write: called with the temporary file beside it, open for writing and for reading back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

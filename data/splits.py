@@ -24,6 +24,7 @@ from utils import InputError, write_text_atomic
 
 Strategy = Literal["random", "kfold", "stratified", "fixed"]
 
+UNNAMED_SCENE = "noneclass"
 _IMAGES_PER_NUMBERED_CLASS = 100
 
 
@@ -135,7 +136,7 @@ def scene_classes(annotations: Annotations) -> tuple[str, ...]:
     classes_file = annotations.folder / "classes.txt"
     if classes_file.exists() and all(stem.isascii() and stem.isdigit() for stem in stems):
         return _numbered_classes(annotations, [int(stem) for stem in stems], classes_file)
-    return tuple("noneclass" if stem[:1].isdigit() else stem.split("_")[0] for stem in stems)
+    return tuple(UNNAMED_SCENE if stem[:1].isdigit() else stem.split("_")[0] for stem in stems)
 
 
 def write_split(run_folder: Path, train: Annotations, val: Annotations) -> None:
