@@ -8,29 +8,75 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from metrics import NAMED_ONLY
 from utils import InputError, run_entry_point, write_atomic
 
-RECALLS = ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR")
-HEADLINES = ("I→T R@1", "R@5", "R@10", "T→I R@1", "R@5", "R@10", "mR")
+RERANKED = "reranked_"
+"""Before the name of a score that was taken after reranking."""
+RECALLS = {
+    "i2t_R@1": "I→T R@1",
+    "i2t_R@5": "R@5",
+    "i2t_R@10": "R@10",
+    "t2i_R@1": "T→I R@1",
+    "t2i_R@5": "R@5",
+    "t2i_R@10": "R@10",
+    "mR": "mR",
+}
+SCENE_RECALLS = {
+    "i2t_scene_recall@1": "I→T scene@1",
+    "i2t_scene_recall@5": "@5",
+    "i2t_scene_recall@10": "@10",
+    "t2i_scene_recall@1": "T→I scene@1",
+    "t2i_scene_recall@5": "@5",
+    "t2i_scene_recall@10": "@10",
+}
+
+
+def score_tables(
+    rows: Mapping[str, Mapping[str, float]],
+    mean: Mapping[str, tuple[float, float]],
+    chance: Mapping[str, float],
+    reranked: str = "",
+) -> str:
+    """Markdown tables of all that the rows have scores for: recalls, recalls after reranking, scene recall.
+
+    Args:
+        rows: label -> scores in percent, see `metrics`.
+        mean: score -> mean and standard deviation over the rows.
+        chance: expected scores of a random order, for the same names.
+        reranked: how the reranking was done, for the line above its table.
+    """
+    scene = "Scene recall in %, share of the first 1, 5, 10 that show the query's scene class"
+    groups = (
+        ("", RECALLS),
+        (f"After reranking ({reranked}):\n\n", {RERANKED + name: head for name, head in RECALLS.items()}),
+        (f"{scene}:\n\n", SCENE_RECALLS),
+        (f"{scene}, queries without a class left out:\n\n", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),
+    )
+    return "\n\n".join(
+        title + recall_table(rows, mean, chance, columns) for title, columns in groups if columns.keys() <= mean.keys()
+    )
 
 
 def recall_table(
     rows: Mapping[str, Mapping[str, float]],
     mean: Mapping[str, tuple[float, float]],
     chance: Mapping[str, float],
+    columns: Mapping[str, str] = RECALLS,
 ) -> str:
     """An aligned Markdown table: a row per fold, mean ± standard deviation over them, and chance.
 
     Args:
-        rows: label -> scores in percent, see `metrics.recalls`.
+        rows: label -> scores in percent, see `metrics`.
         mean: score -> mean and standard deviation over the rows.
         chance: expected scores of a random order.
+        columns: score -> headline.
     """
-    cells = [["", *HEADLINES]]
-    cells += [[label, *(f"{scores[name]:.2f}" for name in RECALLS)] for label, scores in rows.items()]
+    cells = [["", *columns.values()]]
+    cells += [[label, *(f"{scores[name]:.2f}" for name in columns)] for label, scores in rows.items()]
     if len(rows) > 1:
-        cells.append(["mean ± sd", *(f"{mean[name][0]:.2f} ± {mean[name][1]:.2f}" for name in RECALLS)])
-    cells.append(["chance", *(f"{chance[name]:.2f}" for name in RECALLS)])
+        cells.append(["mean ± sd", *(f"{mean[name][0]:.2f} ± {mean[name][1]:.2f}" for name in columns)])
+    cells.append(["chance", *(f"{chance[name]:.2f}" for name in columns)])
     return markdown(cells)
 
 

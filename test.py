@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 import metrics
 import option
-from data.annotations import read_annotations
+from data.annotations import Annotations, read_annotations
+from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
-from engine import evaluate
+from engine import encode, score_source
 from experiment import (
     PictureLibrary,
     best_checkpoint,
@@ -27,9 +29,13 @@ from experiment import (
     read_vocabulary,
     run_folder,
 )
+from export import Embeddings, check_exportable, write_embeddings
 from layers import build_model
+from layers.base import RetrievalModel
 from option import Options
-from report import as_csv, recall_table
+from option.schema import Rerank
+from report import RERANKED, as_csv, score_tables
+from rerank import Method, rerank
 from utils import InputError, choose_device, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
@@ -39,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = entry_parser("Score every fold's best checkpoint on the test split.")
     parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one published by the authors")
     parser.add_argument("--json", type=Path, help="write the result here, too")
+    parser.add_argument(
+        "--rerank", nargs="?", const="multivariate", choices=get_args(Method), help="show the table after it, too"
+    )
+    parser.add_argument("--export", type=Path, metavar="OUT.h5", help="write all embeddings here (docs/export.md)")
     given = parser.parse_args(arguments)
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
@@ -49,43 +59,112 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _refuse_missing(checkpoints, given.path_opt, given.set)
     vocabulary = read_vocabulary(options)
     annotations = read_annotations(Path(options.dataset.data_path), "test")
+    scenes = scene_numbers(annotations)
+    if given.export is not None:
+        check_exportable(given.export, annotations)
     loader = evaluation_loader(
         options, annotations, vocabulary, PictureLibrary(options, annotations.image_names, device), device
     )
-    rows = {label: score_checkpoint(options, vocabulary, path, loader, device) for label, path in checkpoints.items()}
-    result = summary(options, rows, loader, device)
-    table = result.pop("table")
-    print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{table}\n\n{result['protocol']}")
+    rows: dict[str, dict[str, float]] = {}
+    exported: dict[str, Embeddings] = {}
+    for label, path in checkpoints.items():
+        model, content = load_model(options, vocabulary, path, device)
+        images, texts = encode(model, loader, device, options.optim.amp)
+        rows[label] = score(model, images, texts, loader, scenes, given.rerank, options.rerank)
+        if given.export is not None:
+            captions = texts.cpu()[loader.caption_row]  # [M, D]
+            group = label if given.checkpoint is None else "checkpoint"
+            exported[group] = Embeddings(images.cpu(), captions, path, content.get("fold"))
+    result = summary(options, rows, loader, scenes, given.rerank, device)
+    tables = result.pop("tables")
+    print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{tables}\n\n{result['protocol']}")
     if given.json is not None:
         write_text_atomic(given.json, _json(result))
-    if given.checkpoint is not None:
-        return
-    for fold in folds:
-        write_text_atomic(run_folder(options, fold) / "test.json", _json(rows[f"fold {fold}"]))
-    if given.folds is None:
-        folder = experiment_folder(options)
-        write_text_atomic(folder / "test.json", _json(result))
-        write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
-        write_text_atomic(folder / "test.md", f"{table}\n\n{result['protocol']}\n")
-        print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
+    if given.checkpoint is None:
+        _write_results(options, folds, result, tables, whole=given.folds is None)
+    if given.export is not None:
+        write_embeddings(given.export, annotations, options, vocabulary, exported)
+        print(f"\nEmbeddings written to {given.export}.")
 
 
-def score_checkpoint(
-    options: Options, vocabulary: Vocabulary, path: Path, loader: EvaluationLoader, device: torch.device
-) -> dict[str, float]:
-    """Scores of one checkpoint on the loader's split, see `metrics.recalls`."""
+def scene_numbers(annotations: Annotations) -> Tensor | None:
+    """The scene class of each image as a number, `metrics.NO_SCENE` where it has none, [N] int64.
+
+    Returns:
+        None where the images are not of different classes, so that a scene recall would say nothing.
+
+    Raises:
+        InputError: `classes.txt` does not fit the images.
+    """
+    classes = scene_classes(annotations)
+    if len(set(classes)) == 1:
+        return None
+    number = {name: place for place, name in enumerate(sorted(set(classes) - {UNNAMED_SCENE}))}
+    return torch.tensor([number.get(name, metrics.NO_SCENE) for name in classes])
+
+
+def load_model(
+    options: Options, vocabulary: Vocabulary, path: Path, device: torch.device
+) -> tuple[RetrievalModel, dict[str, Any]]:
+    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds."""
     model = build_model(options, vocabulary, load_weights=False)
     content = load_weights(model, path, options, vocabulary)
     logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
-    return evaluate(place(model, device), loader, device, options.optim.amp)
+    return place(model, device), content
+
+
+def score(
+    model: RetrievalModel,
+    images: Tensor,
+    texts: Tensor,
+    loader: EvaluationLoader,
+    scenes: Tensor | None,
+    method: Method | None,
+    constants: Rerank,
+) -> dict[str, float]:
+    """All scores of one encoding of the loader's split, in percent.
+
+    Args:
+        model: what encoded them.
+        images: [N, D].
+        texts: [U, D], each different caption once.
+        loader: what they were encoded from.
+        scenes: see `scene_numbers`.
+        method: how to rerank; None: not at all.
+        constants: of the rerank.
+
+    Returns:
+        What `metrics.recalls` gives, the same after the rerank under `reranked_<name>`, and `metrics.scene_recalls`.
+    """
+    blocks = score_source(model, images, texts, loader.caption_row)
+    text_image = loader.text_image.to(images.device)
+    scores = metrics.recalls(metrics.rank_blocks(blocks, text_image))
+    if method is not None:
+        matrix = torch.cat(list(blocks()))
+        ranks = rerank(matrix, text_image, method, constants.candidates, constants.w1, constants.w2)
+        scores |= _renamed(metrics.recalls(ranks))
+    if scenes is not None:
+        shares = metrics.scene_shares(blocks, text_image, scenes)
+        scores |= metrics.scene_recalls(shares, text_image, scenes.to(images.device))
+    return scores
 
 
 def summary(
-    options: Options, rows: Mapping[str, Mapping[str, float]], loader: EvaluationLoader, device: torch.device
+    options: Options,
+    rows: Mapping[str, Mapping[str, float]],
+    loader: EvaluationLoader,
+    scenes: Tensor | None,
+    method: Method | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Everything that a reader of the table needs, as plain values."""
     mean = metrics.mean_and_deviation(list(rows.values()))
     chance = metrics.chance(loader.text_image)
+    if method is not None:
+        chance |= _renamed(chance)
+    if scenes is not None:
+        expected = metrics.scene_chance(loader.text_image, scenes)
+        chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
     protocol = (
         f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "
         f"{'fold' if len(rows) == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best epoch by "
@@ -94,14 +173,37 @@ def summary(
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}."
     )
     return {
-        "table": recall_table(rows, mean, chance),
+        "tables": score_tables(rows, mean, chance, _describe(method, options.rerank)),
         "protocol": protocol,
         "rows": rows,
         "mean": {name: value for name, (value, _) in mean.items()},
         "standard_deviation": {name: value for name, (_, value) in mean.items()},
         "chance": chance,
+        "rerank": method,
         "options": option.dump(options),
     }
+
+
+def _renamed(scores: Mapping[str, float]) -> dict[str, float]:
+    return {RERANKED + name: value for name, value in scores.items()}
+
+
+def _describe(method: Method | None, constants: Rerank) -> str:
+    weights = f", w1 {constants.w1:g}, w2 {constants.w2:g}" if method == "multivariate" else ""
+    return f"{method}, {constants.candidates} candidates{weights}"
+
+
+def _write_results(options: Options, folds: Sequence[int], result: Mapping[str, Any], tables: str, whole: bool) -> None:
+    """Each fold's scores into its folder, and where all folds were scored the whole result beside them."""
+    rows = result["rows"]
+    for fold in folds:
+        write_text_atomic(run_folder(options, fold) / "test.json", _json(rows[f"fold {fold}"]))
+    if whole:
+        folder = experiment_folder(options)
+        write_text_atomic(folder / "test.json", _json(result))
+        write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
+        write_text_atomic(folder / "test.md", f"{tables}\n\n{result['protocol']}\n")
+        print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
 
 
 def _refuse_missing(checkpoints: Mapping[str, Path], path_opt: str, overrides: Sequence[str]) -> None:

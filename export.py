@@ -1,0 +1,113 @@
+"""What one or more checkpoints make of a data set, as one HDF5 file: `test.py --export`; docs/export.md has its layout.
+
+Letters: N images, M captions, D embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+from torch import Tensor
+
+import option
+from data.annotations import Annotations
+from layers.base import RetrievalModel
+from layers.registry import registered
+from option import Options
+from utils import InputError, first_line, write_atomic
+from vocab import Vocabulary
+
+FORMAT = "rsretrieval-embeddings-1"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The embeddings of one checkpoint.
+
+    Attributes:
+        images: [N, D] float32, in the order of the list.
+        captions: [M, D] float32, one row per caption.
+        checkpoint: the file of the weights.
+        fold: the fold that they were trained on; None where the file does not say.
+    """
+
+    images: Tensor
+    captions: Tensor
+    checkpoint: Path
+    fold: int | None
+
+
+def check_exportable(path: Path, annotations: Annotations) -> None:
+    """Find out before the work what an export would fail of after it.
+
+    Raises:
+        InputError: the path is a folder, or a caption holds what HDF5 can't.
+    """
+    if path.is_dir():
+        raise InputError(f"--export {path}: this is a folder; give the name of the file to write, e.g. {path}/test.h5")
+    for line, caption in enumerate(annotations.captions, 1):
+        if "\0" in caption:
+            raise InputError(
+                f"{annotations.folder}: the {annotations.name} captions hold a NUL character on line {line}, which a "
+                "text in HDF5 can't; delete it to export."
+            )
+
+
+def write_embeddings(
+    path: Path, annotations: Annotations, options: Options, vocabulary: Vocabulary, folds: Mapping[str, Embeddings]
+) -> None:
+    """Write the file, or nothing at all.
+
+    Args:
+        path: the file; one that is there is replaced.
+        annotations: the N images and M captions.
+        options: what the models were built and the data were read with.
+        vocabulary: the words whose ids the captions became.
+        folds: a group's name -> what it holds.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    cosine = registered()[options.model.name].model.pair_scores is RetrievalModel.pair_scores
+
+    def write(file: BinaryIO) -> None:
+        with h5py.File(file, "w") as archive:
+            archive.attrs["format"] = FORMAT
+            archive.attrs["model"] = options.model.name
+            archive.attrs["score"] = "cosine" if cosine else "model"
+            archive.attrs["list"] = annotations.name
+            archive.attrs["options"] = option.to_yaml(options)
+            archive.attrs["vocabulary_sha256"] = vocabulary.digest
+            archive.create_dataset("image_names", data=annotations.image_names, dtype=h5py.string_dtype())
+            archive.create_dataset("captions", data=annotations.captions, dtype=h5py.string_dtype())
+            archive["caption_image"] = annotations.caption_image
+            for name, embeddings in folds.items():
+                _write_fold(archive.create_group(name), embeddings)
+
+    try:
+        write_atomic(path, write)
+    except OSError as fault:
+        raise InputError(f"--export {path}: can't be written ({first_line(fault)}); give another file.") from fault
+
+
+def _write_fold(group: h5py.Group, embeddings: Embeddings) -> None:
+    group["image_embeddings"] = embeddings.images.numpy()
+    group["caption_embeddings"] = embeddings.captions.numpy()
+    group.attrs["checkpoint"] = str(embeddings.checkpoint)
+    group.attrs["checkpoint_sha256"] = file_sha256(embeddings.checkpoint)
+    if embeddings.fold is not None:
+        group.attrs["fold"] = embeddings.fold
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal; read in pieces, since checkpoints are large."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
