@@ -50,6 +50,10 @@ class RetrievalModel(nn.Module):
         """
         raise NotImplementedError
 
+    def fit_released(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring what a released checkpoint stores in another shape into ours; names are ours already."""
+        return state_dict
+
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed each picture alone, independent of its batch. Returns [B, D]."""
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """Checkpoints that the models' authors published, read into our modules.
 
 Each model names its released parameters in `released_names`: a prefix and what replaces it, or None for a parameter
-that is stored but never reaches the output. The longest prefix that fits wins.
+that is stored but never reaches the output. The longest prefix that fits wins. `RetrievalModel.fit_released` reshapes
+what is stored in another form.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor]) -> No
     Raises:
         InputError: names or shapes don't fit; the model is left as it was.
     """
-    given = translate(model.released_names, state_dict)
+    given = model.fit_released(translate(model.released_names, state_dict))
     wanted = model.state_dict()
     faults = [f"missing: {name}" for name in wanted if name not in given]
     faults += [f"not known to {type(model).__name__}: {name}" for name in given if name not in wanted]
