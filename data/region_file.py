@@ -115,12 +115,17 @@ def write_regions(
         InputError: the file can't be written.
     """
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
-        for index, (key, shape) in enumerate(SHAPES.items()):
-            values = [pair[index] for pair in arrays.values()]
-            file[key] = np.array(values, dtype=np.float32).reshape(-1, *shape)
-        file.create_dataset("names", data=list(arrays), dtype=h5py.string_dtype())
-        file.attrs.update({"design": design, "source": source, "classes": list(classes)})
+    try:
+        with h5py.File(content, "w") as file:
+            for index, (key, shape) in enumerate(SHAPES.items()):
+                values = [pair[index] for pair in arrays.values()]
+                file[key] = np.array(values, dtype=np.float32).reshape(-1, *shape)
+            file.create_dataset("names", data=list(arrays), dtype=h5py.string_dtype())
+            file.attrs.update({"design": design, "source": source, "classes": list(classes)})
+    except ValueError as error:
+        raise InputError(
+            f"{path}: a picture's name can't be stored ({first_line(error)}): rename it, to UTF-8 text without NUL."
+        ) from error
     try:
         write_atomic(path, lambda out: out.write(content.getbuffer()))
     except OSError as error:

@@ -192,6 +192,12 @@ class TestFile:
         (tmp_path / "r.h5").write_text("no HDF5")
         assert "not a region file" in message(read_regions, tmp_path / "r.h5")
 
+    @pytest.mark.parametrize("name", ["a\0b", "a\udce9"])
+    def test_a_name_that_can_not_be_stored(self, tmp_path: Path, name: str) -> None:
+        given = arrays([name])
+        assert "a picture's name can't be stored" in message(write_regions, tmp_path / "r.h5", given, "d", "s")
+        assert not (tmp_path / "r.h5").exists()
+
     def test_names(self) -> None:
         assert [region_name(name) for name in ("12.jpg", "a/b.c.tif", "x")] == ["12", "a/b.c", "x"]
         assert "differ in their ending alone" in message(commands.by_region_name, ["a/b.jpg", "a/b.png"])
