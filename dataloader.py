@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.annotations import Annotations
 from data.picture_store import PictureStore
+from data.region_file import Regions, region_fields
 from utils import InputError, derive_seed
 from vocab import Vocabulary
 
@@ -36,8 +37,8 @@ class Batch:
         caption_ids: [B] int64 index of each caption in its annotation list; in evaluation the first of equal ones.
         second_view: [B, 3, S, S] another augmentation of the same pictures.
         audio: [B, 3, S, S] spectrogram pictures.
-        nodes: [B, 20, 20] region features.
-        adjacency: [B, 20, 20] region graph.
+        nodes: [B, 20, 20] features of the pictures' regions, see `data.region_graph`.
+        adjacency: [B, 20, 20] their graph.
         keywords: [B, K] int64 word ids of the pictures' keywords.
     """
 
@@ -215,6 +216,7 @@ class TrainLoader:
         workers: int,
         seed: int,
         device: torch.device,
+        regions: Regions | None = None,
     ) -> None:
         """Pair each usable caption with its picture.
 
@@ -229,6 +231,7 @@ class TrainLoader:
             workers: processes that decode where the store holds nothing in memory.
             seed: root of order and augmentation.
             device: where the batches go.
+            regions: of the N images, for models that use them.
 
         Raises:
             InputError: no caption is usable.
@@ -245,6 +248,7 @@ class TrainLoader:
         self.workers = workers
         self.seed = seed
         self.device = device
+        self.regions = regions
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -259,7 +263,9 @@ class TrainLoader:
         pictures = stored_batches(self.store, [self.picture_ids[images] for images in image_chunks], self.workers)
         for caption_ids, image_ids, stored in zip(chunks, image_chunks, pictures, strict=True):
             view = augment(stored.to(self.device, non_blocking=True), self.image_size, generator)
-            yield replace(self.captions.batch(caption_ids), image_ids=image_ids, images=view).to(self.device)
+            local = region_fields(self.regions, image_ids)
+            pairs = replace(self.captions.batch(caption_ids), image_ids=image_ids, images=view, **local)
+            yield pairs.to(self.device)
 
 
 class EvaluationLoader:
@@ -275,6 +281,7 @@ class EvaluationLoader:
         batch_size: int,
         workers: int,
         device: torch.device,
+        regions: Regions | None = None,
     ) -> None:
         """See `TrainLoader`; the store's pictures have the side S here."""
         self.text_image = torch.from_numpy(annotations.caption_image)
@@ -285,13 +292,15 @@ class EvaluationLoader:
         self.batch_size = batch_size
         self.workers = workers
         self.device = device
+        self.regions = regions
 
     def image_batches(self) -> Iterator[Batch]:
         """Every picture once, in order."""
         chunks = torch.arange(len(self.picture_ids)).split(self.batch_size)
         pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, pictures, strict=True):
-            yield Batch(images=normalise(stored.to(self.device)), image_ids=image_ids).to(self.device)
+            local = region_fields(self.regions, image_ids)
+            yield Batch(images=normalise(stored.to(self.device)), image_ids=image_ids, **local).to(self.device)
 
     def caption_batches(self) -> Iterator[Batch]:
         """Every different caption once, the longest first; `caption_row` [M] says which row is whose."""

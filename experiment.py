@@ -15,8 +15,10 @@ import option
 import vocab
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
+from data.region_file import RegionFile, Regions, read_regions
 from dataloader import Captions, EvaluationLoader, TrainLoader, margin_size
 from layers.base import RetrievalModel
+from layers.registry import registered
 from layers.released import load_released
 from option import Options
 from utils import InputError, derive_seed, first_line, logger, write_atomic
@@ -89,7 +91,7 @@ def read_vocabulary(options: Options) -> Vocabulary:
 
 
 class PictureLibrary:
-    """The pictures of an experiment, decoded once per size and shared by its folds."""
+    """The pictures of an experiment and their regions, read once and shared by its folds."""
 
     def __init__(self, options: Options, names: Sequence[str], device: torch.device) -> None:
         """Name the pictures; nothing is decoded yet.
@@ -104,6 +106,7 @@ class PictureLibrary:
         self.row = {name: row for row, name in enumerate(self.names)}
         self.device = device
         self.stores: dict[int, PictureStore] = {}
+        self.region_file: RegionFile | None = None
 
     def holds(self, names: Sequence[str]) -> bool:
         """Whether all these pictures belong to the library."""
@@ -122,6 +125,15 @@ class PictureLibrary:
         store, rows = self.stores[size], torch.tensor([self.row[name] for name in names])
         store.load(rows, title)
         return store, rows
+
+    def regions(self, names: Sequence[str]) -> Regions | None:
+        """The regions of some pictures, where the model uses them and `dataset.local_path` names a file."""
+        dataset = self.options.dataset
+        if dataset.local_path is None or not registered()[self.options.model.name].model.uses_regions:
+            return None
+        if self.region_file is None:
+            self.region_file = read_regions(dataset.local_path)
+        return self.region_file.of(names, dataset.missing_regions)
 
     def _store(self, size: int) -> PictureStore:
         dataset = self.options.dataset
@@ -172,6 +184,7 @@ def train_loader(
         workers=options.dataset.workers,
         seed=derive_seed(options.optim.seed, "order", fold),
         device=device,
+        regions=library.regions(annotations.image_names),
     )
 
 
@@ -194,6 +207,7 @@ def evaluation_loader(
         batch_size=options.dataset.batch_size_val,
         workers=options.dataset.workers,
         device=device,
+        regions=library.regions(annotations.image_names),
     )
 
 

@@ -32,6 +32,7 @@ from experiment import (
 from export import Embeddings, check_exportable, write_embeddings
 from layers import build_model
 from layers.base import RetrievalModel
+from layers.registry import registered
 from option import Options
 from option.schema import Rerank
 from report import RERANKED, as_csv, score_tables
@@ -165,12 +166,13 @@ def summary(
     if scenes is not None:
         expected = metrics.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
+    note = registered()[options.model.name].model.protocol_note(options)
     protocol = (
         f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "
         f"{'fold' if len(rows) == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best epoch by "
         "mR on val; an item that is no match and scores equal to the match counts as ranked before it; mean ± sample "
         f"standard deviation over folds; pictures of {options.dataset.image_size} pixels, "
-        f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}."
+        f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
     )
     return {
         "tables": score_tables(rows, mean, chance, _describe(method, options.rerank)),

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains all folds of one experiment, then tests: bash exec/run_experiment.sh option/UCM_AMFMN.yaml ucm [arguments]
-# The second word names the data set: its vocabulary is built from data/<name>_precomp where the file is missing.
+# The second word names the data set: its vocabulary is built from data/<name>_precomp where the file is missing, and so
+# are the regions data/<name>_regions.h5 where the option file names them.
 # CARD=0 chooses the GPU. Further arguments (--set, --device, --folds) are handed to both train.py and test.py.
 # Run it again after an interruption: training carries on where it stopped.
 set -euo pipefail
@@ -20,6 +21,10 @@ if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec
 fi
 if [[ ! -f "vocab/${name}_splits_vocab.json" ]]; then
   step "vocabulary" "$python" -m vocab --data_path "data/${name}_precomp" --data_name "$name"
+fi
+regions="data/${name}_regions.h5"
+if grep -q "local_path: $regions" "$option" && [[ ! -f "$regions" ]]; then
+  step "regions" "$python" -m data.regions build --images "data/${name}_precomp/images" --out "$regions"
 fi
 step "training" "$python" train.py --path_opt "$option" --resume "$@"
 step "test" "$python" test.py --path_opt "$option" "$@"

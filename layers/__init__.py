@@ -28,5 +28,4 @@ def build_model(options: Options, vocabulary: Vocabulary, load_weights: bool = T
     Raises:
         InputError: weights that the options name can't be had or don't fit.
     """
-    chosen = registered()[options.model.name]
-    return chosen.model.from_parameters(options.model, options.dataset.image_size, vocabulary, load_weights)
+    return registered()[options.model.name].model.from_options(options, vocabulary, load_weights)

@@ -19,8 +19,7 @@ from layers.backbone import BackboneParameters
 from layers.base import NORM_FLOOR, RetrievalModel, l2norm
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
 from layers.registry import ModelParameters, Parameters, register
-from layers.skip_thoughts import RELEASED_GATES
-from layers.text import EmbedParameters, Seq2VecParameters, caption_encoder
+from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
 
 if TYPE_CHECKING:
     from dataloader import Batch
@@ -146,11 +145,9 @@ ATTENTION: dict[str, Callable[[int], CrossAttention]] = {
 class AMFMN(RetrievalModel):
     """Multiscale image encoder, skip-thoughts caption encoder, and a text vector of its own for each pair."""
 
-    released_names = {  # noqa: RUF012 (ClassVar in the base class)
+    released_names = {  # noqa: RUF012 (never changed)
         **RELEASED_MULTISCALE,
-        "text_feature.seq2vec.": "caption_encoder.sequence.",
-        **{f"text_feature.seq2vec.{old}": f"caption_encoder.sequence.{new}" for old, new in RELEASED_GATES.items()},
-        "text_feature.to_out.": "caption_encoder.projection.",
+        **RELEASED_CAPTIONS,
         "cross_attention_s.cross_attention.0.": "attention.gate.",
         "cross_attention_s.cross_attention_fc1.0.": "attention.gate.",
         "cross_attention_s.cross_attention_fc2.0.": "attention.value.",

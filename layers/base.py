@@ -5,7 +5,8 @@ Letters: B batch, N images, M texts, D embedding, L words, S image side in pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from dataloader import Batch
     from layers.registry import ModelParameters
+    from option import Options
     from vocab import Vocabulary
 
 Criterion = Callable[[Tensor], dict[str, Tensor]]
@@ -30,8 +32,12 @@ def l2norm(vectors: Tensor) -> Tensor:
 class RetrievalModel(nn.Module):
     """Contract between a model and everything else: training, evaluation, export and search use only these verbs."""
 
-    released_names: ClassVar[dict[str, str | None]] = {}
-    """Prefix of a name in a released checkpoint -> ours; None for a parameter that never reaches the output."""
+    released_names: Mapping[str, str | None] = MappingProxyType({})
+    """Prefix of a name in a released checkpoint -> ours; None for a parameter that never reaches the output. A model
+    whose options leave parts unbuilt has its own."""
+
+    uses_regions: ClassVar[bool] = False
+    """Whether pictures come with the `nodes` and `adjacency` of `dataset.local_path`."""
 
     @classmethod
     def from_parameters(
@@ -49,6 +55,16 @@ class RetrievalModel(nn.Module):
             InputError: weights that the block names can't be had or don't fit.
         """
         raise NotImplementedError
+
+    @classmethod
+    def from_options(cls, options: Options, vocabulary: Vocabulary, load_weights: bool) -> RetrievalModel:
+        """Build the model of an experiment; override it where more than the `model` block decides what is built."""
+        return cls.from_parameters(options.model, options.dataset.image_size, vocabulary, load_weights)
+
+    @classmethod
+    def protocol_note(cls, options: Options) -> str:
+        """What a recall table must say about the model of these options beyond its name; mostly nothing."""
+        return ""
 
     def fit_released(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring what a released checkpoint stores in another shape into ours; names are ours already."""

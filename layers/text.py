@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.registry import Parameters
-from layers.skip_thoughts import SKIP_THOUGHTS, last_gru_states, load_skip_thoughts
+from layers.skip_thoughts import RELEASED_GATES, SKIP_THOUGHTS, last_gru_states, load_skip_thoughts
 from utils import InputError, logger
 
 
@@ -77,6 +77,13 @@ class CaptionEncoder(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Embed captions: tokens [B, L] zero-padded, lengths [B] (CPU) -> [B, D], not negative."""
         return F.relu(self.projection(self.sequence(tokens, lengths)))
+
+
+RELEASED_CAPTIONS: dict[str, str | None] = {
+    "text_feature.seq2vec.": "caption_encoder.sequence.",
+    **{f"text_feature.seq2vec.{old}": f"caption_encoder.sequence.{new}" for old, new in RELEASED_GATES.items()},
+    "text_feature.to_out.": "caption_encoder.projection.",
+}
 
 
 def caption_encoder(

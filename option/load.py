@@ -73,7 +73,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     if faults:
         raise InputError(_report(faults))
     options = Options(**values)
-    _note_without_effect(source, given, known, options.model.name)
+    _note_without_effect(source, given, known, options)
     return options
 
 
@@ -211,9 +211,14 @@ def _report(faults: Iterable[Fault]) -> str:
     return "\n".join(lines)
 
 
-def _note_without_effect(source: str, given: Mapping[str, Given], known: Mapping[str, FieldInfo], model: str) -> None:
-    """Name the published keys that were given a value and that nothing reads, by reason, in one warning."""
+def _note_without_effect(
+    source: str, given: Mapping[str, Given], known: Mapping[str, FieldInfo], options: Options
+) -> None:
+    """Name the keys that were given a value and that nothing reads, by reason, in one warning."""
+    model = options.model.name
     by_reason = defaultdict(list)
+    if options.dataset.local_path is not None and not registered()[model].model.uses_regions:
+        by_reason[f"{model} has no regions"].append("dataset.local_path")
     for key, reason in published_keys().items():
         if key in given and key not in known and given[key].value is not None:
             by_reason[reason.format(model=model)].append(key)

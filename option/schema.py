@@ -73,7 +73,12 @@ class Dataset(Parameters):
     image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
     audio_path: GivenPath | None = Field(default=None, description="folder of the spectrogram pictures (MCRN)")
     vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`")
-    local_path: GivenPath | None = Field(default=None, description="file of region nodes and adjacency (GaLR)")
+    local_path: GivenPath | None = Field(
+        default=None, description="region file, made by `python -m data.regions`; null: GaLR is global only"
+    )
+    missing_regions: Literal["error", "zeros"] = Field(
+        default="error", description="what a picture gets that the region file lacks"
+    )
     batch_size: int = Field(
         default=100, ge=2, description="pairs per training batch; at least 2, since the others are the negatives"
     )

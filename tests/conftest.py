@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +21,8 @@ SMALL = {
     "seq2vec.word_dim": 16,
     "seq2vec.hidden_dim": 32,
     "embed.embed_dim": 128,
+    "fusion.mca_HIDDEN_SIZE": 128,
+    "fusion.mca_HIDDEN_SIZE_HEAD": 16,
     "backbone.pretrained": "none",
 }
 
@@ -49,13 +50,25 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def tiny_options() -> Callable[..., Options]:
-    """`tiny_options(model, {dotted key of the model block: value})`: options of a model that builds in no time."""
+    """`tiny_options(model, changes)`: options of a model that builds in no time.
+
+    `changes` are dotted keys of the `model` block, or of the `dataset` block with `dataset.` before them.
+    """
 
     def build(model: str, changes: Mapping[str, Any] | None = None) -> Options:
         parameters = registered()[model].parameters
         known = leaves(parameters, "model")
         block: dict[str, Any] = {"name": model}
+        dataset: dict[str, Any] = {
+            "data_path": "absent",
+            "vocab_path": "absent",
+            "local_path": "absent",
+            "image_size": 64,
+        }
         for key, value in ({key: SMALL[key] for key in SMALL if f"model.{key}" in known} | dict(changes or {})).items():
+            if key.startswith("dataset."):
+                dataset[key.removeprefix("dataset.")] = value
+                continue
             *path, last = key.split(".")
             inner = block
             for part in path:
@@ -63,7 +76,7 @@ def tiny_options() -> Callable[..., Options]:
             inner[last] = value
         return Options(
             model=parameters.model_validate(block),
-            dataset=Dataset(data_path=Path("absent"), vocab_path=Path("absent"), image_size=64),
+            dataset=Dataset.model_validate(dataset),
             k_fold=KFold(experiment_name="tiny"),
         )
 

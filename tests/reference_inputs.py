@@ -69,9 +69,17 @@ def outputs(model: str) -> dict[str, Tensor]:
 
 
 def batch() -> Batch:
-    """Six pictures and seven captions (ids 1..19, lengths 14 down to 1)."""
+    """Six pictures with their regions, and seven captions (ids 1..19, lengths 14 down to 1)."""
     images = generator("input:images").standard_normal((6, 3, 256, 256)).astype(np.float32)
     tokens = generator("input:texts").integers(1, 20, size=(7, 14))
     for row, length in enumerate(LENGTHS):
         tokens[row, length:] = 0
-    return Batch(images=torch.from_numpy(images), tokens=torch.from_numpy(tokens), lengths=torch.tensor(LENGTHS))
+    nodes = generator("input:local_rep").standard_normal((6, 20, 20)).astype(np.float32)
+    similarities = torch.from_numpy(generator("input:local_adj").standard_normal((6, 20, 20)))
+    return Batch(
+        images=torch.from_numpy(images),
+        tokens=torch.from_numpy(tokens),
+        lengths=torch.tensor(LENGTHS),
+        nodes=torch.from_numpy(nodes),
+        adjacency=similarities.softmax(dim=-1).float(),
+    )

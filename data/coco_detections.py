@@ -1,0 +1,121 @@
+"""Reads detections in COCO's JSON form, as any detector can write them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data.annotations import first_faults
+from data.region_graph import CLASSES, Detections
+from utils import InputError
+
+
+class _Entry(BaseModel):
+    """An entry of the JSON; keys that are not needed are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class _Image(_Entry):
+    id: int
+    file_name: Annotated[str, Field(min_length=1)]
+    width: Annotated[int, Field(gt=0)]
+    height: Annotated[int, Field(gt=0)]
+
+
+class _Annotation(_Entry):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    score: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class _Category(_Entry):
+    id: int
+    name: str
+
+
+class _Coco(_Entry):
+    images: Annotated[list[_Image], Field(min_length=1)]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
+def read_detections(path: Path) -> tuple[dict[str, Detections], list[str]]:
+    """Read a COCO file: `images`, `annotations` (an annotation without `score` counts as 1) and `categories`.
+
+    Boxes are cut at the picture's edge; what lies outside of it is left out. Up to 15 categories have a column each, in
+    the order of their ids.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        The detections of each image by its file name, and the names of the categories.
+
+    Raises:
+        InputError: the file can't be read, or does not hold that; the message names the entries.
+    """
+    try:
+        content = _Coco.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}).") from error
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
+        raise InputError(
+            f"{path}: not COCO detections:{first_faults(faults)}\nExpected an object with the keys images (id, "
+            "file_name, width, height), annotations (image_id, category_id, bbox [left, top, width, height] in pixels, "
+            "score 0..1) and categories (id, name). A bare list of results goes under the key annotations."
+        ) from error
+    _refuse_inconsistent(path, content)
+    categories = sorted(content.categories, key=lambda category: category.id)
+    column = {category.id: index for index, category in enumerate(categories)}
+    of_image = defaultdict(list)
+    for annotation in content.annotations:
+        of_image[annotation.image_id].append(annotation)
+    return {image.file_name: _detections(image, of_image[image.id], column) for image in content.images}, [
+        category.name for category in categories
+    ]
+
+
+def _refuse_inconsistent(path: Path, content: _Coco) -> None:
+    """Raise for what each entry alone does not show: repeated and unknown ids, repeated names, too many categories."""
+    kinds: dict[str, list[object]] = {
+        "images: id": [image.id for image in content.images],
+        "images: file_name": [image.file_name for image in content.images],
+        "categories: id": [category.id for category in content.categories],
+    }
+    faults = [
+        f"{kind} {value!r} comes {times} times"
+        for kind, values in kinds.items()
+        for value, times in Counter(values).items()
+        if times > 1
+    ]
+    images, categories = set(kinds["images: id"]), set(kinds["categories: id"])
+    for index, annotation in enumerate(content.annotations):
+        if annotation.image_id not in images:
+            faults.append(f"annotations.{index}: no image has the id {annotation.image_id}")
+        if annotation.category_id not in categories:
+            faults.append(f"annotations.{index}: no category has the id {annotation.category_id}")
+    if len(content.categories) > CLASSES:
+        faults.append(f"{len(content.categories)} categories, at most {CLASSES} have a column: merge some")
+    if faults:
+        raise InputError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}:{first_faults(faults)}")
+
+
+def _detections(image: _Image, annotations: list[_Annotation], column: dict[int, int]) -> Detections:
+    """The annotations of one image, those with an area inside of it."""
+    boxes = np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    size = np.array([image.width, image.height])
+    low = np.clip(boxes[:, :2], 0, size) / size
+    high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, size) / size
+    inside = np.all(high > low, axis=1)
+    return Detections(
+        boxes=np.hstack([(low + high) / 2, high - low])[inside].astype(np.float32),
+        classes=np.array([column[a.category_id] for a in annotations], dtype=np.int64)[inside],
+        scores=np.array([a.score for a in annotations], dtype=np.float32)[inside],
+    )
