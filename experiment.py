@@ -291,12 +291,13 @@ def fit_weights(
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
-    """Which options of the checkpoint's model and picture size are not the ones given."""
+    """Which options that decide what is built differ between a checkpoint and what is given."""
     stored_flat, given_flat = _flat(stored), _flat(given)
     lines = [
         f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
         for key in sorted(stored_flat.keys() | given_flat.keys())
-        if key.startswith(("model.", "dataset.image_size")) and stored_flat.get(key) != given_flat.get(key)
+        if key.startswith(("model.", "dataset.image_size", "dataset.local_path"))
+        and stored_flat.get(key) != given_flat.get(key)
     ]
     return " They differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
 

@@ -226,7 +226,7 @@ class TestRuns:
         result = json.loads((tmp_path / "checkpoint" / "tiny" / "test.json").read_text())
         assert "global only" in result["protocol"]
         regions = f"dataset.local_path={experiment.parent / 'regions.h5'}"
-        with pytest.raises(InputError, match="does not fit GaLR"):
+        with pytest.raises(InputError, match=r"does not fit GaLR(.|\n)*dataset.local_path: None in the checkpoint"):
             test_entry.main(["--path_opt", str(path), "--set", regions])
 
     def test_each_picture_comes_with_its_own_regions(self, experiment: Path) -> None:
