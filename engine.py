@@ -169,7 +169,13 @@ def train_epoch(
     state.model.train()
     meter = Meter()
     steps = len(loader)
-    bar = tqdm(loader.epoch(state.epoch), total=steps, desc=f"epoch {state.epoch + 1}/{plan.epochs}", disable=None)
+    bar = tqdm(
+        loader.epoch(state.epoch),
+        total=steps,
+        desc=f"epoch {state.epoch + 1}/{plan.epochs}",
+        unit="batch",
+        disable=None,
+    )
     state.optimizer.zero_grad(set_to_none=True)
     for step, batch in enumerate(meter.timed(bar), start=1):
         with autocast(device, plan.amp):
