@@ -5,6 +5,7 @@ Letters: B batch, N images, M captions, U different captions, D embedding.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -242,7 +243,7 @@ class Meter:
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss):
         raise InputError(
             f"the loss became {loss} in epoch {epoch} by step {step}. Try a lower optim.lr, optim.grad_clip=2, or "
             "optim.amp=off; the last whole epoch is saved, and --resume goes on from it."

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from layers.backbone import BackboneParameters
 from layers.base import NORM_FLOOR, RetrievalModel, l2norm
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
 
@@ -179,17 +179,11 @@ class AMFMN(RetrievalModel):
     ) -> AMFMN:
         """See `RetrievalModel.from_parameters`."""
         block = cast(AmfmnParameters, parameters)
-        image_encoder = MultiscaleImageEncoder(
-            block.embed.embed_dim,
-            image_size,
-            block.multiscale.multiscale_input_channel,
-            block.multiscale.multiscale_output_channel,
-            block.backbone.pretrained if load_weights else "none",
-        )
+        images = multiscale_encoder(block.multiscale, block.backbone, block.embed.embed_dim, image_size, load_weights)
         captions = caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
         attention = block.cross_attention
         return cls(
-            image_encoder,
+            images,
             captions,
             block.embed.embed_dim,
             attention.att_type,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layers.backbone import BackboneParameters
 from layers.base import RetrievalModel, l2norm
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
 from layers.single_token import PostNormBlock, released_block_names
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
@@ -169,17 +169,11 @@ class GaLR(RetrievalModel):
     ) -> GaLR:
         """See `RetrievalModel.from_parameters`; without `regions` it is the global-only model."""
         block = cast(GalrParameters, parameters)
-        image_encoder = MultiscaleImageEncoder(
-            block.embed.embed_dim,
-            image_size,
-            block.multiscale.multiscale_input_channel,
-            block.multiscale.multiscale_output_channel,
-            block.backbone.pretrained if load_weights else "none",
-        )
+        images = multiscale_encoder(block.multiscale, block.backbone, block.embed.embed_dim, image_size, load_weights)
         captions = caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
         if not regions:
-            return cls(image_encoder, captions, None, None)
-        return cls(image_encoder, captions, RegionGraphEncoder(block.embed.embed_dim), Fusion(block.fusion))
+            return cls(images, captions, None, None)
+        return cls(images, captions, RegionGraphEncoder(block.embed.embed_dim), Fusion(block.fusion))
 
     @classmethod
     def from_options(cls, options: Options, vocabulary: Vocabulary, load_weights: bool) -> GaLR:

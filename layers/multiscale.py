@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.backbone import resnet
+from layers.backbone import BackboneParameters, resnet
 from layers.registry import Parameters
 
 
@@ -84,6 +84,23 @@ class MultiscaleImageEncoder(nn.Module):
         attended = self.attended(joined) * torch.sigmoid(self.attention(joined))
         gate: Tensor = torch.sigmoid(self.gate(attended.flatten(1)))  # [B, D]
         return solo * gate
+
+
+def multiscale_encoder(
+    parameters: MultiscaleParameters, backbone: BackboneParameters, embed_dim: int, image_size: int, load_weights: bool
+) -> MultiscaleImageEncoder:
+    """Build the image encoder that the options choose; with `load_weights`, start it from the weights they name.
+
+    Raises:
+        InputError: the weights can't be had or don't fit.
+    """
+    return MultiscaleImageEncoder(
+        embed_dim,
+        image_size,
+        parameters.multiscale_input_channel,
+        parameters.multiscale_output_channel,
+        backbone.pretrained if load_weights else "none",
+    )
 
 
 RELEASED_MULTISCALE: dict[str, str | None] = {
