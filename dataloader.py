@@ -53,6 +53,10 @@ class Batch:
     adjacency: Tensor | None = None
     keywords: Tensor | None = None
 
+    def __len__(self) -> int:
+        """Items, B."""
+        return next(len(value) for value in vars(self).values() if value is not None)
+
     def need(self, field: str) -> Tensor:
         """The tensor of a field that a model can't do without.
 
@@ -266,6 +270,43 @@ class TrainLoader:
             local = region_fields(self.regions, image_ids)
             pairs = replace(self.captions.batch(caption_ids), image_ids=image_ids, images=view, **local)
             yield pairs.to(self.device)
+
+
+class PictureLoader:
+    """Batches of pictures alone, shuffled anew in every epoch; order and views follow from (seed, epoch) alone."""
+
+    def __init__(
+        self,
+        store: PictureStore,
+        picture_ids: Tensor,
+        *,
+        batch_size: int,
+        image_size: int,
+        workers: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """See `TrainLoader`; `image_ids` of a batch are places in `picture_ids` [N]."""
+        self.store = store
+        self.picture_ids = picture_ids
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.workers = workers
+        self.seed = seed
+        self.device = device
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return math.ceil(len(self.picture_ids) / self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All pictures once, in the order of epoch `number`, on the device."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
+        chunks = torch.randperm(len(self.picture_ids), generator=generator).split(self.batch_size)
+        pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
+        for image_ids, stored in zip(chunks, pictures, strict=True):
+            view = augment(stored.to(self.device, non_blocking=True), self.image_size, generator)
+            yield Batch(images=view, image_ids=image_ids).to(self.device)
 
 
 class EvaluationLoader:

@@ -19,13 +19,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
-from dataloader import Batch, EvaluationLoader, TrainLoader
-from layers.base import Criterion, RetrievalModel
+from dataloader import Batch, EvaluationLoader
+from layers.base import RetrievalModel
 from utils import InputError, logger
 
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SCORES_PER_BLOCK = 2**26
 """Entries of the score matrix that evaluation holds at once: 256 MiB of float32."""
+
+
+class Loader(Protocol):
+    """Batches that follow from the number of the epoch alone."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch, on the device."""
 
 
 class ScalarWriter(Protocol):
@@ -40,13 +50,14 @@ class Plan:
     """How long and how to train.
 
     Attributes:
-        epochs: passes over the training pairs.
+        epochs: passes over the training items.
         eval_step: epochs between two validations.
         print_freq: steps between two log entries.
-        patience: validations without a better mR before training stops; 0 never stops it.
+        patience: validations without a better score before training stops; 0 never stops it.
         accumulate: batches whose gradients are summed before the optimiser steps.
         grad_clip: greatest norm of the whole gradient; 0 leaves it alone.
         amp: `off`, `bf16` or `fp16`.
+        select: the validation score that the best epoch has the highest of.
     """
 
     epochs: int
@@ -56,13 +67,14 @@ class Plan:
     accumulate: int = 1
     grad_clip: float = 0.0
     amp: str = "off"
+    select: str = "mR"
 
 
 @dataclass
 class TrainingState:
     """Everything that a run needs to go on: `state_dict` and `load_state_dict` make it a checkpoint and back."""
 
-    model: RetrievalModel
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -104,9 +116,9 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
 
 def fit(
     state: TrainingState,
-    loader: TrainLoader,
-    validation: EvaluationLoader,
-    criterion: Criterion,
+    loader: Loader,
+    losses_of: Callable[[Batch], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]],
     plan: Plan,
     device: torch.device,
     writer: ScalarWriter,
@@ -116,9 +128,9 @@ def fit(
 
     Args:
         state: where to start from; changed in place.
-        loader: training pairs.
-        validation: pictures and captions of the val split; the best epoch is the one of highest mR on it.
-        criterion: training objective on scores [B, B].
+        loader: what to train on.
+        losses_of: losses of a batch, summed over its items: key `loss`, and its parts to log.
+        validate: scores of the model as it is, among them `plan.select`.
         plan: how long and how.
         device: where the model is.
         writer: gets all scalars.
@@ -130,39 +142,39 @@ def fit(
     while state.epoch < plan.epochs:
         started = time.perf_counter()
         row = {"epoch": float(state.epoch + 1), "lr": state.optimizer.param_groups[0]["lr"]}
-        row |= train_epoch(state, loader, criterion, plan, device, writer)
+        row |= train_epoch(state, loader, losses_of, plan, device, writer)
         state.scheduler.step()
         state.epoch += 1
         is_best = False
         if state.epoch % plan.eval_step == 0 or state.epoch == plan.epochs:
-            scores = evaluate(state.model, validation, device, plan.amp)
-            is_best = scores["mR"] > state.best
-            state.best = max(state.best, scores["mR"])
+            scores = validate()
+            is_best = scores[plan.select] > state.best
+            state.best = max(state.best, scores[plan.select])
             state.validations_since_best = 0 if is_best else state.validations_since_best + 1
             row |= {f"val_{name}": value for name, value in scores.items()}
             for name, value in scores.items():
                 writer.add_scalar(f"val/{name}", value, state.epoch)
         row["seconds"] = time.perf_counter() - started
         state.history.append(row)
-        _log_epoch(row, plan.epochs, is_best)
+        _log_epoch(row, plan, is_best)
         save(state, is_best)
         if plan.patience and state.validations_since_best >= plan.patience:
-            logger.info("Stopped early: mR has not risen for %d validations.", plan.patience)
+            logger.info("Stopped early: %s has not risen for %d validations.", plan.select, plan.patience)
             return
 
 
 def train_epoch(
     state: TrainingState,
-    loader: TrainLoader,
-    criterion: Criterion,
+    loader: Loader,
+    losses_of: Callable[[Batch], dict[str, Tensor]],
     plan: Plan,
     device: torch.device,
     writer: ScalarWriter,
 ) -> dict[str, float]:
-    """One pass over the training pairs.
+    """One pass over the training items.
 
     Returns:
-        Mean loss per pair and its parts, images per second, and the share of time spent waiting for data.
+        Mean loss per item and its parts, images per second, and the share of time spent waiting for data.
 
     Raises:
         InputError: the loss is not finite.
@@ -180,11 +192,11 @@ def train_epoch(
     state.optimizer.zero_grad(set_to_none=True)
     for step, batch in enumerate(meter.timed(bar), start=1):
         with autocast(device, plan.amp):
-            losses = state.model.training_loss(batch, criterion)
+            losses = losses_of(batch)
         state.scaler.scale(losses["loss"]).backward()
         if step % plan.accumulate == 0 or step == steps:
             optimiser_step(state, plan.grad_clip)
-        meter.add(losses, len(batch.need("caption_ids")))
+        meter.add(losses, len(batch))
         if step % plan.print_freq == 0 or step == steps:
             means = meter.means()
             _check_finite(means["loss"], state.epoch + 1, step)
@@ -209,12 +221,12 @@ def optimiser_step(state: TrainingState, grad_clip: float) -> None:
 
 
 class Meter:
-    """Running sums of an epoch: losses, pairs, and how long the loop waited for its batches."""
+    """Running sums of an epoch: losses, items, and how long the loop waited for its batches."""
 
     def __init__(self) -> None:
         """Start the clock."""
         self.sums: dict[str, Tensor | float] = defaultdict(float)
-        self.pairs = 0
+        self.items = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -229,17 +241,17 @@ class Meter:
                 return
             yield batch
 
-    def add(self, losses: dict[str, Tensor], pairs: int) -> None:
+    def add(self, losses: dict[str, Tensor], items: int) -> None:
         """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
-        self.pairs += pairs
+        self.items += items
         for name, value in losses.items():
             self.sums[name] += value.detach()
 
     def means(self) -> dict[str, float]:
-        """Losses per pair so far, images (one per pair) per second, share of waiting."""
+        """Losses per item so far, images (one per item) per second, share of waiting."""
         seconds = time.perf_counter() - self.started
-        means = {name: float(value) / self.pairs for name, value in self.sums.items()}
-        return means | {"images_per_second": self.pairs / seconds, "data_wait_share": self.waited / seconds}
+        means = {name: float(value) / self.items for name, value in self.sums.items()}
+        return means | {"images_per_second": self.items / seconds, "data_wait_share": self.waited / seconds}
 
 
 def _check_finite(loss: float, epoch: int, step: int) -> None:
@@ -250,12 +262,13 @@ def _check_finite(loss: float, epoch: int, step: int) -> None:
         )
 
 
-def _log_epoch(row: dict[str, float], epochs: int, is_best: bool) -> None:
-    validation = f", val mR {row['val_mR']:.2f}{' (best)' if is_best else ''}" if "val_mR" in row else ""
+def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
+    score = row.get(f"val_{plan.select}")
+    validation = "" if score is None else f", val {plan.select} {score:.2f}{' (best)' if is_best else ''}"
     logger.info(
         "epoch %d/%d: loss %.4f%s, lr %.2e, %.0f images/s, %.0f s",
         row["epoch"],
-        epochs,
+        plan.epochs,
         row["loss"],
         validation,
         row["lr"],

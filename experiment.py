@@ -1,30 +1,30 @@
-"""From options to the objects of one run: folders, vocabulary, pictures, model, checkpoints."""
+"""From options to the objects of one run: folders, vocabulary, pictures, loaders."""
 
 from __future__ import annotations
 
 import argparse
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import option
 import vocab
+from checkpoints import save_checkpoint
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
-from data.region_file import RegionFile, Regions, read_regions
+from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, TrainLoader, margin_size
-from layers.base import RetrievalModel
+from engine import Plan, TrainingState
 from layers.registry import registered
-from layers.released import load_released
-from option import Options
-from utils import InputError, derive_seed, first_line, logger, write_atomic
+from option import Options, SceneOptions
+from option.schema import Logs, Pictures, Training
+from report import as_csv
+from utils import InputError, derive_seed, logger, write_text_atomic
 from vocab import Vocabulary
 
-FORMAT = "rsretrieval-1"
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def entry_parser(description: str) -> argparse.ArgumentParser:
@@ -33,8 +33,12 @@ def entry_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
-    parser.add_argument("--folds", help="only these folds, e.g. 0,2")
     return parser
+
+
+def add_folds(parser: argparse.ArgumentParser) -> None:
+    """The argument that chooses folds."""
+    parser.add_argument("--folds", help="only these folds, e.g. 0,2")
 
 
 def command(script: str, path_opt: str, overrides: Sequence[str], *flags: str) -> str:
@@ -91,22 +95,27 @@ def read_vocabulary(options: Options) -> Vocabulary:
 
 
 class PictureLibrary:
-    """The pictures of an experiment and their regions, read once and shared by its folds."""
+    """The pictures of an experiment, read once and shared by its folds."""
 
-    def __init__(self, options: Options, names: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, pictures: Pictures, folder: Path, cache_folder: Path, names: Sequence[str], device: torch.device
+    ) -> None:
         """Name the pictures; nothing is decoded yet.
 
         Args:
-            options: `dataset.image_path`, `cache` and `max_pixels` are read.
+            pictures: how to read them.
+            folder: where they lie.
+            cache_folder: where a cache on disk goes.
             names: file names in the image folder; order and repeats do not matter.
             device: where the batches will go.
         """
-        self.options = options
+        self.pictures = pictures
+        self.folder = folder
+        self.cache_folder = cache_folder
         self.names = sorted(set(names))
         self.row = {name: row for row, name in enumerate(self.names)}
         self.device = device
         self.stores: dict[int, PictureStore] = {}
-        self.region_file: RegionFile | None = None
 
     def holds(self, names: Sequence[str]) -> bool:
         """Whether all these pictures belong to the library."""
@@ -126,27 +135,25 @@ class PictureLibrary:
         store.load(rows, title)
         return store, rows
 
-    def regions(self, names: Sequence[str]) -> Regions | None:
-        """The regions of some pictures, where the model uses them and `dataset.local_path` names a file."""
-        dataset = self.options.dataset
-        if dataset.local_path is None or not registered()[self.options.model.name].model.uses_regions:
-            return None
-        if self.region_file is None:
-            self.region_file = read_regions(dataset.local_path)
-        return self.region_file.of(names, dataset.missing_regions)
-
     def _store(self, size: int) -> PictureStore:
-        dataset = self.options.dataset
-        cache = choose_cache(dataset.cache, len(self.names), size, self.device)
+        cache = choose_cache(self.pictures.cache, len(self.names), size, self.device)
         logger.info("Pictures of %d pixels: cache %s, %.0f MiB", size, cache, len(self.names) * 3 * size**2 / 2**20)
-        return PictureStore(
-            [dataset.image_folder / name for name in self.names],
-            size,
-            cache,
-            experiment_folder(self.options) / "cache",
-            self.device,
-            dataset.max_pixels,
-        )
+        paths = [self.folder / name for name in self.names]
+        return PictureStore(paths, size, cache, self.cache_folder, self.device, self.pictures.max_pixels)
+
+
+def picture_library(options: Options, names: Sequence[str], device: torch.device) -> PictureLibrary:
+    """The pictures of a retrieval experiment."""
+    cache_folder = experiment_folder(options) / "cache"
+    return PictureLibrary(options.dataset, options.dataset.image_folder, cache_folder, names, device)
+
+
+def regions_of(options: Options, names: Sequence[str]) -> Regions | None:
+    """The regions of some pictures, where the model uses them and `dataset.local_path` names a file."""
+    dataset = options.dataset
+    if dataset.local_path is None or not registered()[options.model.name].model.uses_regions:
+        return None
+    return read_regions(dataset.local_path).of(names, dataset.missing_regions)
 
 
 def warn_of_blanks(annotations: Annotations) -> Tensor:
@@ -184,7 +191,7 @@ def train_loader(
         workers=options.dataset.workers,
         seed=derive_seed(options.optim.seed, "order", fold),
         device=device,
-        regions=library.regions(annotations.image_names),
+        regions=regions_of(options, annotations.image_names),
     )
 
 
@@ -207,104 +214,69 @@ def evaluation_loader(
         batch_size=options.dataset.batch_size_val,
         workers=options.dataset.workers,
         device=device,
-        regions=library.regions(annotations.image_names),
+        regions=regions_of(options, annotations.image_names),
     )
 
 
-def place(model: RetrievalModel, device: torch.device) -> RetrievalModel:
+def place(model: Module, device: torch.device) -> Module:
     """Put a model on a device, its convolutions in the channels-last layout that CPUs and tensor cores prefer."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], options: Options, vocabulary: Vocabulary, fold: int) -> None:
-    """Write a checkpoint of ours: a state, and what it takes to know whether it fits."""
-    content = {
-        "format": FORMAT,
-        "options": option.dump(options),
-        "vocabulary": vocabulary.digest,
-        "fold": fold,
-        **state,
-    }
-    write_atomic(path, lambda file: torch.save(content, file))
+def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
+    """How the engine is to train; the best epoch has the highest validation score `select`."""
+    return Plan(
+        epochs=optim.epochs,
+        eval_step=logs.eval_step,
+        print_freq=logs.print_freq,
+        patience=optim.patience,
+        accumulate=optim.accumulate,
+        grad_clip=optim.grad_clip,
+        amp=optim.amp,
+        select=select,
+    )
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, or one that the models' authors published, without running code from it.
+def start_state(
+    model: nn.Module, groups: Sequence[dict[str, Any]], optim: Training, device: torch.device
+) -> TrainingState:
+    """Optimiser, learning rates and loss scale of a run before its first epoch.
 
-    Raises:
-        InputError: the file is missing, or is not a checkpoint, or holds more than tensors and plain values.
+    Args:
+        model: placed on the device already.
+        groups: its parameters in groups for the optimiser, each with its learning rate.
+        optim: the schedule, and whether losses are scaled.
+        device: where the model is.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
-        raise InputError(f"{path} can't be read as a checkpoint: {first_line(fault)}") from fault
-    except Exception as fault:  # pickle's own errors share no useful base class
-        raise InputError(
-            f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)})."
-        ) from fault
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(f"{path} is not a checkpoint: expected a dictionary with the weights under the key `model`.")
-    return content
-
-
-def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Load a checkpoint, ours or a published one, into a model built from `options`.
-
-    Returns:
-        The whole checkpoint.
-
-    Raises:
-        InputError: see `read_checkpoint` and `fit_weights`.
-    """
-    content = read_checkpoint(path)
-    if content.get("format") == FORMAT:
-        fit_weights(model, content, path, options, vocabulary)
+    optimizer = torch.optim.Adam(groups, fused=True)
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    if optim.schedule == "cosine":
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, optim.schedule_epochs or optim.epochs)
     else:
-        load_released(model, content["model"])
-        logger.info("Loaded the released checkpoint %s.", path)
-    return content
+        # Differs from the released code: the rate falls before epochs 20, 40, ... (counted from 0), as the papers say;
+        # the released schedule is one epoch early.
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, optim.lr_update_epoch, optim.lr_decay_param)
+    return TrainingState(model, optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=optim.amp == "fp16"))
 
 
-def fit_weights(
-    model: RetrievalModel, content: dict[str, Any], path: Path, options: Options, vocabulary: Vocabulary
-) -> None:
-    """Load the weights of a checkpoint of ours.
+def keeper(
+    folder: Path, best: Path, options: Options | SceneOptions, **extra: object
+) -> Callable[[TrainingState, bool], None]:
+    """What saves a run after each epoch: `last.pth` to go on from, the best weights, and the history as a table.
 
-    Raises:
-        InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
+    Args:
+        folder: the run's folder.
+        best: file of the best weights.
+        options: stored in both checkpoints.
+        extra: stored in both, too.
     """
-    if content["vocabulary"] != vocabulary.digest:
-        raise InputError(
-            f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
-            "words. Give the vocabulary that it was trained with (--set dataset.vocab_path=FILE)."
-        )
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as fault:
-        raise InputError(
-            f"{path} does not fit {options.model.name} as built from these options."
-            + _differences(content["options"], option.dump(options))
-        ) from fault
 
+    def save(state: TrainingState, is_best: bool) -> None:
+        if is_best:
+            weights = {"model": state.model.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
+            save_checkpoint(best, weights | extra, options)
+        save_checkpoint(folder / "last.pth", state.state_dict() | extra, options)
+        write_text_atomic(folder / "history.csv", as_csv(state.history))
 
-def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
-    """Which options that decide what is built differ between a checkpoint and what is given."""
-    stored_flat, given_flat = _flat(stored), _flat(given)
-    lines = [
-        f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
-        for key in sorted(stored_flat.keys() | given_flat.keys())
-        if key.startswith(("model.", "dataset.image_size", "dataset.local_path"))
-        and stored_flat.get(key) != given_flat.get(key)
-    ]
-    return " They differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return save

@@ -12,19 +12,20 @@ from torch import Tensor
 
 import metrics
 import option
+from checkpoints import load_weights
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
 from engine import encode, score_source
 from experiment import (
-    PictureLibrary,
+    add_folds,
     best_checkpoint,
     command,
     entry_parser,
     evaluation_loader,
     experiment_folder,
-    load_weights,
     parse_folds,
+    picture_library,
     place,
     read_vocabulary,
     run_folder,
@@ -44,6 +45,7 @@ from vocab import Vocabulary
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and write the recall table of an experiment, or of one checkpoint."""
     parser = entry_parser("Score every fold's best checkpoint on the test split.")
+    add_folds(parser)
     parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one published by the authors")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     parser.add_argument(
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.export is not None:
         check_exportable(given.export, annotations)
     loader = evaluation_loader(
-        options, annotations, vocabulary, PictureLibrary(options, annotations.image_names, device), device
+        options, annotations, vocabulary, picture_library(options, annotations.image_names, device), device
     )
     rows: dict[str, dict[str, float]] = {}
     exported: dict[str, Embeddings] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pydantic import Field
@@ -70,9 +70,26 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
     return network
 
 
+class SceneClassifier(nn.Module):
+    """A torchvision ResNet that tells scene classes apart: what a scene-pretrained backbone is made with."""
+
+    resnet: Any  # a torchvision ResNet, whose width nn.Module's types do not know
+
+    def __init__(self, architecture: str, pretrained: str, classes: int) -> None:
+        """Put a new classifier on the network that `resnet` builds."""
+        super().__init__()
+        self.resnet = resnet(architecture, pretrained)
+        self.resnet.fc = nn.Linear(self.resnet.inplanes, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: normalised pictures [B, 3, S, S] -> [B, classes]."""
+        return cast(Tensor, self.resnet(images))
+
+
 def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:
     """Torchvision's ImageNet weights, from its cache or its own download."""
-    weights = constructors.__dict__[architecture.replace("resnet", "ResNet") + "_Weights"].IMAGENET1K_V1
+    offered = next(kind for name, kind in vars(constructors).items() if name.lower() == f"{architecture}_weights")
+    weights = next(iter(offered))  # the first release, which the published models started from
     try:
         return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as fault:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,11 @@ class RetrievalModel(nn.Module):
     def protocol_note(cls, options: Options) -> str:
         """What a recall table must say about the model of these options beyond its name; mostly nothing."""
         return ""
+
+    def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
+        """What the optimiser trains, in groups that each have their learning rate (`params`, `lr`)."""
+        live = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": live, "lr": options.optim.lr}]
 
     def fit_released(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bring what a released checkpoint stores in another shape into ours; names are ours already."""

@@ -14,10 +14,12 @@ from pydantic.fields import FieldInfo
 
 from layers.registry import registered
 from option.read import Tree, parse, read_file, shown
+from option.scenes import SceneOptions
 from option.schema import Options, allowed, choices, leaves, published_keys
 from utils import InputError, logger
 
 OVERRIDES = "--set"
+BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     """
     source = str(path)
     tree, problems = read_file(Path(path))
+    if BACKBONE in tree and "model" not in tree:
+        raise InputError(f"{source}: trains a backbone, not a retrieval model: python pretrain.py --path_opt {source}")
     settings, faults = _settings(overrides)
     faults += [Fault(problem, source) for problem in problems]
 
@@ -61,20 +65,63 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
         del blocks["model"]
         faults.append(_unknown_model(model))
 
-    known = {key: field for name, block in blocks.items() for key, field in leaves(block, name).items()}
+    known = _leaves(blocks)
     given = _merged(source, tree, settings, known)
-    faults += _unknown_keys(given, known)
-    values = {}
+    faults += _unknown_keys(given, known, published_keys(), model_known="model" in blocks)
+    options = Options(**_values(blocks, given, known, source, faults))
+    _note_without_effect(source, given, known, options)
+    return options
+
+
+def load_scene_options(path: str | Path, overrides: Sequence[str] = ()) -> SceneOptions:
+    """`load_options` for a YAML that trains a backbone on scene classes."""
+    source = str(path)
+    tree, problems = read_file(Path(path))
+    settings, faults = _settings(overrides)
+    faults += [Fault(problem, source) for problem in problems]
+    blocks: dict[str, Any] = {name: field.annotation for name, field in SceneOptions.model_fields.items()}
+    known = _leaves(blocks)
+    given = _merged(source, tree, settings, known)
+    faults += _unknown_keys(given, known, (), model_known=True)
+    return SceneOptions(**_values(blocks, given, known, source, faults))
+
+
+def trains_backbone(path: str | Path) -> bool:
+    """Whether a YAML is for `load_scene_options`: it has a block `backbone` and no `model`.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    tree, _ = read_file(Path(path))
+    return BACKBONE in tree and "model" not in tree
+
+
+def _leaves(blocks: Mapping[str, Any]) -> dict[str, FieldInfo]:
+    """Every key of some blocks that holds a value, by dotted name."""
+    return {key: field for name, block in blocks.items() for key, field in leaves(block, name).items()}
+
+
+def _values(
+    blocks: Mapping[str, Any],
+    given: Mapping[str, Given],
+    known: Mapping[str, FieldInfo],
+    source: str,
+    faults: list[Fault],
+) -> dict[str, Any]:
+    """Each block with its values checked.
+
+    Raises:
+        InputError: there are faults, found here or before.
+    """
+    values, found = {}, list(faults)
     for name, block in blocks.items():
         try:
             values[name] = block.model_validate(_nested(given, known, name))
         except ValidationError as error:
-            faults += _invalid_values(error, name, given, known, source)
-    if faults:
-        raise InputError(_report(faults))
-    options = Options(**values)
-    _note_without_effect(source, given, known, options)
-    return options
+            found += _invalid_values(error, name, given, known, source)
+    if found:
+        raise InputError(_report(found))
+    return values
 
 
 def _settings(overrides: Iterable[str]) -> tuple[list[Tree], list[Fault]]:
@@ -134,11 +181,12 @@ def _unknown_model(name: Given) -> Fault:
     return Fault(f"model.name: {found}; allowed: one of {', '.join(models)}{hint}", name.source)
 
 
-def _unknown_keys(given: Mapping[str, Given], known: Mapping[str, FieldInfo]) -> list[Fault]:
+def _unknown_keys(
+    given: Mapping[str, Given], known: Mapping[str, FieldInfo], published: Iterable[str], model_known: bool
+) -> list[Fault]:
     """A fault for each key that neither the options nor the published files have."""
-    model_known = "model.name" in known
     here = list(known) if model_known else ["model.name", *known]
-    everywhere = [*here, *published_keys()]
+    everywhere = [*here, *published]
     sections = {key[:end] for key in everywhere for end, letter in enumerate(key) if letter == "."}
     faults = []
     for key, item in given.items():

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from layers.registry import ModelParameters, Parameters
@@ -62,25 +62,26 @@ def _path_or_false(value: Any) -> Any:
     return value
 
 
+def _plain_folder_name(name: str) -> str:
+    """Refuse what would write elsewhere than into one folder."""
+    plain = name == name.strip() and name not in ("", ".", "..") and not set(name) & set("/\\")
+    if not plain or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"allowed: a plain folder name of at most {LONGEST_NAME} bytes, without slashes or blanks at its ends, "
+            "and not . or .."
+        )
+    return name
+
+
 GivenPath = Annotated[Path, BeforeValidator(_not_blank)]
+FolderName = Annotated[str, AfterValidator(_plain_folder_name)]
 
 
-class Dataset(Parameters):
-    """Block `dataset`: where captions and pictures lie and how they are read."""
+class Pictures(Parameters):
+    """What the `dataset` block of every entry point says about reading pictures."""
 
-    datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
-    data_path: GivenPath = Field(description="folder of the caption and file-name lists")
-    image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
-    audio_path: GivenPath | None = Field(default=None, description="folder of the spectrogram pictures (MCRN)")
-    vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`")
-    local_path: GivenPath | None = Field(
-        default=None, description="region file, made by `python -m data.regions`; null: GaLR is global only"
-    )
-    missing_regions: Literal["error", "zeros"] = Field(
-        default="error", description="what a picture gets that the region file lacks"
-    )
     batch_size: int = Field(
-        default=100, ge=2, description="pairs per training batch; at least 2, since the others are the negatives"
+        default=100, ge=2, description="items per training batch; of pairs, the others are the negatives"
     )
     batch_size_val: int = Field(default=70, ge=1, description="pictures or captions encoded at a time in evaluation")
     workers: int = Field(default=2, ge=0, description="processes that read pictures; 0: the main process does")
@@ -95,29 +96,56 @@ class Dataset(Parameters):
     )
     max_pixels: int = Field(default=100_000_000, ge=1, description="pictures with more pixels are refused undecoded")
 
+
+class Dataset(Pictures):
+    """Block `dataset`: where captions and pictures lie and how they are read."""
+
+    datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
+    data_path: GivenPath = Field(description="folder of the caption and file-name lists")
+    image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
+    audio_path: GivenPath | None = Field(default=None, description="folder of the spectrogram pictures (MCRN)")
+    vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`")
+    local_path: GivenPath | None = Field(
+        default=None, description="region file, made by `python -m data.regions`; null: GaLR is global only"
+    )
+    missing_regions: Literal["error", "zeros"] = Field(
+        default="error", description="what a picture gets that the region file lacks"
+    )
+
     @property
     def image_folder(self) -> Path:
         """The folder of the pictures: `image_path`, or `images` in `data_path`."""
         return self.image_path or self.data_path / "images"
 
 
-class Optim(Parameters):
-    """Block `optim`: the loss, the optimiser and its schedule."""
+class Training(Parameters):
+    """What the `optim` block of every entry point says about the optimiser and its schedule."""
 
-    epochs: int = Field(default=70, ge=1, description="passes over the training pairs")
+    epochs: int = Field(default=70, ge=1, description="passes over the training items")
     lr: float = Field(default=2e-4, gt=0, description="learning rate of Adam at the start (AMFMN: 2e-4)")
     lr_decay_param: float = Field(default=0.7, gt=0, le=1, description="factor on the learning rate at each decay")
     lr_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay to the next")
+    schedule: Literal["step", "cosine"] = Field(
+        default="step", description="step: lr_decay_param every lr_update_epoch; cosine: to 0 over schedule_epochs"
+    )
+    schedule_epochs: int | None = Field(
+        default=None, ge=1, description="schedule cosine: epochs from the start to 0; null: as many as epochs"
+    )
     grad_clip: float = Field(default=0.0, ge=0, description="largest norm of the gradient, clipped above it; 0: off")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
+    amp: Literal["off", "bf16", "fp16"] = Field(default="off", description="mixed precision of training; off: float32")
+    accumulate: int = Field(default=1, ge=1, description="batches per optimiser step")
+    patience: int = Field(default=0, ge=0, description="validations without a better score before stopping; 0: never")
+
+
+class Optim(Training):
+    """Block `optim`: the loss, the optimiser and its schedule."""
+
     max_violation: bool = Field(default=False, description="true: hardest negative only; false: sum over all of them")
     margin: float = Field(default=0.2, ge=0, le=2, description="triplet margin, in units of the cosine")
     resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
         default=None, description="checkpoint whose weights to start from, or false; a run goes on by --resume"
     )
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
-    amp: Literal["off", "bf16", "fp16"] = Field(default="off", description="mixed precision of training; off: float32")
-    accumulate: int = Field(default=1, ge=1, description="batches per optimiser step")
-    patience: int = Field(default=0, ge=0, description="validations without a better mR before stopping; 0: never")
 
 
 class Logs(Parameters):
@@ -133,7 +161,7 @@ class Logs(Parameters):
 class KFold(Parameters):
     """Block `k_fold`: the experiment's name and the splits of its folds."""
 
-    experiment_name: str = Field(description="name of the experiment's folder below logs.ckpt_save_path")
+    experiment_name: FolderName = Field(description="name of the experiment's folder below logs.ckpt_save_path")
     nums: int = Field(default=1, ge=1, description="number of folds")
     strategy: Literal["random", "kfold", "stratified", "fixed"] = Field(
         default="random",
@@ -141,17 +169,6 @@ class KFold(Parameters):
         "fixed: the *_verify.txt lists",
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the splits: fold i uses seed + i")
-
-    @field_validator("experiment_name")
-    @classmethod
-    def _plain_folder_name(cls, name: str) -> str:
-        plain = name == name.strip() and name not in ("", ".", "..") and not set(name) & set("/\\")
-        if not plain or len(name.encode()) > LONGEST_NAME:
-            raise ValueError(
-                f"allowed: a plain folder name of at most {LONGEST_NAME} bytes, without slashes or blanks at its ends, "
-                "and not . or .."
-            )
-        return name
 
     @field_validator("strategy")
     @classmethod
@@ -184,13 +201,13 @@ class Options(Parameters):
     rerank: Rerank = Field(default_factory=Rerank, description="constants of test.py --rerank")
 
 
-def dump(options: Options) -> dict[str, Any]:
+def dump(options: Parameters) -> dict[str, Any]:
     """The options as nested dicts of text, numbers, booleans and None: every key, defaults included."""
     return options.model_dump(mode="json", by_alias=True)
 
 
-def to_yaml(options: Options) -> str:
-    """The options as a YAML text, which `load_options` reads back to equal options."""
+def to_yaml(options: Parameters) -> str:
+    """The options as a YAML text, which reads back to equal options."""
     return yaml.safe_dump(dump(options), sort_keys=False, allow_unicode=True)
 
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ import option
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
 from engine import Meter, Plan, TrainingState, encode, evaluate, fit, optimiser_step, score_blocks
-from experiment import PictureLibrary, evaluation_loader, train_loader
+from experiment import evaluation_loader, picture_library, start_state, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.losses import triplet_criterion
 from option import Options
 from tests.tiny import make_precomp, write_experiment
-from train import start_state
+from train import start_model
 from utils import InputError
 from vocab import Vocabulary
 
@@ -67,22 +67,39 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Vocabulary]
 def loader_of(options: Options, vocabulary: Vocabulary, split: Literal["train", "test"] = "test") -> EvaluationLoader:
     annotations = read_annotations(Path(options.dataset.data_path), split)
     return evaluation_loader(
-        options, annotations, vocabulary, PictureLibrary(options, annotations.image_names, CPU), CPU
+        options, annotations, vocabulary, picture_library(options, annotations.image_names, CPU), CPU
     )
 
 
-def run(options: Options, vocabulary: Vocabulary, plan: Plan, state: TrainingState | None = None) -> TrainingState:
+def start(
+    options: Options, vocabulary: Vocabulary, begun: dict[str, Any] | None = None
+) -> tuple[RetrievalModel, TrainingState]:
+    """A model and its state, as at the start of a run or as a checkpoint holds them."""
+    model = start_model(options, 0, vocabulary, CPU, begun)
+    state = start_state(model, model.parameter_groups(options), options.optim, CPU)
+    if begun is not None:
+        state.load_state_dict(begun)
+    return model, state
+
+
+def run(
+    options: Options,
+    vocabulary: Vocabulary,
+    plan: Plan,
+    started: tuple[RetrievalModel, TrainingState] | None = None,
+) -> TrainingState:
     """Fit on the train list and validate on the test list, without writing anything."""
     annotations = read_annotations(Path(options.dataset.data_path), "train")
-    library = PictureLibrary(options, annotations.image_names, CPU)
-    if state is None:
-        state = start_state(options, 0, vocabulary, CPU, begun=None)
+    library = picture_library(options, annotations.image_names, CPU)
+    model, state = started or start(options, vocabulary)
+    criterion = triplet_criterion(0.2, hardest=False)
+    validation = loader_of(options, vocabulary)
     loader = train_loader(options, 0, vocabulary, annotations, library, CPU)
     fit(
         state,
         loader,
-        loader_of(options, vocabulary),
-        triplet_criterion(0.2, hardest=False),
+        lambda batch: model.training_loss(batch, criterion),
+        lambda: evaluate(model, validation, CPU, plan.amp),
         plan,
         CPU,
         Silent(),
@@ -162,7 +179,7 @@ def test_training_learns_the_tiny_set(tiny: tuple[Options, Vocabulary]) -> None:
 def test_mixed_precision_trains(tiny: tuple[Options, Vocabulary], amp: str) -> None:
     options, vocabulary = tiny
     options = options.model_copy(update={"optim": options.optim.model_copy(update={"amp": amp})})
-    before = start_state(options, 0, vocabulary, CPU, begun=None).model.state_dict()
+    before = start(options, vocabulary)[0].state_dict()
     state = run(options, vocabulary, Plan(epochs=1, amp=amp))
     assert state.scaler.is_enabled() == (amp == "fp16")
     name = "image_encoder.solo.weight"
@@ -176,8 +193,8 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny: tuple[Options, Vocabular
     whole = run(options, vocabulary, Plan(epochs=3))
     saved = run(options, vocabulary, Plan(epochs=2)).state_dict()
     begun = {**saved, "vocabulary": vocabulary.digest}
-    resumed = start_state(options, 0, vocabulary, CPU, begun)
-    run(options, vocabulary, Plan(epochs=3), resumed)
+    _, resumed = started = start(options, vocabulary, begun)
+    run(options, vocabulary, Plan(epochs=3), started)
     for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     timeless = [
@@ -191,8 +208,8 @@ def test_validation_interval_and_patience(tiny: tuple[Options, Vocabulary]) -> N
     options, vocabulary = tiny
     rows = run(options, vocabulary, Plan(epochs=3, eval_step=2)).history
     assert ["val_mR" in row for row in rows] == [False, True, True]
-    unbeatable = start_state(options, 0, vocabulary, CPU, begun=None)
-    unbeatable.best = 101.0
+    unbeatable = start(options, vocabulary)
+    unbeatable[1].best = 101.0
     assert len(run(options, vocabulary, Plan(epochs=9, patience=2), unbeatable).history) == 2
 
 
@@ -203,13 +220,28 @@ def test_step_decay_follows_the_options(tiny: tuple[Options, Vocabulary]) -> Non
     assert [row["lr"] for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4])
 
 
+def test_cosine_falls_to_zero_over_the_epochs(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    optim = options.optim.model_copy(update={"schedule": "cosine", "epochs": 2})
+    rows = run(options.model_copy(update={"optim": optim}), vocabulary, Plan(epochs=2)).history
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3, 5e-4])
+    optim = optim.model_copy(update={"schedule_epochs": 1})
+    _, state = start(options.model_copy(update={"optim": optim}), vocabulary)
+    rates = []
+    for _ in range(3):
+        rates.append(state.scheduler.get_last_lr()[0])
+        state.optimizer.step()
+        state.scheduler.step()
+    assert rates == pytest.approx([1e-3, 0, 1e-3])  # the published schedule, which rises again
+
+
 def test_infinite_loss_stops_with_advice(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
-    state = start_state(options, 0, vocabulary, CPU, begun=None)
+    started = start(options, vocabulary)
     with torch.no_grad():
-        next(state.model.parameters()).fill_(float("nan"))
+        next(started[0].parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match=r"the loss became nan in epoch 1.*optim\.lr.*--resume"):
-        run(options, vocabulary, Plan(epochs=1), state)
+        run(options, vocabulary, Plan(epochs=1), started)
 
 
 def step_from_zero(gradient: float, grad_clip: float) -> Tensor:
@@ -252,20 +284,20 @@ def gradient_of(weight: Tensor) -> Tensor:
 def test_accumulated_gradients_add_up(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
     annotations = read_annotations(Path(options.dataset.data_path), "train")
-    library = PictureLibrary(options, annotations.image_names, CPU)
-    state = start_state(options, 0, vocabulary, CPU, begun=None)
-    state.model.eval()
+    library = picture_library(options, annotations.image_names, CPU)
+    model, state = start(options, vocabulary)
+    model.eval()
     criterion = triplet_criterion(0.2, hardest=False)
     batches = list(train_loader(options, 0, vocabulary, annotations, library, CPU).epoch(0))[:2]
-    weight = dict(state.model.named_parameters())["caption_encoder.projection.weight"]
+    weight = dict(model.named_parameters())["caption_encoder.projection.weight"]
     apart: list[Tensor] = []
     for batch in batches:
         state.optimizer.zero_grad()
-        state.model.training_loss(batch, criterion)["loss"].backward()
+        model.training_loss(batch, criterion)["loss"].backward()
         apart.append(gradient_of(weight))
     state.optimizer.zero_grad()
     for batch in batches:
-        state.model.training_loss(batch, criterion)["loss"].backward()
+        model.training_loss(batch, criterion)["loss"].backward()
     torch.testing.assert_close(gradient_of(weight), apart[0] + apart[1])
 
 
@@ -273,7 +305,7 @@ def test_meter_counts_pairs_and_waiting() -> None:
     meter = Meter()
     batch = Batch(caption_ids=torch.arange(4))
     for taken in meter.timed([batch, replace(batch, caption_ids=torch.arange(2))]):
-        meter.add({"loss": torch.tensor(6.0)}, len(taken.need("caption_ids")))
+        meter.add({"loss": torch.tensor(6.0)}, len(taken))
     means = meter.means()
     assert means["loss"] == 2.0
     assert 0 <= means["data_wait_share"] <= 1

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 import test as test_entry
 import train as train_entry
 from data.annotations import read_annotations
+from data.region_file import read_regions
 from data.regions import main as regions_main
 from dataloader import Batch
-from experiment import PictureLibrary, evaluation_loader, read_vocabulary, train_loader
+from experiment import evaluation_loader, picture_library, read_vocabulary, regions_of, train_loader
 from layers import build_model
 from layers.base import l2norm
 from layers.galr import Fusion, FusionParameters, GaLR, GalrParameters, RegionGraphEncoder
@@ -232,12 +233,12 @@ class TestRuns:
     def test_each_picture_comes_with_its_own_regions(self, experiment: Path) -> None:
         options = load_options(experiment)
         annotations = read_annotations(options.dataset.data_path, "train")
-        library = PictureLibrary(options, annotations.image_names, CPU)
+        library = picture_library(options, annotations.image_names, CPU)
         vocabulary = read_vocabulary(options)
         training = train_loader(options, 0, vocabulary, annotations, library, CPU)
         evaluation = evaluation_loader(options, annotations, vocabulary, library, CPU)
-        assert library.region_file is not None
-        file = library.region_file
+        assert options.dataset.local_path is not None
+        file = read_regions(options.dataset.local_path)
         seen = 0
         for batches in (training.epoch(0), evaluation.image_batches()):
             for batch in batches:
@@ -248,22 +249,13 @@ class TestRuns:
                     seen += 1
         assert seen == 3 * len(annotations.image_names)
 
-    def test_the_file_is_read_once(self, experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        library = PictureLibrary(load_options(experiment), ["field_train0.png", "roof_train1.png"], CPU)
-        first = library.regions(["roof_train1.png"])
-        monkeypatch.setattr("experiment.read_regions", lambda *_: pytest.fail("read again"))
-        second = library.regions(["roof_train1.png", "field_train0.png"])
-        assert first is not None
-        assert second is not None
-        assert torch.equal(first.nodes[0], second.nodes[0])
-
     def test_a_model_without_regions_reads_none_and_says_so(
         self, experiment: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = write_experiment(experiment.parent, experiment.parent / "data").rename(experiment.parent / "other.yaml")
         options = load_options(path, ["dataset.local_path=absent.h5"])
         assert "dataset.local_path (AMFMN has no regions)" in caplog.text
-        assert PictureLibrary(options, ["a.png"], CPU).regions(["a.png"]) is None
+        assert regions_of(options, ["a.png"]) is None
 
     def test_global_only_is_the_normalised_global_vector(
         self, tiny_options: TinyOptions, vocabulary: Vocabulary

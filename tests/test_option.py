@@ -19,7 +19,8 @@ from layers.registry import ModelParameters, Parameters, Registration
 from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
 from utils import InputError
 
-SHIPPED = sorted((Path(__file__).parent.parent / "option").glob("*.yaml"))
+ALL = sorted((Path(__file__).parent.parent / "option").glob("*.yaml"))
+SHIPPED = [path for path in ALL if not option.trains_backbone(path)]
 
 MINIMAL = """
 model: {name: AMFMN}
@@ -132,9 +133,20 @@ class TestShipped:
         assert caplog.messages == []
         assert load_text(option.to_yaml(options)) == options
 
+    @pytest.mark.parametrize("path", sorted(set(ALL) - set(SHIPPED)), ids=lambda path: path.stem)
+    def test_a_scene_pretraining_loads_and_round_trips(self, path: Path, tmp_path: Path) -> None:
+        options = option.load_scene_options(path)
+        (tmp_path / "resolved.yaml").write_text(option.to_yaml(options))
+        assert option.load_scene_options(tmp_path / "resolved.yaml") == options
+
     def test_no_two_share_a_run_folder(self) -> None:
         names = [option.load_options(path).k_fold.experiment_name for path in SHIPPED]
-        assert len(set(names)) == len(names) >= 4
+        names += [option.load_scene_options(path).logs.experiment_name for path in sorted(set(ALL) - set(SHIPPED))]
+        assert len(set(names)) == len(names) >= 5
+
+    def test_each_kind_is_told_by_its_blocks(self) -> None:
+        with pytest.raises(InputError, match=r"python pretrain.py --path_opt .*AID_RESNET50.yaml"):
+            option.load_options(ALL[0].parent / "AID_RESNET50.yaml")
 
     @pytest.mark.parametrize("name", ["RSITMD", "RSICD", "UCM"])
     def test_published_training_values(self, name: str) -> None:

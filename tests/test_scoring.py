@@ -21,8 +21,9 @@ import yaml
 
 import option
 import test as test_entry
+from checkpoints import load_weights, read_checkpoint, save_checkpoint
 from engine import encode
-from experiment import best_checkpoint, load_weights, place, read_checkpoint, save_checkpoint
+from experiment import best_checkpoint, place
 from layers import build_model
 from layers.amfmn import AMFMN
 from tests.test_engine import CPU, loader_of
@@ -43,7 +44,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for fold in range(2):
         torch.manual_seed(fold)
         state = {"model": build_model(options, vocabulary).state_dict(), "epoch": 1}
-        save_checkpoint(best_checkpoint(options, fold), state, options, vocabulary, fold)
+        stored = state | {"vocabulary": vocabulary.digest, "fold": fold}
+        save_checkpoint(best_checkpoint(options, fold), stored, options)
     return path
 
 

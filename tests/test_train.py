@@ -14,7 +14,7 @@ import yaml
 
 import test as test_entry
 import train as train_entry
-from experiment import FORMAT, read_checkpoint
+from checkpoints import FORMAT, read_checkpoint
 from tests import reference_inputs
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError

@@ -1,0 +1,137 @@
+"""Checkpoints: what a run has reached, written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import option
+from layers.base import RetrievalModel
+from layers.released import load_released
+from option import Options, SceneOptions
+from utils import InputError, first_line, logger, write_atomic
+from vocab import Vocabulary
+
+FORMAT = "rsretrieval-1"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], options: Options | SceneOptions) -> None:
+    """Write a checkpoint of ours: a state and the options that it was reached with."""
+    content = {"format": FORMAT, "options": option.dump(options), **state}
+    write_atomic(path, lambda file: torch.save(content, file))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours, or one that the models' authors published, without running code from it.
+
+    Raises:
+        InputError: the file is missing, or is not a checkpoint, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
+        raise InputError(f"{path} can't be read as a checkpoint: {first_line(fault)}") from fault
+    except Exception as fault:  # pickle's own errors share no useful base class
+        raise InputError(
+            f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)})."
+        ) from fault
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{path} is not a checkpoint: expected a dictionary with the weights under the key `model`.")
+    return content
+
+
+def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Load a checkpoint, ours or a published one, into a model built from `options`.
+
+    Returns:
+        The whole checkpoint.
+
+    Raises:
+        InputError: see `read_checkpoint` and `fit_weights`.
+    """
+    content = read_checkpoint(path)
+    if content.get("format") == FORMAT:
+        fit_weights(model, content, path, options, vocabulary)
+    else:
+        load_released(model, content["model"])
+        logger.info("Loaded the released checkpoint %s.", path)
+    return content
+
+
+def fit_weights(
+    model: RetrievalModel, content: dict[str, Any], path: Path, options: Options, vocabulary: Vocabulary
+) -> None:
+    """Load the weights of a checkpoint of ours.
+
+    Raises:
+        InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
+    """
+    if content["vocabulary"] != vocabulary.digest:
+        raise InputError(
+            f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
+            "words. Give the vocabulary that it was trained with (--set dataset.vocab_path=FILE)."
+        )
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as fault:
+        raise InputError(
+            f"{path} does not fit {options.model.name} as built from these options."
+            + _differences(content["options"], option.dump(options))
+        ) from fault
+
+
+def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
+    """Which options that decide what is built differ between a checkpoint and what is given."""
+    stored_flat, given_flat = _flat(stored), _flat(given)
+    lines = [
+        f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
+        for key in sorted(stored_flat.keys() | given_flat.keys())
+        if key.startswith(("model.", "dataset.image_size", "dataset.local_path"))
+        and stored_flat.get(key) != given_flat.get(key)
+    ]
+    return " They differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def begun_run(folder: Path, resume: bool, name_key: str) -> dict[str, Any] | None:
+    """The last checkpoint of a run's folder, None where nothing was begun.
+
+    Args:
+        folder: the run's folder.
+        resume: go on with what was begun.
+        name_key: the option that names the folder, for the message.
+
+    Raises:
+        InputError: something was begun and `resume` does not say to go on with it, or it can't be read.
+    """
+    last = folder / "last.pth"
+    if not last.is_file():
+        return None
+    if not resume:
+        raise InputError(
+            f"{folder} already holds a run. Go on with it (--resume), or train under another name "
+            f"(--set {name_key}=NAME), or delete that folder."
+        )
+    content = read_checkpoint(last)
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
+        )
+    return content
+
+
+def is_finished(begun: dict[str, Any], epochs: int, patience: int) -> bool:
+    """Whether a run has all its epochs, or has stopped early."""
+    return bool(begun["epoch"] >= epochs or 0 < patience <= begun["validations_since_best"])
