@@ -30,6 +30,8 @@ SCENE_RECALLS = {
     "t2i_scene_recall@5": "@5",
     "t2i_scene_recall@10": "@10",
 }
+VALIDATION_SCORES = {"val_mR": "mR on val, %", "val_accuracy": "accuracy on val, %"}
+"""Column of `history.csv` that the best epoch was chosen by -> what it says."""
 
 
 def score_tables(
@@ -117,10 +119,10 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 def draw_curves(experiment: Path, out: Path) -> None:
-    """Draw the loss and the val mR of every fold over the epochs as a PNG.
+    """Draw the loss and the validation score of every fold over the epochs as a PNG.
 
     Args:
-        experiment: folder whose numbered folders are the folds.
+        experiment: folder whose numbered folders are the folds, or the folder of one pretraining.
         out: the picture's file.
 
     Raises:
@@ -130,20 +132,24 @@ def draw_curves(experiment: Path, out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as fault:
         raise InputError("drawing needs matplotlib: bash exec/environment.sh plot") from fault
-    folds = sorted((f for f in experiment.glob("*") if (f / "history.csv").is_file()), key=lambda f: f.name)
+    runs = [experiment, *experiment.glob("*")]
+    folds = sorted((run for run in runs if (run / "history.csv").is_file()), key=lambda run: run.name)
     if not folds:
         raise InputError(f"{experiment}: no fold with a history.csv. Train first: python train.py --path_opt ...")
     figure = Figure(figsize=(10, 4), layout="constrained")
-    loss_axes, recall_axes = figure.subplots(1, 2)
+    loss_axes, score_axes = figure.subplots(1, 2)
     for fold in folds:
         history = read_history(fold)
-        loss_axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], label=f"fold {fold.name}")
-        validated = [row for row in history if "val_mR" in row]
-        recall_axes.plot([row["epoch"] for row in validated], [row["val_mR"] for row in validated], marker=".")
-    loss_axes.set(xlabel="epoch", ylabel="training loss per pair", ylim=(0, None))
-    recall_axes.set(xlabel="epoch", ylabel="mR on val, %", ylim=(0, None))
+        label = fold.name if fold == experiment else f"fold {fold.name}"
+        loss_axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], label=label)
+        score = next((name for name in VALIDATION_SCORES if any(name in row for row in history)), "val_mR")
+        validated = [row for row in history if score in row]
+        score_axes.plot([row["epoch"] for row in validated], [row[score] for row in validated], marker=".")
+        score_axes.set(ylabel=VALIDATION_SCORES[score])
+    loss_axes.set(xlabel="epoch", ylabel="training loss per item", ylim=(0, None))
+    score_axes.set(xlabel="epoch", ylim=(0, None))
     loss_axes.legend()
-    for axes in (loss_axes, recall_axes):
+    for axes in (loss_axes, score_axes):
         axes.grid(alpha=0.3)
     write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=110))
 
