@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import codecs
-import os
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from data.lists import (
+    FAULTS_SHOWN,
+    absent_files,
+    first_faults,
+    read_lines,
+    read_names,
+    refuse_faults,
+    repeated_names,
+    shown,
+)
 from utils import InputError
 
 Split = Literal["train", "test", "train_verify", "val_verify"]
-
-_FAULTS_SHOWN = 5
-_NAME_CHARACTERS_SHOWN = 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,8 @@ class Annotations:
         caption_image: [M] int64, the index of each caption's image.
         names_file: the file that names the images.
         image_lines: [N] int64, the line of `names_file` (from 1) that first names each image.
+        audio_names: M spectrogram pictures of the spoken captions, relative to the spectrogram folder; None if they
+            were not asked for.
     """
 
     folder: Path
@@ -44,6 +50,7 @@ class Annotations:
     caption_image: np.ndarray
     names_file: Path
     image_lines: np.ndarray
+    audio_names: tuple[str, ...] | None = None
 
     @property
     def captions_per_image(self) -> int:
@@ -68,35 +75,8 @@ class Annotations:
             caption_image=np.repeat(np.arange(len(chosen), dtype=np.int64), repeats),
             names_file=self.names_file,
             image_lines=self.image_lines[chosen],
+            audio_names=self.audio_names and tuple(self.audio_names[caption] for caption in captions),
         )
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text, blank ones included, without a byte-order mark at its start.
-
-    Only a line feed ends a line, with or without a carriage return before it: a caption may hold the other characters
-    at which Python would cut.
-
-    Raises:
-        InputError: the file can't be read, or some lines are not UTF-8; the message names them.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: can't be read ({error.strerror}); check the data set's folder (dataset.data_path or --data_path)"
-        ) from error
-    rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    if not rows[-1]:
-        rows.pop()
-    lines, faults = [], []
-    for number, row in enumerate(rows, 1):
-        try:
-            lines.append(row.rstrip(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            faults.append(f"line {number}: byte {row[error.start]:#04x} at byte {error.start + 1} is not UTF-8")
-    refuse_faults(path, faults, "Save the file in the encoding UTF-8.")
-    return lines
 
 
 def list_files(folder: Path, split: Split) -> tuple[Path, Path]:
@@ -106,7 +86,7 @@ def list_files(folder: Path, split: Split) -> tuple[Path, Path]:
     return folder / f"{side}_filename{suffix}", folder / f"{side}_caps{suffix}"
 
 
-def read_annotations(folder: Path, split: Split) -> Annotations:
+def read_annotations(folder: Path, split: Split, audio_folder: Path | None = None) -> Annotations:
     """Read one list of a data set's folder.
 
     Two conventions for the file of names occur, and both are read: one line per image, or one line per caption (each
@@ -115,6 +95,7 @@ def read_annotations(folder: Path, split: Split) -> Annotations:
     Args:
         folder: the data set's folder, which is only read.
         split: "train", "test", or one half of a shipped split ("train_verify", "val_verify").
+        audio_folder: the captions' spectrogram pictures, to be read, too; see `read_audio_names`.
 
     Raises:
         InputError: a file is missing or not UTF-8, a name is blank, leaves the image folder or comes twice, or the
@@ -132,15 +113,58 @@ def read_annotations(folder: Path, split: Split) -> Annotations:
         caption_image=np.repeat(np.arange(len(starts), dtype=np.int64), repeats),
         names_file=names_file,
         image_lines=np.asarray(starts, dtype=np.int64) + 1,
+        audio_names=read_audio_names(folder, split, audio_folder, len(captions)) if audio_folder else None,
     )
 
 
-def read_names(path: Path) -> list[str]:
-    """The file names that a text lists, each checked to stay in the image folder."""
-    names = [line.strip() for line in read_lines(path)]
-    faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := _name_fault(name))]
-    refuse_faults(path, faults, "Each line is one image's file name, relative to the image folder.")
-    return names
+def audio_lists(folder: Path, split: Split, audio_folder: Path) -> list[Path]:
+    """Where the spectrograms of a list's captions may be named, in the order in which they are looked for.
+
+    `train_audio.txt` is what older copies of the published sets call their train list.
+    """
+    side, _, verify = split.partition("_")
+    suffix = f"_{verify}.txt" if verify else ".txt"
+    return [place / f"{side}_{kind}{suffix}" for place in (folder, audio_folder) for kind in ("audios", "audio")]
+
+
+def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int) -> tuple[str, ...]:
+    """The spectrogram picture of every caption of a list; captions may share one.
+
+    Args:
+        folder: the data set's folder, whose list of spectrograms comes before one in `audio_folder`.
+        split: see `read_annotations`.
+        audio_folder: where the pictures' names start from.
+        count: M, how many captions there are.
+
+    Raises:
+        InputError: no list, another number of lines than captions, a name that leaves the folder, or a picture that
+            is not there; the message names file and line.
+    """
+    lists = audio_lists(folder, split, audio_folder)
+    found = [path for path in lists if path.is_file()]
+    if not found:
+        raise InputError(
+            f"{folder}: nothing says which spectrogram belongs to which caption; looked for "
+            f"{', '.join(map(str, lists))}. Make spectrograms and lists with python -m data.audio (docs/audio.md) and "
+            "set dataset.audio_path to their folder."
+        )
+    names = read_names(found[0], "spectrogram")
+    if len(names) != count:
+        raise InputError(
+            f"{found[0]}, line {len(names)}: the file ends after {len(names)} spectrograms, but "
+            f"{list_files(folder, split)[1]} has {count} captions. Expected one spectrogram per caption."
+        )
+    if not audio_folder.is_dir():
+        raise InputError(f"{audio_folder}: no such folder of spectrograms; set dataset.audio_path to where they are.")
+    faults = absent_files(names, range(1, count + 1), audio_folder)
+    if faults:
+        other = next((path for path in found if path.parent == audio_folder != found[0].parent), None)
+        raise InputError(
+            f"{found[0]}: {len(faults)} of {count} spectrograms can't be taken from {audio_folder}:"
+            f"{first_faults(faults)}\nPut the files themselves there, or set dataset.audio_path to the folder that "
+            "holds them." + (f" {other} is not read as long as the data set's folder has a list." if other else "")
+        )
+    return tuple(names)
 
 
 def check_images(annotations: Annotations, image_folder: Path) -> None:
@@ -156,18 +180,7 @@ def check_images(annotations: Annotations, image_folder: Path) -> None:
     """
     if not image_folder.is_dir():
         raise InputError(f"{image_folder}: no such folder of images; set dataset.image_path to where the images are")
-    root = image_folder.resolve()
-    listings: dict[PurePosixPath, dict[str, bool]] = {}
-    faults = []
-    for name, line in zip(annotations.image_names, annotations.image_lines, strict=True):
-        place = PurePosixPath(name)
-        if place.parent not in listings:
-            listings[place.parent] = _list_files(image_folder / place.parent, root)
-        inside = listings[place.parent].get(place.name)
-        if inside is None:
-            faults.append(f"line {line}: {shown(name)} is not there")
-        elif not inside:
-            faults.append(f"line {line}: {shown(name)} leads outside of the folder by a symbolic link")
+    faults = absent_files(annotations.image_names, annotations.image_lines, image_folder)
     if faults:
         raise InputError(
             f"{annotations.names_file}: {len(faults)} of {len(annotations.image_names)} images can't be taken from "
@@ -200,54 +213,13 @@ def describe_blank(annotations: Annotations, blank: np.ndarray) -> str:
     if not blank.any():
         return ""
     images = np.unique(annotations.caption_image[blank])
-    names = ", ".join(annotations.image_names[image] for image in images[:_FAULTS_SHOWN])
-    if len(images) > _FAULTS_SHOWN:
-        names += f" and {len(images) - _FAULTS_SHOWN} more"
+    names = ", ".join(annotations.image_names[image] for image in images[:FAULTS_SHOWN])
+    if len(images) > FAULTS_SHOWN:
+        names += f" and {len(images) - FAULTS_SHOWN} more"
     return (
         f"{annotations.name}: {int(blank.sum())} of {len(blank)} captions have no token: left out of training, read as "
         f"<unk> in evaluation; images: {names}"
     )
-
-
-def first_faults(faults: Sequence[str]) -> str:
-    """The first five faults, each on an indented line of its own, and the number of those not shown."""
-    lines = list(faults[:_FAULTS_SHOWN])
-    if len(faults) > _FAULTS_SHOWN:
-        lines.append(f"... and {len(faults) - _FAULTS_SHOWN} more")
-    return "".join(f"\n  {line}" for line in lines)
-
-
-def refuse_faults(path: Path, faults: Sequence[str], advice: str) -> None:
-    """Raise an InputError if a file has faults."""
-    if faults:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}")
-
-
-def repeated_names(names: Sequence[str], starts: Sequence[int]) -> list[str]:
-    """A fault for each name that begins more than once at the given places."""
-    first: dict[str, int] = {}
-    return [
-        f"line {start + 1}: {shown(names[start])} comes again, it was already on line {first[names[start]] + 1}"
-        for start in starts
-        if first.setdefault(names[start], start) != start
-    ]
-
-
-def shown(name: str) -> str:
-    """A file name for a message: quoted, unprintable characters escaped, not longer than a line."""
-    return repr(name[:_NAME_CHARACTERS_SHOWN]) + ("..." if len(name) > _NAME_CHARACTERS_SHOWN else "")
-
-
-def _name_fault(name: str) -> str | None:
-    """What is wrong with a file name, or None."""
-    if not name:
-        return "blank file name"
-    if "\\" in name or "\0" in name:
-        return f"{shown(name)} holds a backslash or a NUL character; folders are separated by /"
-    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
-        return f"{shown(name)} leaves the image folder"
-    return None
 
 
 def _group_names(
@@ -280,18 +252,3 @@ def _group_names(
     ]
     refuse_faults(names_file, faults, f"Every image needs the same number of captions: most have {usual}.")
     return starts, usual
-
-
-def _list_files(folder: Path, root: Path) -> dict[str, bool]:
-    """The files of a folder, each with whether it lies below `root` once symbolic links are followed."""
-    try:
-        folder_inside = folder.resolve().is_relative_to(root)
-        with os.scandir(folder) as entries:
-            return {
-                entry.name: folder_inside
-                and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root))
-                for entry in entries
-                if entry.is_file()
-            }
-    except OSError:
-        return {}

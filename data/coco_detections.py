@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.annotations import first_faults
+from data.lists import first_faults
 from data.region_graph import CLASSES, Detections
 from utils import InputError
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
-from data.annotations import first_faults
+from data.lists import first_faults
 from data.pictures import DECODING_RULES, load_square
 from utils import InputError, write_atomic
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data.annotations import first_faults
+from data.lists import first_faults
 from data.region_graph import REGIONS, WIDTH, Floats
 from utils import InputError, first_line
 

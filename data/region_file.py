@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.annotations import first_faults
+from data.lists import first_faults
 from data.region_graph import REGIONS, WIDTH
 from utils import InputError, first_line, logger, write_atomic
 

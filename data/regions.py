@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.annotations import first_faults
 from data.coco_detections import read_detections
+from data.lists import first_faults
 from data.pictures import decode
 from data.proposals import APPEARANCES, propose
 from data.published_regions import read_published

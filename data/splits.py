@@ -9,17 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from data.annotations import (
-    Annotations,
-    first_faults,
-    list_files,
-    read_annotations,
-    read_lines,
-    read_names,
-    refuse_faults,
-    repeated_names,
-    shown,
-)
+from data.annotations import Annotations, list_files, read_annotations
+from data.lists import first_faults, read_lines, read_names, refuse_faults, repeated_names, shown
 from utils import InputError, write_text_atomic
 
 Strategy = Literal["random", "kfold", "stratified", "fixed"]
@@ -29,7 +20,14 @@ _IMAGES_PER_NUMBERED_CLASS = 100
 
 
 def recorded_or_new(
-    folder: Path, run_folder: Path, strategy: Strategy, fold: int, folds: int, seed: int, resume: bool
+    folder: Path,
+    run_folder: Path,
+    strategy: Strategy,
+    fold: int,
+    folds: int,
+    seed: int,
+    resume: bool,
+    audio_folder: Path | None = None,
 ) -> tuple[Annotations, Annotations]:
     """The train and val lists of one fold; the split is recorded in the run's folder.
 
@@ -41,20 +39,21 @@ def recorded_or_new(
         folds: how many folds.
         seed: 0 or more.
         resume: take the split that is recorded, where there is one, whatever the other arguments would give.
+        audio_folder: see `read_annotations`.
 
     Raises:
         InputError: as `fold_annotations` and `read_split`.
     """
-    recorded = read_split(run_folder, *_lists(folder, strategy)) if resume else None
+    recorded = read_split(run_folder, *_lists(folder, strategy, audio_folder)) if resume else None
     if recorded is not None:
         return recorded
-    train, val = fold_annotations(folder, strategy, fold, folds, seed)
+    train, val = fold_annotations(folder, strategy, fold, folds, seed, audio_folder)
     write_split(run_folder, train, val)
     return train, val
 
 
 def fold_annotations(
-    folder: Path, strategy: Strategy, fold: int, folds: int, seed: int
+    folder: Path, strategy: Strategy, fold: int, folds: int, seed: int, audio_folder: Path | None = None
 ) -> tuple[Annotations, Annotations]:
     """The train and val lists of one fold, by any strategy.
 
@@ -65,12 +64,13 @@ def fold_annotations(
         fold: which fold, in [0, folds).
         folds: how many folds.
         seed: 0 or more.
+        audio_folder: see `read_annotations`.
 
     Raises:
         InputError: as `read_annotations` and `split_images`; or a file of the fixed split is missing, or an image is
             on both of its sides.
     """
-    train, val = _lists(folder, strategy)
+    train, val = _lists(folder, strategy, audio_folder)
     if strategy == "fixed":
         return train, val
     train_images, val_images = split_images(train, strategy, fold, folds, seed)
@@ -187,10 +187,10 @@ def _pick(file: Path, source: Annotations) -> Annotations:
     return source.subset([index[name] for name in names])
 
 
-def _lists(folder: Path, strategy: Strategy) -> tuple[Annotations, Annotations]:
+def _lists(folder: Path, strategy: Strategy, audio_folder: Path | None) -> tuple[Annotations, Annotations]:
     """The lists that train and val images are taken from: the shipped halves, or twice the whole train list."""
     if strategy != "fixed":
-        every = read_annotations(folder, "train")
+        every = read_annotations(folder, "train", audio_folder)
         return every, replace(every, name="val")
     needed = [*list_files(folder, "train_verify"), *list_files(folder, "val_verify")]
     missing = [file.name for file in needed if not file.is_file()]
@@ -199,7 +199,8 @@ def _lists(folder: Path, strategy: Strategy) -> tuple[Annotations, Annotations]:
             f"{folder}: k_fold.strategy 'fixed' reads the split from {', '.join(file.name for file in needed)}; "
             f"missing: {', '.join(missing)}. Add them, or choose random, kfold or stratified"
         )
-    train, val = read_annotations(folder, "train_verify"), read_annotations(folder, "val_verify")
+    train = read_annotations(folder, "train_verify", audio_folder)
+    val = read_annotations(folder, "val_verify", audio_folder)
     _refuse_overlap(train.image_names, val.image_names, train.names_file, val.names_file)
     return train, val
 

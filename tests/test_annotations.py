@@ -12,14 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.annotations import (
-    Annotations,
-    blank_captions,
-    check_images,
-    describe_blank,
-    read_annotations,
-    read_lines,
-)
+from data.annotations import Annotations, blank_captions, check_images, describe_blank, read_annotations
+from data.lists import read_lines
 from utils import InputError
 from vocab import tokenize
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.annotations import read_lines
+from data.lists import read_lines
 from utils import InputError
 from vocab import count_tokens, from_counts
 

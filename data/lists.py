@@ -1,0 +1,134 @@
+"""Texts that list one thing a line, the checks that they share, and how their faults are told."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from utils import InputError
+
+FAULTS_SHOWN = 5
+_NAME_CHARACTERS_SHOWN = 80
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text, blank ones included, without a byte-order mark at its start.
+
+    Only a line feed ends a line, with or without a carriage return before it: a caption may hold the other characters
+    at which Python would cut.
+
+    Raises:
+        InputError: the file can't be read, or some lines are not UTF-8; the message names them.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be read ({error.strerror}); check the data set's folder (dataset.data_path or --data_path)"
+        ) from error
+    rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    if not rows[-1]:
+        rows.pop()
+    lines, faults = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            lines.append(row.rstrip(b"\r").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(f"line {number}: byte {row[error.start]:#04x} at byte {error.start + 1} is not UTF-8")
+    refuse_faults(path, faults, "Save the file in the encoding UTF-8.")
+    return lines
+
+
+def read_names(path: Path, what: str = "image") -> list[str]:
+    """The file names that a text lists, each checked to stay in its folder.
+
+    Args:
+        path: the text.
+        what: what its lines name, for messages.
+    """
+    names = [line.strip() for line in read_lines(path)]
+    faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := _name_fault(name, what))]
+    refuse_faults(path, faults, f"Each line is one {what}'s file name, relative to the {what} folder.")
+    return names
+
+
+def absent_files(names: Sequence[str], lines: Iterable[int], folder: Path) -> list[str]:
+    """A fault for each name that is no file in a folder, found with one listing of each folder.
+
+    Args:
+        names: file names relative to the folder, which exists.
+        lines: the line of each in its list, from 1.
+        folder: where the names start from; a file that lies outside of it behind a symbolic link is a fault, too.
+    """
+    root = folder.resolve()
+    listings: dict[PurePosixPath, dict[str, bool]] = {}
+    faults = []
+    for name, line in zip(names, lines, strict=True):
+        place = PurePosixPath(name)
+        if place.parent not in listings:
+            listings[place.parent] = _list_files(folder / place.parent, root)
+        inside = listings[place.parent].get(place.name)
+        if inside is None:
+            faults.append(f"line {line}: {shown(name)} is not there")
+        elif not inside:
+            faults.append(f"line {line}: {shown(name)} leads outside of the folder by a symbolic link")
+    return faults
+
+
+def first_faults(faults: Sequence[str]) -> str:
+    """The first five faults, each on an indented line of its own, and the number of those not shown."""
+    lines = list(faults[:FAULTS_SHOWN])
+    if len(faults) > FAULTS_SHOWN:
+        lines.append(f"... and {len(faults) - FAULTS_SHOWN} more")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def refuse_faults(path: Path, faults: Sequence[str], advice: str) -> None:
+    """Raise an InputError if a file has faults."""
+    if faults:
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}")
+
+
+def repeated_names(names: Sequence[str], starts: Sequence[int]) -> list[str]:
+    """A fault for each name that begins more than once at the given places."""
+    first: dict[str, int] = {}
+    return [
+        f"line {start + 1}: {shown(names[start])} comes again, it was already on line {first[names[start]] + 1}"
+        for start in starts
+        if first.setdefault(names[start], start) != start
+    ]
+
+
+def shown(name: str) -> str:
+    """A file name for a message: quoted, unprintable characters escaped, not longer than a line."""
+    return repr(name[:_NAME_CHARACTERS_SHOWN]) + ("..." if len(name) > _NAME_CHARACTERS_SHOWN else "")
+
+
+def _name_fault(name: str, what: str) -> str | None:
+    """What is wrong with a file name, or None."""
+    if not name:
+        return "blank file name"
+    if "\\" in name or "\0" in name:
+        return f"{shown(name)} holds a backslash or a NUL character; folders are separated by /"
+    if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
+        return f"{shown(name)} leaves the {what} folder"
+    return None
+
+
+def _list_files(folder: Path, root: Path) -> dict[str, bool]:
+    """The files of a folder, each with whether it lies below `root` once symbolic links are followed."""
+    try:
+        folder_inside = folder.resolve().is_relative_to(root)
+        with os.scandir(folder) as entries:
+            return {
+                entry.name: folder_inside
+                and (not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root))
+                for entry in entries
+                if entry.is_file()
+            }
+    except OSError:
+        return {}
