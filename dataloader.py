@@ -1,6 +1,6 @@
-"""From annotations and pictures to batches: tokens, order, augmentation.
+"""From annotations and pictures to batches: tokens, order, views.
 
-Letters: B batch, N images, M captions, L words, S image side, R side of the pictures before the crop.
+Letters: B batch, N images, M captions, A spectrograms, L words, S image side, R side of the pictures before the crop.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from augmentation import Draws, augment, crop, draw_offsets, normalise
 from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
 from utils import InputError, derive_seed
 from vocab import Vocabulary
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_ROTATION = 90.0  # degrees
+VIEW_SEED = 0
+"""Of the views that image-to-image retrieval is scored with, so that two evaluations agree."""
 
 
 @dataclass(frozen=True)
@@ -112,62 +112,6 @@ class Captions:
         return Captions(tokens[order], lengths[order]), order.argsort()[row_of]
 
 
-def margin_size(image_size: int) -> int:
-    """Side R to which a picture is resized before the random crop: 278 for 256, in proportion for other sizes."""
-    return round(image_size * 278 / 256)
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """Pictures [B, 3, S, S] with values 0..255 as ImageNet-normalised floats."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)[:, None, None] * 255
-    std = torch.tensor(IMAGENET_STD, device=pixels.device)[:, None, None] * 255
-    return (pixels.float() - mean) / std
-
-
-def rotate_and_crop(pictures: Tensor, angles: Tensor, offsets: Tensor, size: int) -> Tensor:
-    """Rotate about the centre and cut a square, in one nearest-neighbour resampling.
-
-    Differs from the released code, where AMFMN's rotation never rotated (a mistaken argument): the paper says it does.
-
-    Args:
-        pictures: [B, 3, R, R] uint8.
-        angles: [B] counter-clockwise, degrees.
-        offsets: [B, 2] left and top of the cut in the rotated picture, 0..R - S pixels.
-        size: side S of the cut.
-
-    Returns:
-        [B, 3, S, S] uint8; zero where the rotated picture has no pixel.
-    """
-    side = pictures.shape[-1]
-    cosine, sine = angles.deg2rad().cos()[:, None, None], angles.deg2rad().sin()[:, None, None]
-    from_centre = torch.arange(size, device=pictures.device) + 0.5 - side / 2
-    x = (offsets[:, :1] + from_centre)[:, None, :]  # [B, 1, S]
-    y = (offsets[:, 1:] + from_centre)[:, :, None]  # [B, S, 1]
-    # Written out instead of as a matrix product, which mixed precision and TF32 would round to other pixels.
-    column = (cosine * x - sine * y + side / 2).floor().long()  # [B, S, S]
-    row = (sine * x + cosine * y + side / 2).floor().long()
-    inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
-    place = (row * side + column).where(inside, 0).flatten(1)  # [B, S * S]
-    cut = pictures.flatten(2).gather(2, place[:, None].expand(-1, 3, -1)).unflatten(2, (size, size))
-    return cut * inside[:, None]
-
-
-def augment(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """The training view: rotation by a uniform angle in [0, 90] degrees, random crop, normalisation.
-
-    Args:
-        pictures: [B, 3, R, R] uint8, on any device.
-        size: side S of the crop, at most R.
-        generator: on the CPU, so that the draws are the same on every device.
-
-    Returns:
-        [B, 3, S, S] float, on the pictures' device.
-    """
-    angles = torch.rand(len(pictures), generator=generator) * MAX_ROTATION
-    offsets = torch.randint(0, pictures.shape[-1] - size + 1, (len(pictures), 2), generator=generator)
-    return normalise(rotate_and_crop(pictures, angles.to(pictures.device), offsets.to(pictures.device), size))
-
-
 class _Pictures(Dataset[Tensor | InputError]):
     """Uint8 pictures by index batch, or why they can't be read: raised in a worker, that would end in a traceback."""
 
@@ -200,6 +144,19 @@ def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int)
         yield pictures
 
 
+@dataclass(frozen=True)
+class Spectrograms:
+    """The spoken captions, as pictures.
+
+    Attributes:
+        store: spectrogram pictures, in training of side `audio_margin_size(S)`, in evaluation of side S.
+        rows: [M] int64, which of them belongs to each caption; captions may share one.
+    """
+
+    store: PictureStore
+    rows: Tensor
+
+
 class TrainLoader:
     """Batches of matching pairs, shuffled anew in every epoch.
 
@@ -221,6 +178,8 @@ class TrainLoader:
         seed: int,
         device: torch.device,
         regions: Regions | None = None,
+        audio: Spectrograms | None = None,
+        two_views: bool = False,
     ) -> None:
         """Pair each usable caption with its picture.
 
@@ -236,6 +195,8 @@ class TrainLoader:
             seed: root of order and augmentation.
             device: where the batches go.
             regions: of the N images, for models that use them.
+            audio: of the M captions, for models that use them.
+            two_views: whether batches carry a second view of their pictures.
 
         Raises:
             InputError: no caption is usable.
@@ -253,6 +214,8 @@ class TrainLoader:
         self.seed = seed
         self.device = device
         self.regions = regions
+        self.audio = audio
+        self.two_views = two_views
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -265,11 +228,24 @@ class TrainLoader:
         chunks = order.split(self.batch_size)
         image_chunks = [self.caption_image[chunk] for chunk in chunks]
         pictures = stored_batches(self.store, [self.picture_ids[images] for images in image_chunks], self.workers)
+        spoken = self._spoken(chunks)
         for caption_ids, image_ids, stored in zip(chunks, image_chunks, pictures, strict=True):
-            view = augment(stored.to(self.device, non_blocking=True), self.image_size, generator)
-            local = region_fields(self.regions, image_ids)
-            pairs = replace(self.captions.batch(caption_ids), image_ids=image_ids, images=view, **local)
-            yield pairs.to(self.device)
+            size, margin, count = self.image_size, self.store.size - self.image_size, len(caption_ids)
+            resident = stored.to(self.device, non_blocking=True)
+            fields = {"images": augment(resident, size, Draws.draw(count, margin, generator))}
+            if self.two_views:
+                fields["second_view"] = augment(resident, size, Draws.draw(count, margin, generator, flips=True))
+            if self.audio is not None:
+                heard = next(spoken).to(self.device, non_blocking=True)
+                fields["audio"] = crop(heard, size, draw_offsets(count, self.audio.store.size - size, generator))
+            fields |= region_fields(self.regions, image_ids)
+            yield replace(self.captions.batch(caption_ids), image_ids=image_ids, **fields).to(self.device)
+
+    def _spoken(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Stored spectrograms of the captions of each batch."""
+        if self.audio is None:
+            return iter(())
+        return stored_batches(self.audio.store, [self.audio.rows[chunk] for chunk in chunks], self.workers)
 
 
 class PictureLoader:
@@ -305,12 +281,13 @@ class PictureLoader:
         chunks = torch.randperm(len(self.picture_ids), generator=generator).split(self.batch_size)
         pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, pictures, strict=True):
-            view = augment(stored.to(self.device, non_blocking=True), self.image_size, generator)
+            draws = Draws.draw(len(image_ids), self.store.size - self.image_size, generator)
+            view = augment(stored.to(self.device, non_blocking=True), self.image_size, draws)
             yield Batch(images=view, image_ids=image_ids).to(self.device)
 
 
 class EvaluationLoader:
-    """Each picture once and each different caption once, for the two encoders apart."""
+    """Each picture, each different caption and each different spectrogram once, for the encoders apart."""
 
     def __init__(
         self,
@@ -323,8 +300,10 @@ class EvaluationLoader:
         workers: int,
         device: torch.device,
         regions: Regions | None = None,
+        audio: Spectrograms | None = None,
+        views: PictureStore | None = None,
     ) -> None:
-        """See `TrainLoader`; the store's pictures have the side S here."""
+        """See `TrainLoader`; the store's pictures have the side S here, those of `views` the side R."""
         self.text_image = torch.from_numpy(annotations.caption_image)
         self.distinct, self.caption_row = captions.distinct()
         self.first_caption = torch.from_numpy(np.unique(self.caption_row.numpy(), return_index=True)[1])
@@ -334,6 +313,8 @@ class EvaluationLoader:
         self.workers = workers
         self.device = device
         self.regions = regions
+        self.audio = audio
+        self.views = views
 
     def image_batches(self) -> Iterator[Batch]:
         """Every picture once, in order."""
@@ -347,3 +328,31 @@ class EvaluationLoader:
         """Every different caption once, the longest first; `caption_row` [M] says which row is whose."""
         for rows in torch.arange(len(self.distinct.lengths)).split(self.batch_size):
             yield replace(self.distinct.batch(rows), caption_ids=self.first_caption[rows]).to(self.device)
+
+    @property
+    def caption_audio(self) -> Tensor:
+        """For each caption the row of its spectrogram in what `audio_batches` gives, [M]."""
+        if self.audio is None:
+            raise ValueError("this loader was made without spectrograms")
+        return self.audio.rows.unique(return_inverse=True)[1]
+
+    def audio_batches(self) -> Iterator[Batch]:
+        """Every different spectrogram once."""
+        if self.audio is None:
+            raise ValueError("this loader was made without spectrograms")
+        rows = self.audio.rows.unique()
+        for stored in stored_batches(self.audio.store, rows.split(self.batch_size), self.workers):
+            yield Batch(audio=normalise(stored.to(self.device)))
+
+    def view_batches(self) -> Iterator[Batch]:
+        """Another view of every picture once, in order; the same views each time, whatever the batch size."""
+        if self.views is None:
+            raise ValueError("this loader was made without second views")
+        size, count = self.store.size, len(self.picture_ids)
+        generator = torch.Generator().manual_seed(VIEW_SEED)
+        draws = Draws.draw(count, self.views.size - size, generator, flips=True)
+        chunks = torch.arange(count).split(self.batch_size)
+        pictures = stored_batches(self.views, [self.picture_ids[chunk] for chunk in chunks], self.workers)
+        for image_ids, stored in zip(chunks, pictures, strict=True):
+            view = augment(stored.to(self.device), size, draws.rows(image_ids))
+            yield Batch(images=view, image_ids=image_ids).to(self.device)

@@ -277,7 +277,6 @@ def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
     )
 
 
-@torch.no_grad()
 def encode(
     model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off"
 ) -> tuple[Tensor, Tensor]:
@@ -289,18 +288,34 @@ def encode(
     Raises:
         InputError: an embedding is not finite.
     """
+    images = embed(model, model.encode_image, loader.image_batches(), "image", device, amp)
+    return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp)
+
+
+@torch.no_grad()
+def embed(
+    model: RetrievalModel,
+    verb: Callable[[Batch], Tensor],
+    batches: Iterable[Batch],
+    kind: str,
+    device: torch.device,
+    amp: str,
+) -> Tensor:
+    """Embeddings [*, D] of some batches by one of the model's verbs, float32, on the device.
+
+    Raises:
+        InputError: an embedding is not finite; the message says which `kind` it is of.
+    """
     model.eval()
     with autocast(device, amp):
-        images = torch.cat([model.encode_image(batch).float() for batch in loader.image_batches()])
-        texts = torch.cat([model.encode_text(batch).float() for batch in loader.caption_batches()])
-    for kind, embeddings in (("image", images), ("caption", texts)):
-        broken = int((~embeddings.isfinite().all(dim=1)).sum())
-        if broken:
-            raise InputError(
-                f"{broken} of {len(embeddings)} {kind} embeddings are not finite: the weights have diverged. Train "
-                "again with a lower optim.lr or optim.grad_clip=2, or score with optim.amp=off."
-            )
-    return images, texts
+        embeddings = torch.cat([verb(batch).float() for batch in batches])
+    broken = int((~embeddings.isfinite().all(dim=1)).sum())
+    if broken:
+        raise InputError(
+            f"{broken} of {len(embeddings)} {kind} embeddings are not finite: the weights have diverged. Train "
+            "again with a lower optim.lr or optim.grad_clip=2, or score with optim.amp=off."
+        )
+    return embeddings
 
 
 def score_blocks(
@@ -351,7 +366,6 @@ def score_source(
     return lambda: whole
 
 
-@torch.no_grad()
 def evaluate(
     model: RetrievalModel,
     loader: EvaluationLoader,
@@ -359,6 +373,39 @@ def evaluate(
     amp: str = "off",
     scores_per_block: int = SCORES_PER_BLOCK,
 ) -> dict[str, float]:
-    """Retrieval scores of a data set, see `metrics.recalls`; every item is encoded once, pairs are scored in blocks."""
-    blocks = score_source(model, *encode(model, loader, device, amp), loader.caption_row, scores_per_block)
-    return metrics.recalls(metrics.rank_blocks(blocks, loader.text_image.to(device)))
+    """Retrieval scores of a data set, see `recall_table`; every item is encoded once, pairs are scored in blocks."""
+    images, texts = encode(model, loader, device, amp)
+    blocks = score_source(model, images, texts, loader.caption_row, scores_per_block)
+    return recall_table(model, loader, images, blocks, device, amp, scores_per_block)
+
+
+def recall_table(
+    model: RetrievalModel,
+    loader: EvaluationLoader,
+    images: Tensor,
+    blocks: Callable[[], Iterable[Tensor]],
+    device: torch.device,
+    amp: str = "off",
+    scores_per_block: int = SCORES_PER_BLOCK,
+) -> dict[str, float]:
+    """`metrics.recalls` of images and captions; for a model with audio `metrics.source_recalls`.
+
+    Args:
+        model: any registered model.
+        loader: of the data set.
+        images: [N, D], its pictures.
+        blocks: scores of images and captions, see `score_source`.
+        device: where the model is.
+        amp: mixed precision of what is still to be encoded.
+        scores_per_block: entries of a score matrix that are held at once.
+    """
+    text_image = loader.text_image.to(device)
+    text = metrics.rank_blocks(blocks, text_image)
+    if not model.uses_audio:
+        return metrics.recalls(text)
+    audio = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp)
+    views = embed(model, model.encode_image, loader.view_batches(), "image", device, amp)
+    heard = score_source(model, images, audio, loader.caption_audio, scores_per_block)
+    own = torch.arange(len(images), device=device)
+    seen = score_source(model, images, views, own, scores_per_block)
+    return metrics.source_recalls(text, metrics.rank_blocks(heard, text_image), metrics.rank_blocks(seen, own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import vocab
+from augmentation import audio_margin_size, margin_size
 from checkpoints import save_checkpoint
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
-from dataloader import Captions, EvaluationLoader, TrainLoader, margin_size
+from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan, TrainingState
 from layers.registry import registered
 from option import Options, SceneOptions
@@ -142,10 +144,51 @@ class PictureLibrary:
         return PictureStore(paths, size, cache, self.cache_folder, self.device, self.pictures.max_pixels)
 
 
-def picture_library(options: Options, names: Sequence[str], device: torch.device) -> PictureLibrary:
-    """The pictures of a retrieval experiment."""
-    cache_folder = experiment_folder(options) / "cache"
-    return PictureLibrary(options.dataset, options.dataset.image_folder, cache_folder, names, device)
+@dataclass(frozen=True)
+class Media:
+    """Pictures and spectrograms of a retrieval experiment; `audio` is None where the model uses no sound."""
+
+    images: PictureLibrary
+    audio: PictureLibrary | None
+
+    @classmethod
+    def of(cls, options: Options, lists: Sequence[Annotations], device: torch.device) -> Media:
+        """The files that some lists name; nothing is decoded yet."""
+        dataset, cache_folder = options.dataset, experiment_folder(options) / "cache"
+        image_names = [name for annotations in lists for name in annotations.image_names]
+        images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device)
+        audio_folder = audio_folder_of(options)
+        if audio_folder is None:
+            return cls(images, None)
+        audio_names = [name for annotations in lists for name in annotations.audio_names or ()]
+        return cls(images, PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device))
+
+    def holds(self, annotations: Annotations) -> bool:
+        """Whether all files of a list belong to it."""
+        heard = self.audio is None or self.audio.holds(annotations.audio_names or ())
+        return heard and self.images.holds(annotations.image_names)
+
+    def spectrograms(self, annotations: Annotations, size: int) -> Spectrograms | None:
+        """The spectrograms of a list's captions at a size, where there are any."""
+        if self.audio is None or annotations.audio_names is None:
+            return None
+        return Spectrograms(*self.audio.open(annotations.audio_names, size, f"spectrograms ({annotations.name})"))
+
+
+def audio_folder_of(options: Options) -> Path | None:
+    """The folder of the spectrograms, None for a model that uses no sound.
+
+    Raises:
+        InputError: the model needs it and `dataset.audio_path` is not given.
+    """
+    if not registered()[options.model.name].model.uses_audio:
+        return None
+    if options.dataset.audio_path is None:
+        raise InputError(
+            f"dataset.audio_path: missing; {options.model.name} needs the spectrograms of the spoken captions. Make "
+            "them with python -m data.audio (docs/audio.md)."
+        )
+    return options.dataset.audio_path
 
 
 def regions_of(options: Options, names: Sequence[str]) -> Regions | None:
@@ -173,13 +216,13 @@ def train_loader(
     fold: int,
     vocabulary: Vocabulary,
     annotations: Annotations,
-    library: PictureLibrary,
+    media: Media,
     device: torch.device,
 ) -> TrainLoader:
     """Training pairs of a fold; captions without a word are left out."""
     check_images(annotations, options.dataset.image_folder)
     size = options.dataset.image_size
-    store, rows = library.open(annotations.image_names, margin_size(size), f"pictures ({annotations.name})")
+    store, rows = media.images.open(annotations.image_names, margin_size(size), f"pictures ({annotations.name})")
     return TrainLoader(
         annotations,
         Captions.encode(annotations.captions, vocabulary),
@@ -192,6 +235,8 @@ def train_loader(
         seed=derive_seed(options.optim.seed, "order", fold),
         device=device,
         regions=regions_of(options, annotations.image_names),
+        audio=media.spectrograms(annotations, audio_margin_size(size)),
+        two_views=registered()[options.model.name].model.uses_second_view,
     )
 
 
@@ -199,13 +244,16 @@ def evaluation_loader(
     options: Options,
     annotations: Annotations,
     vocabulary: Vocabulary,
-    library: PictureLibrary,
+    media: Media,
     device: torch.device,
 ) -> EvaluationLoader:
-    """Pictures and captions of a val or test list, ready to be encoded."""
+    """Pictures, captions and spectrograms of a val or test list, ready to be encoded."""
     check_images(annotations, options.dataset.image_folder)
     warn_of_blanks(annotations)
-    store, rows = library.open(annotations.image_names, options.dataset.image_size, f"pictures ({annotations.name})")
+    size, names, views = options.dataset.image_size, annotations.image_names, None
+    store, rows = media.images.open(names, size, f"pictures ({annotations.name})")
+    if registered()[options.model.name].model.uses_second_view:
+        views, _ = media.images.open(names, margin_size(size), f"pictures ({annotations.name})")
     return EvaluationLoader(
         annotations,
         Captions.encode(annotations.captions, vocabulary),
@@ -214,7 +262,9 @@ def evaluation_loader(
         batch_size=options.dataset.batch_size_val,
         workers=options.dataset.workers,
         device=device,
-        regions=regions_of(options, annotations.image_names),
+        regions=regions_of(options, names),
+        audio=media.spectrograms(annotations, size),
+        views=views,
     )
 
 

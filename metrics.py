@@ -96,8 +96,13 @@ def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> R
     return Ranks(image_to_text, text_to_image)
 
 
-def recalls(ranks: Ranks) -> dict[str, float]:
+def recalls(ranks: Ranks, directions: tuple[str, str] = ("i2t", "t2i"), mean: str = "mR") -> dict[str, float]:
     """The recall table of both directions, image to text (`i2t_`) before text to image (`t2i_`).
+
+    Args:
+        ranks: of both directions.
+        directions: their names, where something else than texts is searched.
+        mean: the name of the mean of the six recalls.
 
     Returns:
         For each direction `R@1`, `R@5`, `R@10` (queries whose match is among the first K, in percent), `medr` (median
@@ -105,7 +110,7 @@ def recalls(ranks: Ranks) -> dict[str, float]:
         recalls.
     """
     table: dict[str, float] = {}
-    for direction, places in (("i2t", ranks.image_to_text), ("t2i", ranks.text_to_image)):
+    for direction, places in zip(directions, (ranks.image_to_text, ranks.text_to_image), strict=True):
         ordered = places.sort().values
         queries = len(ordered)
         for cutoff in CUTOFFS:
@@ -113,7 +118,39 @@ def recalls(ranks: Ranks) -> dict[str, float]:
         # The two middle elements are the same one where the number of queries is odd.
         table[f"{direction}_medr"] = float((int(ordered[(queries - 1) // 2]) + int(ordered[queries // 2])) // 2 + 1)
         table[f"{direction}_meanr"] = int(ordered.sum()) / queries + 1.0
-    return table | {"mR": _mean_recall(table)}
+    return table | {mean: _mean_recall(table)}
+
+
+def source_recalls(text: Ranks, audio: Ranks, view: Ranks) -> dict[str, float]:
+    """MCRN's table of image-text, image-audio and image-image retrieval.
+
+    Args:
+        text: of images and captions.
+        audio: of images and spoken captions.
+        view: of images and a second view of each; both directions are averaged.
+
+    Returns:
+        What `recalls` gives for the captions; the same for the spoken ones (`i2a_`, `a2i_`, `audio_mR`); `i2i_R@1`,
+        `i2i_R@5`, `i2i_R@10` and their mean `image_mR`; `mean_of_15`, the mean of all 15 recalls; `tasks_mR`, the mean
+        of the three tasks' mR, by which MCRN's best epoch is chosen.
+    """
+    table = recalls(text) | recalls(audio, ("i2a", "a2i"), "audio_mR")
+    both = recalls(view, ("forth", "back"))
+    images = {f"i2i_R@{cutoff}": (both[f"forth_R@{cutoff}"] + both[f"back_R@{cutoff}"]) / 2 for cutoff in CUTOFFS}
+    table |= images | {"image_mR": _mean_recall(images)}
+    tasks = statistics.fmean((table["mR"], table["audio_mR"], table["image_mR"]))
+    return table | {"mean_of_15": _mean_recall(table), "tasks_mR": tasks}
+
+
+def source_chance(text_image: Tensor) -> dict[str, float]:
+    """`chance` for the names of `source_recalls`."""
+    text = chance(text_image)
+    table = text | {name.replace("t", "a"): value for name, value in text.items() if name != "mR"}
+    images = int(text_image.max()) + 1
+    alone = {f"i2i_R@{cutoff}": 100.0 * min(cutoff, images) / images for cutoff in CUTOFFS}
+    table |= alone | {"audio_mR": text["mR"], "image_mR": _mean_recall(alone)}
+    tasks = statistics.fmean((table["mR"], table["audio_mR"], table["image_mR"]))
+    return table | {"mean_of_15": _mean_recall(table), "tasks_mR": tasks}
 
 
 def chance(text_image: Tensor) -> dict[str, float]:
@@ -243,7 +280,7 @@ def _shares(alike: Tensor, others: Tensor, items: int) -> Tensor:
 
 
 def _mean_recall(table: Mapping[str, float]) -> float:
-    """The mean of the six recalls in a table."""
+    """The mean of all recalls in a table."""
     return statistics.fmean(value for key, value in table.items() if "_R@" in key)
 
 

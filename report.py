@@ -22,6 +22,22 @@ RECALLS = {
     "t2i_R@10": "R@10",
     "mR": "mR",
 }
+AUDIO_RECALLS = {
+    "i2a_R@1": "I→A R@1",
+    "i2a_R@5": "R@5",
+    "i2a_R@10": "R@10",
+    "a2i_R@1": "A→I R@1",
+    "a2i_R@5": "R@5",
+    "a2i_R@10": "R@10",
+    "audio_mR": "mR",
+}
+IMAGE_RECALLS = {
+    "i2i_R@1": "I→I R@1",
+    "i2i_R@5": "R@5",
+    "i2i_R@10": "R@10",
+    "image_mR": "mR",
+    "mean_of_15": "mean of all 15",
+}
 SCENE_RECALLS = {
     "i2t_scene_recall@1": "I→T scene@1",
     "i2t_scene_recall@5": "@5",
@@ -30,7 +46,11 @@ SCENE_RECALLS = {
     "t2i_scene_recall@5": "@5",
     "t2i_scene_recall@10": "@10",
 }
-VALIDATION_SCORES = {"val_mR": "mR on val, %", "val_accuracy": "accuracy on val, %"}
+VALIDATION_SCORES = {
+    "val_tasks_mR": "mean mR of the three tasks on val, %",
+    "val_mR": "mR on val, %",
+    "val_accuracy": "accuracy on val, %",
+}
 """Column of `history.csv` that the best epoch was chosen by -> what it says."""
 
 
@@ -40,7 +60,7 @@ def score_tables(
     chance: Mapping[str, float],
     reranked: str = "",
 ) -> str:
-    """Markdown tables of all that the rows have scores for: recalls, recalls after reranking, scene recall.
+    """Markdown tables of all that the rows have scores for: recalls, MCRN's other tasks, reranking, scene recall.
 
     Args:
         rows: label -> scores in percent, see `metrics`.
@@ -51,6 +71,8 @@ def score_tables(
     scene = "Scene recall in %, share of the first 1, 5, 10 that show the query's scene class"
     groups = (
         ("", RECALLS),
+        ("Spoken captions:\n\n", AUDIO_RECALLS),
+        ("Other views of the images, and the mean of the 15 recalls of the three tables:\n\n", IMAGE_RECALLS),
         (f"After reranking ({reranked}):\n\n", {RERANKED + name: head for name, head in RECALLS.items()}),
         (f"{scene}:\n\n", SCENE_RECALLS),
         (f"{scene}, queries without a class left out:\n\n", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),

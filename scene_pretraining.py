@@ -18,11 +18,13 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import option
+from augmentation import margin_size, normalise
 from checkpoints import begun_run, is_finished
-from data.annotations import check_images, read_annotations, read_names
+from data.annotations import check_images, read_annotations
+from data.lists import read_names
 from data.picture_store import PictureStore
 from data.splits import UNNAMED_SCENE, scene_classes
-from dataloader import Batch, PictureLoader, margin_size, normalise, stored_batches
+from dataloader import Batch, PictureLoader, stored_batches
 from engine import TrainingState, autocast, fit
 from experiment import PictureLibrary, keeper, place, plan_of, start_state
 from layers.backbone import SceneClassifier

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,16 +16,17 @@ from checkpoints import load_weights
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
-from engine import encode, score_source
+from engine import encode, recall_table, score_source
 from experiment import (
+    Media,
     add_folds,
+    audio_folder_of,
     best_checkpoint,
     command,
     entry_parser,
     evaluation_loader,
     experiment_folder,
     parse_folds,
-    picture_library,
     place,
     read_vocabulary,
     run_folder,
@@ -61,19 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoints = {given.checkpoint.name: given.checkpoint}
     _refuse_missing(checkpoints, given.path_opt, given.set)
     vocabulary = read_vocabulary(options)
-    annotations = read_annotations(Path(options.dataset.data_path), "test")
+    annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
     scenes = scene_numbers(annotations)
     if given.export is not None:
         check_exportable(given.export, annotations)
-    loader = evaluation_loader(
-        options, annotations, vocabulary, picture_library(options, annotations.image_names, device), device
-    )
+    media = Media.of(options, [annotations], device)
+    loader = evaluation_loader(options, annotations, vocabulary, media, device)
     rows: dict[str, dict[str, float]] = {}
     exported: dict[str, Embeddings] = {}
     for label, path in checkpoints.items():
         model, content = load_model(options, vocabulary, path, device)
         images, texts = encode(model, loader, device, options.optim.amp)
-        rows[label] = score(model, images, texts, loader, scenes, given.rerank, options.rerank)
+        blocks = score_source(model, images, texts, loader.caption_row)
+        rows[label] = recall_table(model, loader, images, blocks, device, options.optim.amp)
+        rows[label] |= more_scores(blocks, loader, scenes, given.rerank, options.rerank)
         if given.export is not None:
             captions = texts.cpu()[loader.caption_row]  # [M, D]
             group = label if given.checkpoint is None else "checkpoint"
@@ -116,39 +118,35 @@ def load_model(
     return place(model, device), content
 
 
-def score(
-    model: RetrievalModel,
-    images: Tensor,
-    texts: Tensor,
+def more_scores(
+    blocks: Callable[[], Iterable[Tensor]],
     loader: EvaluationLoader,
     scenes: Tensor | None,
     method: Method | None,
     constants: Rerank,
 ) -> dict[str, float]:
-    """All scores of one encoding of the loader's split, in percent.
+    """What is asked for beyond the recalls, in percent.
 
     Args:
-        model: what encoded them.
-        images: [N, D].
-        texts: [U, D], each different caption once.
-        loader: what they were encoded from.
+        blocks: scores of images and captions, see `engine.score_source`.
+        loader: of the data set.
         scenes: see `scene_numbers`.
         method: how to rerank; None: not at all.
         constants: of the rerank.
 
     Returns:
-        What `metrics.recalls` gives, the same after the rerank under `reranked_<name>`, and `metrics.scene_recalls`.
+        What `metrics.recalls` gives after the rerank, under `reranked_<name>`, and `metrics.scene_recalls`.
     """
-    blocks = score_source(model, images, texts, loader.caption_row)
-    text_image = loader.text_image.to(images.device)
-    scores = metrics.recalls(metrics.rank_blocks(blocks, text_image))
+    scores: dict[str, float] = {}
+    text_image = loader.text_image
     if method is not None:
         matrix = torch.cat(list(blocks()))
-        ranks = rerank(matrix, text_image, method, constants.candidates, constants.w1, constants.w2)
+        ranks = rerank(matrix, text_image.to(matrix.device), method, constants.candidates, constants.w1, constants.w2)
         scores |= _renamed(metrics.recalls(ranks))
     if scenes is not None:
         shares = metrics.scene_shares(blocks, text_image, scenes)
-        scores |= metrics.scene_recalls(shares, text_image, scenes.to(images.device))
+        device = shares.image_to_text.device
+        scores |= metrics.scene_recalls(shares, text_image.to(device), scenes.to(device))
     return scores
 
 
@@ -162,18 +160,20 @@ def summary(
 ) -> dict[str, Any]:
     """Everything that a reader of the table needs, as plain values."""
     mean = metrics.mean_and_deviation(list(rows.values()))
-    chance = metrics.chance(loader.text_image)
+    chance = (metrics.chance if loader.audio is None else metrics.source_chance)(loader.text_image)
     if method is not None:
-        chance |= _renamed(chance)
+        chance |= _renamed(metrics.chance(loader.text_image))
     if scenes is not None:
         expected = metrics.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
-    note = registered()[options.model.name].model.protocol_note(options)
+    model = registered()[options.model.name].model
+    note = model.protocol_note(options)
+    selected_by = "mR" if model.selected_by == "mR" else "the mean mR of the three tasks"
     protocol = (
         f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "
         f"{'fold' if len(rows) == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best epoch by "
-        "mR on val; an item that is no match and scores equal to the match counts as ranked before it; mean ± sample "
-        f"standard deviation over folds; pictures of {options.dataset.image_size} pixels, "
+        f"{selected_by} on val; an item that is no match and scores equal to the match counts as ranked before it; "
+        f"mean ± sample standard deviation over folds; pictures of {options.dataset.image_size} pixels, "
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
     )
     return {

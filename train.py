@@ -14,15 +14,15 @@ from data.annotations import Annotations
 from data.splits import recorded_or_new
 from engine import evaluate, fit
 from experiment import (
-    PictureLibrary,
+    Media,
     add_folds,
+    audio_folder_of,
     best_checkpoint,
     command,
     entry_parser,
     evaluation_loader,
     keeper,
     parse_folds,
-    picture_library,
     place,
     plan_of,
     read_vocabulary,
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
     vocabulary = read_vocabulary(options)
-    library: PictureLibrary | None = None
+    media: Media | None = None
     for fold in folds:
         folder = run_folder(options, fold)
         begun = begun_run(folder, given.resume, "k_fold.experiment_name")
@@ -59,12 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logger.info("Fold %d of %s on %s", fold, options.k_fold.experiment_name, device)
             k_fold = options.k_fold
             train, val = recorded_or_new(
-                options.dataset.data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, given.resume
+                options.dataset.data_path,
+                folder,
+                k_fold.strategy,
+                fold,
+                k_fold.nums,
+                k_fold.seed,
+                given.resume,
+                audio_folder_of(options),
             )
-            names = train.image_names + val.image_names
-            if library is None or not library.holds(names):
-                library = picture_library(options, names, device)
-            train_fold(options, fold, vocabulary, train, val, library, device, begun)
+            if media is None or not (media.holds(train) and media.holds(val)):
+                media = Media.of(options, (train, val), device)
+            train_fold(options, fold, vocabulary, train, val, media, device, begun)
     logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set))
 
 
@@ -74,7 +80,7 @@ def train_fold(
     vocabulary: Vocabulary,
     train: Annotations,
     val: Annotations,
-    library: PictureLibrary,
+    media: Media,
     device: torch.device,
     begun: dict[str, Any] | None,
 ) -> None:
@@ -86,7 +92,7 @@ def train_fold(
         vocabulary: the words whose ids the captions become.
         train: captions to train on.
         val: captions to choose the best epoch by.
-        library: pictures of both.
+        media: pictures and spectrograms of both.
         device: where to train.
         begun: the checkpoint to go on from.
 
@@ -94,8 +100,8 @@ def train_fold(
         InputError: data, weights or checkpoint are at fault.
     """
     folder = run_folder(options, fold)
-    validation = evaluation_loader(options, val, vocabulary, library, device)
-    loader = train_loader(options, fold, vocabulary, train, library, device)
+    validation = evaluation_loader(options, val, vocabulary, media, device)
+    loader = train_loader(options, fold, vocabulary, train, media, device)
     model = start_model(options, fold, vocabulary, device, begun)
     state = start_state(model, model.parameter_groups(options), options.optim, device)
     if begun is not None:
@@ -111,7 +117,7 @@ def train_fold(
             loader,
             lambda batch: model.training_loss(batch, criterion),
             lambda: evaluate(model, validation, device, optim.amp),
-            plan_of(optim, options.logs, select="mR"),
+            plan_of(optim, options.logs, model.selected_by),
             device,
             writer,
             save,

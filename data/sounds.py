@@ -54,9 +54,7 @@ def _read(path: Path) -> tuple[int, np.ndarray]:
     try:
         size = path.stat().st_size
         if size > _MAX_BYTES:
-            raise InputError(
-                f"{path}: {size >> 20} MiB are far more than one spoken caption takes; cut it up"
-            )
+            raise InputError(f"{path}: {size >> 20} MiB are far more than one spoken caption takes; cut it up")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that hold no sound
             warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)

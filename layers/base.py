@@ -39,6 +39,15 @@ class RetrievalModel(nn.Module):
     uses_regions: ClassVar[bool] = False
     """Whether pictures come with the `nodes` and `adjacency` of `dataset.local_path`."""
 
+    uses_audio: ClassVar[bool] = False
+    """Whether captions come with the spectrograms of `dataset.audio_path`, and `encode_audio` embeds them."""
+
+    uses_second_view: ClassVar[bool] = False
+    """Whether training batches carry a second view of their pictures, and pictures are searched with pictures."""
+
+    selected_by: ClassVar[str] = "mR"
+    """The validation score that the best epoch has the highest of, see `engine.recall_table`."""
+
     @classmethod
     def from_parameters(
         cls, parameters: ModelParameters, image_size: int, vocabulary: Vocabulary, load_weights: bool
@@ -81,6 +90,10 @@ class RetrievalModel(nn.Module):
 
     def encode_text(self, batch: Batch) -> Tensor:
         """Embed each caption alone, independent of its batch. Returns [B, D]."""
+        raise NotImplementedError
+
+    def encode_audio(self, batch: Batch) -> Tensor:
+        """Embed each spectrogram alone, independent of its batch; for models that use audio. Returns [B, D]."""
         raise NotImplementedError
 
     def score(self, images: Tensor, texts: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import option
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
 from engine import Meter, Plan, TrainingState, encode, evaluate, fit, optimiser_step, score_blocks
-from experiment import evaluation_loader, picture_library, start_state, train_loader
+from experiment import Media, evaluation_loader, start_state, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.losses import triplet_criterion
@@ -66,9 +66,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Vocabulary]
 
 def loader_of(options: Options, vocabulary: Vocabulary, split: Literal["train", "test"] = "test") -> EvaluationLoader:
     annotations = read_annotations(Path(options.dataset.data_path), split)
-    return evaluation_loader(
-        options, annotations, vocabulary, picture_library(options, annotations.image_names, CPU), CPU
-    )
+    return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
 
 
 def start(
@@ -90,11 +88,11 @@ def run(
 ) -> TrainingState:
     """Fit on the train list and validate on the test list, without writing anything."""
     annotations = read_annotations(Path(options.dataset.data_path), "train")
-    library = picture_library(options, annotations.image_names, CPU)
+    media = Media.of(options, [annotations], CPU)
     model, state = started or start(options, vocabulary)
     criterion = triplet_criterion(0.2, hardest=False)
     validation = loader_of(options, vocabulary)
-    loader = train_loader(options, 0, vocabulary, annotations, library, CPU)
+    loader = train_loader(options, 0, vocabulary, annotations, media, CPU)
     fit(
         state,
         loader,
@@ -284,11 +282,11 @@ def gradient_of(weight: Tensor) -> Tensor:
 def test_accumulated_gradients_add_up(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
     annotations = read_annotations(Path(options.dataset.data_path), "train")
-    library = picture_library(options, annotations.image_names, CPU)
+    media = Media.of(options, [annotations], CPU)
     model, state = start(options, vocabulary)
     model.eval()
     criterion = triplet_criterion(0.2, hardest=False)
-    batches = list(train_loader(options, 0, vocabulary, annotations, library, CPU).epoch(0))[:2]
+    batches = list(train_loader(options, 0, vocabulary, annotations, media, CPU).epoch(0))[:2]
     weight = dict(model.named_parameters())["caption_encoder.projection.weight"]
     apart: list[Tensor] = []
     for batch in batches:

@@ -22,7 +22,7 @@ from data.annotations import read_annotations
 from data.region_file import read_regions
 from data.regions import main as regions_main
 from dataloader import Batch
-from experiment import evaluation_loader, picture_library, read_vocabulary, regions_of, train_loader
+from experiment import Media, evaluation_loader, read_vocabulary, regions_of, train_loader
 from layers import build_model
 from layers.base import l2norm
 from layers.galr import Fusion, FusionParameters, GaLR, GalrParameters, RegionGraphEncoder
@@ -233,10 +233,10 @@ class TestRuns:
     def test_each_picture_comes_with_its_own_regions(self, experiment: Path) -> None:
         options = load_options(experiment)
         annotations = read_annotations(options.dataset.data_path, "train")
-        library = picture_library(options, annotations.image_names, CPU)
+        media = Media.of(options, [annotations], CPU)
         vocabulary = read_vocabulary(options)
-        training = train_loader(options, 0, vocabulary, annotations, library, CPU)
-        evaluation = evaluation_loader(options, annotations, vocabulary, library, CPU)
+        training = train_loader(options, 0, vocabulary, annotations, media, CPU)
+        evaluation = evaluation_loader(options, annotations, vocabulary, media, CPU)
         assert options.dataset.local_path is not None
         file = read_regions(options.dataset.local_path)
         seen = 0

@@ -1,0 +1,166 @@
+"""The views of a picture: as Pillow makes them, drawn evenly, the same on every device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import augmentation
+from augmentation import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Draws,
+    audio_margin_size,
+    augment,
+    crop,
+    draw_offsets,
+    margin_size,
+    normalise,
+    rotate_and_crop,
+)
+
+
+def _noise(count: int, side: int, seed: int = 0) -> Tensor:
+    """Random pictures without the value 0, which the rotation fills in."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def augmented(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Training views with fresh draws."""
+    return augment(pictures, size, Draws.draw(len(pictures), pictures.shape[-1] - size, generator))
+
+
+def test_margin_size() -> None:
+    assert [margin_size(size) for size in (256, 64, 96, 512)] == [278, 70, 104, 556]
+    assert [audio_margin_size(size) for size in (256, 64, 96)] == [300, 75, 112]
+
+
+def test_normalise() -> None:
+    pixels = _noise(2, 9)
+    mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    assert normalise(pixels).dtype == torch.float32
+    np.testing.assert_allclose(normalise(pixels).numpy(), (pixels.numpy() / 255 - mean) / std, atol=2e-6)
+
+
+@pytest.mark.parametrize(("side", "size"), [(278, 256), (104, 96), (35, 32)])
+def test_rotation_and_crop_as_pillow_does_them(side: int, size: int) -> None:
+    spare = side - size
+    cases = [
+        (angle, offset)
+        for angle in (0.0, 3.7, 30.0, 45.0, 61.8, 89.0, 90.0)
+        for offset in ((0, 0), (spare, spare), (1, spare - 1))
+    ]
+    pictures = _noise(len(cases), side)
+    angles, offsets = torch.tensor([angle for angle, _ in cases]), torch.tensor([offset for _, offset in cases])
+    views = rotate_and_crop(pictures, angles, offsets, size)
+    assert (views.shape, views.dtype) == ((len(cases), 3, size, size), torch.uint8)
+    for picture, view, (angle, (left, top)) in zip(pictures, views, cases, strict=True):
+        turned = Image.fromarray(picture.permute(1, 2, 0).numpy()).rotate(angle, Image.Resampling.NEAREST)
+        expected = np.asarray(turned.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+        equal = (view.numpy() == expected).mean()
+        assert equal >= (1.0 if angle in (0.0, 90.0) else 0.99), (angle, left, top)
+
+
+def test_rotation_takes_no_notice_of_mixed_precision() -> None:
+    pictures, angles, offsets = _noise(2, 278), torch.tensor([20.0, 70.0]), torch.tensor([[3, 20], [11, 0]])
+    expected = rotate_and_crop(pictures, angles, offsets, 256)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rotate_and_crop(pictures, angles, offsets, 256), expected)
+
+
+def test_corners_are_black_before_they_are_normalised() -> None:
+    white = torch.full((1, 3, 200, 200), 255, dtype=torch.uint8)
+    view = rotate_and_crop(white, torch.tensor([45.0]), torch.zeros(1, 2), 200)
+    assert view.unique().tolist() == [0, 255]
+    # The octagon that a square shares with itself, turned by 45 degrees, has the area 2 (sqrt 2 - 1).
+    assert (view == 255).float().mean().item() == pytest.approx(2 * (2**0.5 - 1), abs=0.002)
+    assert (view[0, :, 0, 0] == 0).all()
+    generator = torch.Generator().manual_seed(3)
+    seen = torch.cat([augmented(white, 180, generator) for _ in range(20)])
+    for channel, (mean, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)):
+        np.testing.assert_allclose(seen[:, channel].unique(), [-mean / std, (1 - mean) / std], atol=1e-6)
+
+
+def test_draws_cover_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles, offsets = [], []
+
+    def record(pictures: Tensor, angle: Tensor, offset: Tensor, size: int) -> Tensor:
+        angles.append(angle)
+        offsets.append(offset)
+        return pictures[:, :, :size, :size]
+
+    monkeypatch.setattr(augmentation, "rotate_and_crop", record)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        augmented(torch.zeros(500, 3, 35, 35, dtype=torch.uint8), 32, generator)
+    drawn = torch.cat(angles)
+    assert 0 <= drawn.min() < 0.5
+    assert 89.5 < drawn.max() <= 90
+    np.testing.assert_allclose(torch.histc(drawn, 9, 0, 90) / 2000, 1 / 9, atol=0.03)
+    pairs, counts = torch.cat(offsets).unique(dim=0, return_counts=True)
+    assert pairs.tolist() == [[left, top] for left in range(4) for top in range(4)]
+    np.testing.assert_allclose(counts / 2000, 1 / 16, atol=0.025)
+
+
+def test_the_same_generator_gives_the_same_view() -> None:
+    pictures = _noise(4, 35)
+    first = augmented(pictures, 32, torch.Generator().manual_seed(5))
+    assert torch.equal(first, augmented(pictures, 32, torch.Generator().manual_seed(5)))
+    assert not torch.equal(first, augmented(pictures, 32, torch.Generator().manual_seed(6)))
+    # Without room for a crop and with the angle known, the view is the rotated picture.
+    generator = torch.Generator().manual_seed(5)
+    angles = torch.rand(4, generator=torch.Generator().manual_seed(5)) * 90
+    assert torch.equal(
+        augmented(pictures, 35, generator), normalise(rotate_and_crop(pictures, angles, torch.zeros(4, 2), 35))
+    )
+
+
+def test_draws_do_not_depend_on_the_device() -> None:
+    states = []
+    for device in ("cpu", "meta"):
+        generator = torch.Generator().manual_seed(5)
+        assert augmented(_noise(4, 35).to(device), 32, generator).device.type == device
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_view_is_the_same_on_a_gpu() -> None:
+    pictures = _noise(4, 278)
+    first, second = (
+        augmented(pictures.to(device), 256, torch.Generator().manual_seed(5)).cpu() for device in ("cpu", "cuda")
+    )
+    assert first.isclose(second, atol=1e-5).float().mean() > 0.999
+
+
+def test_mirrored_views() -> None:
+    pictures, still, offsets = _noise(4, 35), torch.zeros(4), torch.tensor([[0, 1], [2, 3], [3, 0], [1, 1]])
+    flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
+    plain = augment(pictures, 32, Draws(still, offsets))
+    mirrored = augment(pictures, 32, Draws(still, offsets, flips))
+    expected = [plain[0], plain[1].flip(-1), plain[2].flip(-2), plain[3].flip(-1, -2)]
+    assert torch.equal(mirrored, torch.stack(expected))
+
+
+def test_mirrors_are_drawn_apart_and_evenly() -> None:
+    draws = Draws.draw(4000, 3, torch.Generator().manual_seed(0), flips=True)
+    assert draws.flips is not None
+    _, counts = draws.flips.unique(dim=0, return_counts=True)
+    np.testing.assert_allclose(counts / 4000, 1 / 4, atol=0.03)
+    chosen = draws.rows(torch.tensor([7, 2]))
+    assert chosen.flips is not None
+    assert torch.equal(chosen.flips, draws.flips[[7, 2]])
+    assert torch.equal(chosen.angles, draws.angles[[7, 2]])
+    assert torch.equal(chosen.offsets, draws.offsets[[7, 2]])
+
+
+def test_a_spectrogram_is_only_cropped() -> None:
+    pictures = _noise(3, 75)
+    offsets = draw_offsets(3, 75 - 64, torch.Generator().manual_seed(1))
+    places = zip(pictures, offsets.tolist(), strict=True)
+    expected = [picture[:, top : top + 64, left : left + 64] for picture, (left, top) in places]
+    assert torch.equal(crop(pictures, 64, offsets), normalise(torch.stack(expected)))
