@@ -1,4 +1,8 @@
-"""Pretraining: python pretrain.py --path_opt option/AID_RESNET50.yaml trains a backbone on scene classes."""
+"""Pretraining of what a retrieval model starts from.
+
+python pretrain.py --path_opt option/AID_RESNET50.yaml trains a backbone on scene classes,
+python pretrain.py --path_opt option/UCM_MCRN_PRETRAIN.yaml pretrains MCRN without pairs.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ from collections.abc import Sequence
 
 import option
 from experiment import entry_parser
+from modality_pretraining import pretrain_modalities
+from option import SceneOptions
 from scene_pretraining import pretrain_scenes
-from utils import InputError, choose_device, logger, run_entry_point
+from utils import choose_device, logger, run_entry_point
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,14 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = entry_parser("Pretrain what a retrieval model starts from.")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     given = parser.parse_args(arguments)
+    options = option.load_pretraining_options(given.path_opt, given.set)
     device = choose_device(given.device)
-    if not option.trains_backbone(given.path_opt):
-        raise InputError(
-            f"{given.path_opt}: trains a retrieval model: python train.py --path_opt {given.path_opt}. pretrain.py "
-            "takes a YAML with a block `backbone`, such as option/AID_RESNET50.yaml."
-        )
-    result = pretrain_scenes(option.load_scene_options(given.path_opt, given.set), device, given.resume)
-    logger.info("Pretrained. Start a model from it: --set model.backbone.pretrained=%s", result)
+    if isinstance(options, SceneOptions):
+        start = f"model.backbone.pretrained={pretrain_scenes(options, device, given.resume)}"
+    else:
+        start = f"model.init_from={pretrain_modalities(options, device, given.resume)}"
+    logger.info("Pretrained. Start a model from it: python train.py --path_opt ... --set %s", start)
 
 
 if __name__ == "__main__":

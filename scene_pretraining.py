@@ -29,7 +29,7 @@ from engine import TrainingState, autocast, fit
 from experiment import PictureLibrary, keeper, place, plan_of, start_state
 from layers.backbone import SceneClassifier
 from option import SceneOptions
-from option.scenes import ScenePictures
+from option.pretraining import ScenePictures
 from utils import InputError, derive_seed, log_to, logger, write_atomic, write_text_atomic
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")

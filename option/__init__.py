@@ -1,7 +1,16 @@
 """Typed options: `load_options` reads one YAML per experiment, `dump` and `to_yaml` write the resolved options back."""
 
-from option.load import load_options, load_scene_options, trains_backbone
-from option.scenes import SceneOptions
+from option.load import is_pretraining, load_options, load_pretraining_options
+from option.pretraining import ModalityOptions, SceneOptions
 from option.schema import Options, dump, to_yaml
 
-__all__ = ["Options", "SceneOptions", "dump", "load_options", "load_scene_options", "to_yaml", "trains_backbone"]
+__all__ = [
+    "ModalityOptions",
+    "Options",
+    "SceneOptions",
+    "dump",
+    "is_pretraining",
+    "load_options",
+    "load_pretraining_options",
+    "to_yaml",
+]

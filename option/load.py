@@ -7,19 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from layers.registry import registered
 from option.read import Tree, parse, read_file, shown
-from option.scenes import SceneOptions
+from option.pretraining import ModalityOptions, SceneOptions
 from option.schema import Options, allowed, choices, leaves, published_keys
 from utils import InputError, logger
 
 OVERRIDES = "--set"
-BACKBONE = "backbone"
 
 
 @dataclass(frozen=True)
@@ -50,78 +49,81 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     Raises:
         InputError: the file can't be read, or something in it or in the overrides is wrong; names all faults at once.
     """
-    source = str(path)
-    tree, problems = read_file(Path(path))
-    if BACKBONE in tree and "model" not in tree:
-        raise InputError(f"{source}: trains a backbone, not a retrieval model: python pretrain.py --path_opt {source}")
-    settings, faults = _settings(overrides)
-    faults += [Fault(problem, source) for problem in problems]
-
-    blocks: dict[str, Any] = {name: field.annotation for name, field in Options.model_fields.items()}
-    model = _merged(source, tree, settings, {}).get("model.name", Given(None, source))
-    if isinstance(model.value, str) and model.value in registered():
-        blocks["model"] = registered()[model.value].parameters
-    else:
-        del blocks["model"]
-        faults.append(_unknown_model(model))
-
-    known = _leaves(blocks)
-    given = _merged(source, tree, settings, known)
-    faults += _unknown_keys(given, known, published_keys(), model_known="model" in blocks)
-    options = Options(**_values(blocks, given, known, source, faults))
-    _note_without_effect(source, given, known, options)
+    tree, _ = read_file(Path(path))
+    if _pretrains(tree):
+        raise InputError(f"{path}: describes a pretraining, which has no folds: python pretrain.py --path_opt {path}")
+    options, given, known = _load(path, overrides, Options, published_keys())
+    _note_without_effect(str(path), given, known, options)
     return options
 
 
-def load_scene_options(path: str | Path, overrides: Sequence[str] = ()) -> SceneOptions:
-    """`load_options` for a YAML that trains a backbone on scene classes."""
-    source = str(path)
-    tree, problems = read_file(Path(path))
-    settings, faults = _settings(overrides)
-    faults += [Fault(problem, source) for problem in problems]
-    blocks: dict[str, Any] = {name: field.annotation for name, field in SceneOptions.model_fields.items()}
-    known = _leaves(blocks)
-    given = _merged(source, tree, settings, known)
-    faults += _unknown_keys(given, known, (), model_known=True)
-    return SceneOptions(**_values(blocks, given, known, source, faults))
+def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> SceneOptions | ModalityOptions:
+    """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of scene classes, else without pairs."""
+    tree, _ = read_file(Path(path))
+    if not _pretrains(tree):
+        raise InputError(
+            f"{path}: no pretraining, whose YAML names its run in logs.experiment_name, such as option/AID_RESNET50.yaml. "
+            f"A retrieval model is trained by: python train.py --path_opt {path}"
+        )
+    if "backbone" in tree:
+        return _load(path, overrides, SceneOptions, ())[0]
+    return _load(path, overrides, ModalityOptions, published_keys())[0]
 
 
-def trains_backbone(path: str | Path) -> bool:
-    """Whether a YAML is for `load_scene_options`: it has a block `backbone` and no `model`.
+def is_pretraining(path: str | Path) -> bool:
+    """Whether a YAML is for `load_pretraining_options`.
 
     Raises:
         InputError: the file can't be read.
     """
-    tree, _ = read_file(Path(path))
-    return BACKBONE in tree and "model" not in tree
+    return _pretrains(read_file(Path(path))[0])
 
 
-def _leaves(blocks: Mapping[str, Any]) -> dict[str, FieldInfo]:
-    """Every key of some blocks that holds a value, by dotted name."""
-    return {key: field for name, block in blocks.items() for key, field in leaves(block, name).items()}
+def _pretrains(tree: Tree) -> bool:
+    logs = tree.get("logs")
+    return isinstance(logs, dict) and "experiment_name" in logs
 
 
-def _values(
-    blocks: Mapping[str, Any],
-    given: Mapping[str, Given],
-    known: Mapping[str, FieldInfo],
-    source: str,
-    faults: list[Fault],
-) -> dict[str, Any]:
-    """Each block with its values checked.
+Kind = TypeVar("Kind", Options, SceneOptions, ModalityOptions)
+
+
+def _load(
+    path: str | Path, overrides: Sequence[str], kind: type[Kind], published: Iterable[str]
+) -> tuple[Kind, dict[str, Given], dict[str, FieldInfo]]:
+    """Read a YAML as one kind of options.
+
+    Returns:
+        The options, what was given by dotted key, and what could be given.
 
     Raises:
-        InputError: there are faults, found here or before.
+        InputError: something is wrong; names all faults at once.
     """
-    values, found = {}, list(faults)
+    source = str(path)
+    tree, problems = read_file(Path(path))
+    settings, faults = _settings(overrides)
+    faults += [Fault(problem, source) for problem in problems]
+
+    blocks: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
+    if "model" in blocks:
+        model = _merged(source, tree, settings, {}).get("model.name", Given(None, source))
+        if isinstance(model.value, str) and model.value in registered():
+            blocks["model"] = registered()[model.value].parameters
+        else:
+            del blocks["model"]
+            faults.append(_unknown_model(model))
+
+    known = {key: field for name, block in blocks.items() for key, field in leaves(block, name).items()}
+    given = _merged(source, tree, settings, known)
+    faults += _unknown_keys(given, known, published, model_known=blocks.keys() == kind.model_fields.keys())
+    values = {}
     for name, block in blocks.items():
         try:
             values[name] = block.model_validate(_nested(given, known, name))
         except ValidationError as error:
-            found += _invalid_values(error, name, given, known, source)
-    if found:
-        raise InputError(_report(found))
-    return values
+            faults += _invalid_values(error, name, given, known, source)
+    if faults:
+        raise InputError(_report(faults))
+    return kind(**values), given, known
 
 
 def _settings(overrides: Iterable[str]) -> tuple[list[Tree], list[Fault]]:

@@ -20,7 +20,7 @@ from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, 
 from utils import InputError
 
 ALL = sorted((Path(__file__).parent.parent / "option").glob("*.yaml"))
-SHIPPED = [path for path in ALL if not option.trains_backbone(path)]
+SHIPPED = [path for path in ALL if not option.is_pretraining(path)]
 
 MINIMAL = """
 model: {name: AMFMN}
@@ -135,13 +135,13 @@ class TestShipped:
 
     @pytest.mark.parametrize("path", sorted(set(ALL) - set(SHIPPED)), ids=lambda path: path.stem)
     def test_a_scene_pretraining_loads_and_round_trips(self, path: Path, tmp_path: Path) -> None:
-        options = option.load_scene_options(path)
+        options = option.load_pretraining_options(path)
         (tmp_path / "resolved.yaml").write_text(option.to_yaml(options))
-        assert option.load_scene_options(tmp_path / "resolved.yaml") == options
+        assert option.load_pretraining_options(tmp_path / "resolved.yaml") == options
 
     def test_no_two_share_a_run_folder(self) -> None:
         names = [option.load_options(path).k_fold.experiment_name for path in SHIPPED]
-        names += [option.load_scene_options(path).logs.experiment_name for path in sorted(set(ALL) - set(SHIPPED))]
+        names += [option.load_pretraining_options(path).logs.experiment_name for path in sorted(set(ALL) - set(SHIPPED))]
         assert len(set(names)) == len(names) >= 5
 
     def test_each_kind_is_told_by_its_blocks(self) -> None:

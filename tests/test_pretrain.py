@@ -18,7 +18,7 @@ from checkpoints import read_checkpoint
 from experiment import read_vocabulary
 from layers import build_model
 from layers.backbone import SceneClassifier, _import_resnets, read_backbone_file
-from option.scenes import SceneBackbone, ScenePictures
+from option.pretraining import SceneBackbone, ScenePictures
 from scene_pretraining import list_pictures, split_classes
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
@@ -111,7 +111,7 @@ class TestPictures:
     def test_no_folder_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text("backbone: {}\ndataset: {batch_size: 8}\nlogs: {experiment_name: x}\n")
         with pytest.raises(InputError, match=r"one of dataset\.data_path and dataset\.image_path is needed"):
-            option.load_scene_options(tmp_path / "x.yaml")
+            option.load_pretraining_options(tmp_path / "x.yaml")
 
     @given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.floats(0.01, 0.99), st.integers(0, 9))
     @settings(deadline=None)

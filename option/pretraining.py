@@ -1,0 +1,116 @@
+"""The typed trees of `pretrain.py`: YAMLs without folds, whose run is named in `logs.experiment_name`.
+
+A block `backbone` trains a backbone on scene classes, a block `model` pretrains a retrieval model without pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from layers.registry import ModelParameters, Parameters
+from option.schema import FolderName, GivenPath, Logs, Pictures, Training
+
+
+class SceneBackbone(Parameters):
+    """Block `backbone`: the network that learns the scene classes."""
+
+    architecture: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+        "wide_resnet50_2",
+        "wide_resnet101_2",
+    ] = Field(
+        default="resnet50", description="torchvision's name; SWAN starts from a resnet50, the others from a resnet18"
+    )
+    pretrained: str = Field(default="none", description="none (random), imagenet, or the path of a state dict")
+
+
+class ScenePictures(Pictures):
+    """Block `dataset` of a scene pretraining: pictures whose class is known by name."""
+
+    data_path: GivenPath | None = Field(
+        default=None, description="data set's folder: only the pictures of its train_filename.txt are read"
+    )
+    image_path: GivenPath | None = Field(
+        default=None, description="folder of the pictures; null: <data_path>/images; alone: all pictures below it"
+    )
+    exclude: GivenPath | None = Field(
+        default=None, description="list of file names that must not be seen, such as a test_filename.txt"
+    )
+    val_share: float = Field(default=0.1, gt=0, lt=1, description="share of each class kept to choose the best epoch")
+
+    @model_validator(mode="after")
+    def _some_folder(self) -> ScenePictures:
+        if self.data_path is None and self.image_path is None:
+            raise ValueError("one of dataset.data_path and dataset.image_path is needed")
+        return self
+
+
+class SceneTraining(Training):
+    """Block `optim` of a scene pretraining: cross-entropy, Adam."""
+
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+
+
+class PretrainingLogs(Logs):
+    """Block `logs` of a pretraining."""
+
+    experiment_name: FolderName = Field(description="name of the run's folder below ckpt_save_path")
+
+
+class SceneOptions(Parameters):
+    """All options of a scene pretraining. `load_pretraining_options` makes them."""
+
+    backbone: SceneBackbone = Field(default_factory=SceneBackbone, description="the network")
+    dataset: ScenePictures = Field(description="pictures and their classes")
+    optim: SceneTraining = Field(default_factory=SceneTraining, description="loss, optimiser and schedule")
+    logs: PretrainingLogs = Field(description="reports and folder")
+
+
+class UnpairedSources(Pictures):
+    """Block `dataset` of a pretraining without pairs: pictures, captions and spectrograms, as far as there are any."""
+
+    data_path: GivenPath | None = Field(
+        default=None, description="data set's folder: the pictures and captions of its train lists are read"
+    )
+    image_path: GivenPath | None = Field(
+        default=None, description="folder of the pictures; null: <data_path>/images; alone: all pictures below it"
+    )
+    audio_path: GivenPath | None = Field(
+        default=None, description="folder of the spectrograms, of the train captions or alone; null: none are used"
+    )
+    vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`; it sizes the word table")
+    val_share: float = Field(default=0.1, gt=0, lt=1, description="share of each modality kept for validation")
+
+    @model_validator(mode="after")
+    def _some_source(self) -> UnpairedSources:
+        if self.data_path is None and self.image_path is None and self.audio_path is None:
+            raise ValueError("one of dataset.data_path, dataset.image_path and dataset.audio_path is needed")
+        return self
+
+
+class AdversarialTraining(Training):
+    """Block `optim` of a pretraining without pairs; `lr` is the generator's, that is the retrieval model's."""
+
+    lr_D: float = Field(default=2e-4, gt=0, description="learning rate of the discriminator's Adam at the start")
+    lr_D_decay_param: float = Field(default=0.7, gt=0, le=1, description="factor on lr_D at each decay")
+    lr_D_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay of lr_D to the next")
+    generator_every: int = Field(default=3, ge=1, description="steps of the discriminator per step of the generator")
+    word_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of a caption's words hidden in each view")
+
+
+class ModalityOptions(Parameters):
+    """All options of a pretraining without pairs. `load_pretraining_options` makes them."""
+
+    model: SerializeAsAny[ModelParameters] = Field(description="the model and its parameters")
+    dataset: UnpairedSources = Field(description="pictures, captions and spectrograms")
+    optim: AdversarialTraining = Field(default_factory=AdversarialTraining, description="optimisers and schedules")
+    logs: PretrainingLogs = Field(description="reports and folder")
