@@ -62,7 +62,10 @@ def _read(path: Path) -> tuple[int, np.ndarray]:
     except InputError:
         raise
     except wavfile.WavFileWarning as error:
-        raise InputError(f"{path}: the sound is cut short; copy it again") from error
+        raise InputError(
+            f"{path}: the file ends before the sound that its header announces; copy it again (or, if a program wrote "
+            "it into a pipe, let it write a file)"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
     except Exception as error:  # on damaged bytes the reader raises errors of nearly any class

@@ -1,4 +1,7 @@
-"""Draws the toy data set, `python -m data.toy`: overhead scenes with five true captions each, in the precomp format."""
+"""Draws the toy data set, `python -m data.toy`: overhead scenes with five true captions each, in the precomp format.
+
+Every different caption is also spoken, in sounds of our own, for models that listen.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,24 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from PIL import Image
 from tqdm import tqdm
 
 from data.toy_classes import CLASSES, draw_scene
+from data.toy_speech import caption_picture
 from utils import InputError, write_atomic, write_text_atomic
 
 __all__ = ["CLASSES", "draw_scene", "main", "make_toy"]
 
 MARKER = "toy.json"  # says which flags a folder was made with, and whether it is whole
-LISTS = ("train_caps.txt", "train_filename.txt", "test_caps.txt", "test_filename.txt", "classes.txt")
+AUDIO_LISTS = ("train_audios.txt", "test_audios.txt")
+LISTS = ("train_caps.txt", "train_filename.txt", "test_caps.txt", "test_filename.txt", "classes.txt", *AUDIO_LISTS)
 SIZES = (32, 1024)
 
 
@@ -51,8 +57,23 @@ class _Flags:
         return [f"{scene_class}_{number}.jpg" for number in range(1, self.images_per_class + 1)]
 
     def files(self) -> set[str]:
-        """Every file of the data set but the marker, relative to its folder."""
+        """Every file of the data set but the marker and the spectrograms, relative to its folder."""
         return {f"images/{name}" for scene_class in self.classes for name in self.pictures(scene_class)} | set(LISTS)
+
+    def all_files(self) -> set[str]:
+        """The same with every spectrogram that may be there: one that shares its caption with an earlier one is not."""
+        numbers = range(1, self.images_per_class + 1)
+        return self.files() | {
+            f"audios/{_audio_name(scene_class, number, position)}"
+            for scene_class in self.classes
+            for number in numbers
+            for position in range(1, 6)
+        }
+
+
+def _audio_name(scene_class: str, number: int, position: int) -> str:
+    """File name of the spectrogram of a picture's caption; position 1 is its first."""
+    return f"{scene_class}_{number}_{position}.png"
 
 
 def make_toy(
@@ -90,9 +111,10 @@ def make_toy(
 
 
 def _write(folder: Path, flags: _Flags, progress: bool) -> None:
-    """Draw all pictures, then write the lists."""
+    """Draw all pictures, then speak the captions and write the lists."""
     captions: dict[str, list[str]] = {"train": [], "test": []}
     names: dict[str, list[str]] = {"train": [], "test": []}
+    audio_names: dict[str, str] = {}
     tests = min(max(round(flags.images_per_class * flags.test_share), 1), flags.images_per_class - 1)
     with tqdm(total=len(flags.classes) * flags.images_per_class, unit="image", disable=not progress) as bar:
         for scene_class in flags.classes:
@@ -102,11 +124,23 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
                 split = "test" if number > flags.images_per_class - tests else "train"
                 captions[split] += five
                 names[split].append(name)
+                for position, caption in enumerate(five, start=1):
+                    audio_names.setdefault(caption, _audio_name(scene_class, number, position))
                 bar.update()
+    _speak(folder / "audios", audio_names, progress)
     for split in ("train", "test"):
+        write_text_atomic(folder / f"{split}_audios.txt", _lines([audio_names[caption] for caption in captions[split]]))
         write_text_atomic(folder / f"{split}_caps.txt", _lines(captions[split]))
         write_text_atomic(folder / f"{split}_filename.txt", _lines(names[split]))
     write_text_atomic(folder / "classes.txt", _lines(flags.classes))
+
+
+def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None:
+    """Draw the spectrogram of each different caption."""
+    folder.mkdir(exist_ok=True)
+    for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=not progress):
+        # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
+        Image.fromarray(caption_picture(caption)).save(folder / name)
 
 
 def _lines(entries: Sequence[str]) -> str:
@@ -139,7 +173,10 @@ def _read_marker(folder: Path) -> tuple[_Flags, bool] | None:
 
 def _is_whole(folder: Path, flags: _Flags) -> bool:
     """Whether a folder holds the data set of these flags, complete."""
-    return _read_marker(folder) == (flags, True) and all((folder / name).is_file() for name in flags.files())
+    if _read_marker(folder) != (flags, True) or not all((folder / name).is_file() for name in flags.files()):
+        return False
+    spoken = {name for text in AUDIO_LISTS for name in (folder / text).read_text(encoding="utf-8").splitlines()}
+    return all((folder / "audios" / name).is_file() for name in spoken)
 
 
 def _clear(folder: Path, flags: _Flags, force: bool) -> None:
@@ -157,11 +194,11 @@ def _clear(folder: Path, flags: _Flags, force: bool) -> None:
             f"{folder} was made with other flags ({_difference(earlier, flags)}); "
             "choose another --out, or pass --force to replace it"
         )
-    foreign = sorted(name for name in flags.files() - earlier.files() if (folder / name).exists())
+    foreign = sorted(name for name in flags.all_files() - earlier.all_files() if (folder / name).exists())
     if foreign:
         raise InputError(f"{folder / foreign[0]} wasn't made by this command; choose another --out")
     _mark(folder, earlier, whole=False)
-    for name in sorted(earlier.files()):
+    for name in sorted(earlier.all_files()):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -205,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m data.toy: stopped; the same command makes {given.out} anew", file=sys.stderr)
         return 130
     number = flags.images_per_class * len(CLASSES)
-    print(f"{given.out}: {number} images of {len(CLASSES)} classes, {5 * number} captions")
+    print(f"{given.out}: {number} images of {len(CLASSES)} classes, {5 * number} captions and their spectrograms")
     return 0
 
 

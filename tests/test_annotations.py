@@ -326,3 +326,81 @@ def test_published_blank_captions(published: Path, name: str, lines: list[int]) 
     text = describe_blank(annotations, blank)
     assert all(image in text for image in images)
     assert "\n" not in text
+
+
+def _audio(folder: Path, name: str, lines: list[str], pictures: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    for picture in pictures:
+        path = folder / "audios" / picture
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_spectrograms_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    _annotations(tmp_path, ["x", "y", "z"], per_image=2)
+    names = ["a.png", "b.png", "deep/c.png", "a.png", "d.png", "e.png"]
+    assert read_annotations(tmp_path, "train").audio_names is None
+    _audio(tmp_path, "train_audios.txt", [f" {name}\r" for name in names], names)
+    assert read_annotations(tmp_path, "train").audio_names is None
+    read = read_annotations(tmp_path, "train", tmp_path / "audios")
+    assert read.audio_names == tuple(names)
+    subset = read.subset([2, 0])
+    assert subset.audio_names == ("d.png", "e.png", "a.png", "b.png")
+    assert subset.captions == ("caption 0 of z", "caption 1 of z", "caption 0 of x", "caption 1 of x")
+
+
+def test_order_of_the_lists_of_spectrograms(tmp_path: Path) -> None:
+    folder, audios = tmp_path / "set", tmp_path / "set/audios"
+    _annotations(folder, ["x"])
+    with pytest.raises(InputError) as caught:
+        read_annotations(folder, "train", audios)
+    places = [folder / "train_audios.txt", folder / "train_audio.txt"]
+    places += [audios / "train_audios.txt", audios / "train_audio.txt"]
+    assert f"looked for {', '.join(map(str, places))}. Make" in str(caught.value)
+    for place in reversed(places):
+        audios.mkdir(exist_ok=True)
+        name = f"{place.parent.name}_{place.stem}.png"
+        (audios / name).touch()
+        place.write_text(f"{name}\n")
+        assert read_annotations(folder, "train", audios).audio_names == (name,)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["a.png"], "train_audios.txt, line 1: the file ends after 1 spectrograms, but "),
+        (["a.png"] * 4, "train_caps.txt has 3 captions. Expected one spectrogram per caption."),
+        (
+            ["a.png", "", "a.png"],
+            "1 fault:\n  line 2: blank file name\nEach line is one spectrogram's file name",
+        ),
+        (["a.png", "../a.png", "a.png"], "  line 2: '../a.png' leaves the spectrogram folder\n"),
+        (
+            ["a.png", "a.png", "b.png"],
+            "1 of 3 spectrograms can't be taken from {}/audios:\n  line 3: 'b.png' is",
+        ),
+    ],
+)
+def test_bad_lists_of_spectrograms(tmp_path: Path, lines: list[str], said: str) -> None:
+    _annotations(tmp_path, ["x", "y", "z"])
+    _audio(tmp_path, "train_audios.txt", lines, ["a.png"])
+    with pytest.raises(InputError) as caught:
+        read_annotations(tmp_path, "train", tmp_path / "audios")
+    assert said.format(tmp_path) in str(caught.value)
+    assert "is not read" not in str(caught.value)
+
+
+def test_a_list_beside_the_spectrograms_that_is_not_read_is_named(tmp_path: Path) -> None:
+    _annotations(tmp_path, ["x"])
+    _audio(tmp_path, "train_audios.txt", ["published.png"], ["mine.png"])
+    (tmp_path / "audios/train_audios.txt").write_text("mine.png\n")
+    with pytest.raises(InputError, match=r"audios/train_audios\.txt is not read as long as the data set's folder has"):
+        read_annotations(tmp_path, "train", tmp_path / "audios")
+
+
+def test_no_folder_of_spectrograms(tmp_path: Path) -> None:
+    _annotations(tmp_path, ["x"])
+    _audio(tmp_path, "train_audios.txt", ["a.png"], [])
+    with pytest.raises(InputError, match=r"absent: no such folder of spectrograms; set dataset.audio_path"):
+        read_annotations(tmp_path, "train", tmp_path / "absent")

@@ -274,3 +274,43 @@ def test_a_resumed_run_keeps_its_fixed_split(tmp_path: Path) -> None:
         f"{run}/split/train.txt: 1 fault:\n  line 2: 'w' is not in {folder}/train_filename_verify.txt\n"
         "The data set or k_fold.strategy has changed since this run began: restore it, or start in a new folder."
     )
+
+
+def _audio(folder: Path, lists: dict[str, list[str]]) -> Path:
+    """Write lists of spectrograms, and the spectrograms below `audios`."""
+    audios = folder / "audios"
+    audios.mkdir()
+    for name, pictures in lists.items():
+        (folder / name).write_text("".join(f"{picture}\n" for picture in pictures))
+        for picture in pictures:
+            (audios / picture).touch()
+    return audios
+
+
+@pytest.mark.parametrize("strategy", SEEDED)
+@pytest.mark.parametrize("resume", [False, True])
+def test_spectrograms_stay_with_their_captions(tmp_path: Path, strategy: Strategy, resume: bool) -> None:
+    folder, run = tmp_path / "set", tmp_path / "run"
+    _annotations(folder, [f"a_{i}" for i in range(20)], per_image=2)
+    audios = _audio(folder, {"train_audios.txt": [f"caption_{i % 2}_of_a_{i // 2}" for i in range(40)]})
+    silent = recorded_or_new(folder, run, strategy, 1, 4, seed=7, resume=False)
+    sides = recorded_or_new(folder, run, strategy, 1, 4, seed=7, resume=resume, audio_folder=audios)
+    assert _names(sides) == _names(silent)
+    for with_audio, without in zip(sides, silent, strict=True):
+        assert without.audio_names is None
+        assert with_audio.audio_names == tuple(caption.replace(" ", "_") for caption in with_audio.captions)
+
+
+def test_spectrograms_of_a_fixed_split(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    _write(folder, "x\nw\n", "1\n2\n", verify="_verify")
+    _write(folder, "y\n", "3\n", split="val", verify="_verify")
+    audios = _audio(folder, {"train_audios_verify.txt": ["1.png", "2.png"], "train_audios.txt": ["other.png"]})
+    with pytest.raises(InputError, match=r"looked for .*/val_audios_verify\.txt"):
+        fold_annotations(folder, "fixed", 0, 1, 0, audios)
+    (folder / "val_audios_verify.txt").write_text("1.png\n")
+    train, val = fold_annotations(folder, "fixed", 0, 1, 0, audios)
+    assert (train.audio_names, val.audio_names) == (("1.png", "2.png"), ("1.png",))
+    write_split(tmp_path / "run", train.subset([1]), val)
+    recorded = recorded_or_new(folder, tmp_path / "run", "fixed", 0, 1, 0, resume=True, audio_folder=audios)
+    assert [side.audio_names for side in recorded] == [("2.png",), ("1.png",)]

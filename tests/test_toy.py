@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.annotations import read_annotations
+from data.pictures import decode
+from data.spectrogram import HOP, WINDOW, mel_power, to_picture
 from data.toy import CLASSES, draw_scene, main, make_toy
 from data.toy_canvas import Canvas
 from data.toy_classes import SCENES
 from data.toy_places import DETAILS, NUMBERS, Things, place_words
+from data.toy_speech import caption_picture, word_power, word_sound
 from utils import InputError
 from vocab import tokenize
 
@@ -49,6 +54,38 @@ def test_lists_fit_the_precomp_format(toy: Path) -> None:
     assert Counter(name.split("_")[0] for name in train) == dict.fromkeys(CLASSES, 1)
     assert {path.name for path in (toy / "images").iterdir()} == {*train, *test}
     assert all("_" not in name for name in CLASSES)
+
+
+def test_every_caption_has_its_spectrogram(toy: Path) -> None:
+    pictures: dict[str, bytes] = {}
+    for split in ("train", "test"):
+        annotations = read_annotations(toy, split, toy / "audios")
+        assert annotations.audio_names is not None
+        for caption, name in zip(annotations.captions, annotations.audio_names, strict=True):
+            pixels = np.asarray(decode(toy / "audios" / name, 10**6))
+            np.testing.assert_array_equal(pixels[..., 0], caption_picture(caption))
+            assert pictures.setdefault(caption, pixels.tobytes()) == pixels.tobytes()
+    assert len(list((toy / "audios").iterdir())) == len(pictures)
+
+
+def test_a_caption_sounds_like_its_words_one_after_the_other() -> None:
+    words = ["a", "red", "airplane", "stands", "beside", "it"]
+    whole = np.concatenate([word_sound(word) for word in words] + [np.zeros(WINDOW - HOP)])
+    np.testing.assert_array_equal(caption_picture("A red airplane, stands beside it."), to_picture(mel_power(whole)))
+    assert [len(word_sound(word)) // HOP for word in words] == [6, 6, 14, 10, 10, 6]
+
+
+def test_words_can_be_told_apart_by_their_sounds() -> None:
+    captions = [caption for scene_class in CLASSES for caption in draw_scene(scene_class, 1, 32, 0)[1]]
+    words = sorted({word for caption in captions for word in re.findall("[a-z]+", caption.lower())})
+    patterns = {word: to_picture(word_power(word)).astype(float) for word in words}
+    assert len(words) > 100
+    for one, two in itertools.combinations(words, 2):
+        if patterns[one].shape == patterns[two].shape:
+            assert np.abs(patterns[one] - patterns[two]).mean() > 8, (one, two)
+    airplane, airport = (mel_power(word_sound(word)) for word in ("airplane", "airport"))
+    np.testing.assert_array_equal(airplane[:, :4], airport[:, :4])  # until the second syllable begins
+    assert not np.allclose(airplane[:, 6:9], airport[:, 6:9])
 
 
 def test_captions_stand_beside_their_image(toy: Path) -> None:
@@ -285,9 +322,10 @@ def test_a_broken_off_set_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_lost_picture_is_drawn_again(tmp_path: Path) -> None:
     make_toy(tmp_path, 2, 32)
     before = contents(tmp_path)
-    (tmp_path / "images" / "forest_1.jpg").unlink()
-    make_toy(tmp_path, 2, 32)
-    assert contents(tmp_path) == before
+    for lost in ("images/forest_1.jpg", "audios/forest_1_1.png"):
+        (tmp_path / lost).unlink()
+        make_toy(tmp_path, 2, 32)
+        assert contents(tmp_path) == before
     assert json.loads(before["toy.json"])["whole"] is True
 
 
