@@ -10,15 +10,16 @@ import torch
 
 import option
 from layers.base import RetrievalModel
+from layers.registry import Parameters
 from layers.released import load_released
-from option import Options, SceneOptions
+from option import ModalityOptions, Options
 from utils import InputError, first_line, logger, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
 
 
-def save_checkpoint(path: Path, state: dict[str, Any], options: Options | SceneOptions) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> None:
     """Write a checkpoint of ours: a state and the options that it was reached with."""
     content = {"format": FORMAT, "options": option.dump(options), **state}
     write_atomic(path, lambda file: torch.save(content, file))
@@ -64,7 +65,11 @@ def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary
 
 
 def fit_weights(
-    model: RetrievalModel, content: dict[str, Any], path: Path, options: Options, vocabulary: Vocabulary
+    model: RetrievalModel,
+    content: dict[str, Any],
+    path: Path,
+    options: Options | ModalityOptions,
+    vocabulary: Vocabulary,
 ) -> None:
     """Load the weights of a checkpoint of ours.
 

@@ -5,7 +5,6 @@ Letters: B batch, N images, M captions, A spectrograms, L words, S image side, R
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -157,6 +156,14 @@ class Spectrograms:
     rows: Tensor
 
 
+def batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Cut an order into batches of `batch_size`; a last single item, which batch norms can't learn from, joins them."""
+    chunks = list(order.split(batch_size))
+    if len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
+
+
 class TrainLoader:
     """Batches of matching pairs, shuffled anew in every epoch.
 
@@ -219,13 +226,13 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return math.ceil(len(self.pairs) / self.batch_size)
+        return len(batches_of(self.pairs, self.batch_size))
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """All pairs once, in the order of epoch `number`, on the device."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
         order = self.pairs[torch.randperm(len(self.pairs), generator=generator)]
-        chunks = order.split(self.batch_size)
+        chunks = batches_of(order, self.batch_size)
         image_chunks = [self.caption_image[chunk] for chunk in chunks]
         pictures = stored_batches(self.store, [self.picture_ids[images] for images in image_chunks], self.workers)
         spoken = self._spoken(chunks)
@@ -246,44 +253,6 @@ class TrainLoader:
         if self.audio is None:
             return iter(())
         return stored_batches(self.audio.store, [self.audio.rows[chunk] for chunk in chunks], self.workers)
-
-
-class PictureLoader:
-    """Batches of pictures alone, shuffled anew in every epoch; order and views follow from (seed, epoch) alone."""
-
-    def __init__(
-        self,
-        store: PictureStore,
-        picture_ids: Tensor,
-        *,
-        batch_size: int,
-        image_size: int,
-        workers: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        """See `TrainLoader`; `image_ids` of a batch are places in `picture_ids` [N]."""
-        self.store = store
-        self.picture_ids = picture_ids
-        self.batch_size = batch_size
-        self.image_size = image_size
-        self.workers = workers
-        self.seed = seed
-        self.device = device
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return math.ceil(len(self.picture_ids) / self.batch_size)
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All pictures once, in the order of epoch `number`, on the device."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
-        chunks = torch.randperm(len(self.picture_ids), generator=generator).split(self.batch_size)
-        pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
-        for image_ids, stored in zip(chunks, pictures, strict=True):
-            draws = Draws.draw(len(image_ids), self.store.size - self.image_size, generator)
-            view = augment(stored.to(self.device, non_blocking=True), self.image_size, draws)
-            yield Batch(images=view, image_ids=image_ids).to(self.device)
 
 
 class EvaluationLoader:

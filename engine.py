@@ -199,7 +199,7 @@ def train_epoch(
         meter.add(losses, len(batch))
         if step % plan.print_freq == 0 or step == steps:
             means = meter.means()
-            _check_finite(means["loss"], state.epoch + 1, step)
+            check_finite(means["loss"], state.epoch + 1, step)
             bar.set_postfix(loss=f"{means['loss']:.3f}")
             for name, value in means.items():
                 writer.add_scalar(f"train/{name}", value, state.epoch * steps + step)
@@ -254,7 +254,12 @@ class Meter:
         return means | {"images_per_second": self.items / seconds, "data_wait_share": self.waited / seconds}
 
 
-def _check_finite(loss: float, epoch: int, step: int) -> None:
+def check_finite(loss: float, epoch: int, step: int) -> None:
+    """Stop a training whose loss is infinite or no number.
+
+    Raises:
+        InputError: it is; the message says what helps.
+    """
     if not math.isfinite(loss):
         raise InputError(
             f"the loss became {loss} in epoch {epoch} by step {step}. Try a lower optim.lr, optim.grad_clip=2, or "

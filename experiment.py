@@ -21,7 +21,8 @@ from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan, TrainingState
 from layers.registry import registered
 from option import Options, SceneOptions
-from option.schema import Logs, Pictures, Training
+from option.pretraining import UnpairedSources
+from option.schema import Dataset, Descent, Logs, Pictures, Training
 from report import as_csv
 from utils import InputError, derive_seed, logger, write_text_atomic
 from vocab import Vocabulary
@@ -81,17 +82,17 @@ def parse_folds(text: str | None, count: int) -> list[int]:
     return folds
 
 
-def read_vocabulary(options: Options) -> Vocabulary:
+def read_vocabulary(dataset: Dataset | UnpairedSources) -> Vocabulary:
     """The vocabulary of `dataset.vocab_path`.
 
     Raises:
         InputError: it is missing (the message names the command that makes it) or broken.
     """
-    path = Path(options.dataset.vocab_path)
+    path = Path(dataset.vocab_path)
     if not path.is_file():
         raise InputError(
             f"dataset.vocab_path: no vocabulary {path}. Make it with: "
-            f"python -m vocab --data_path {options.dataset.data_path} --data_name NAME --out {path}"
+            f"python -m vocab --data_path {dataset.data_path} --data_name NAME --out {path}"
         )
     return Vocabulary.load(path)
 
@@ -289,7 +290,7 @@ def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
 
 
 def start_state(
-    model: nn.Module, groups: Sequence[dict[str, Any]], optim: Training, device: torch.device
+    model: nn.Module, groups: Sequence[dict[str, Any]], optim: Descent, device: torch.device
 ) -> TrainingState:
     """Optimiser, learning rates and loss scale of a run before its first epoch.
 

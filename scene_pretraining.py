@@ -23,16 +23,17 @@ from checkpoints import begun_run, is_finished
 from data.annotations import check_images, read_annotations
 from data.lists import read_names
 from data.picture_store import PictureStore
+from data.pictures import picture_names
 from data.splits import UNNAMED_SCENE, scene_classes
-from dataloader import Batch, PictureLoader, stored_batches
+from dataloader import Batch, stored_batches
 from engine import TrainingState, autocast, fit
 from experiment import PictureLibrary, keeper, place, plan_of, start_state
 from layers.backbone import SceneClassifier
 from option import SceneOptions
 from option.pretraining import ScenePictures
+from unpaired import PictureLoader, Schedule
 from utils import InputError, derive_seed, log_to, logger, write_atomic, write_text_atomic
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 FEWEST_PER_CLASS = 2
 
 
@@ -69,8 +70,7 @@ def list_pictures(dataset: ScenePictures) -> ScenePictureList:
         found = dict(zip(annotations.image_names, scene_classes(annotations), strict=True))
     elif dataset.image_path is not None:
         folder = dataset.image_path
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-        found = {name: _class_of(name) for name in (path.relative_to(folder).as_posix() for path in paths)}
+        found = {name: _class_of(name) for name in picture_names(folder)}
     else:
         raise InputError("one of dataset.data_path and dataset.image_path is needed")
     excluded = set() if dataset.exclude is None else {PurePosixPath(name).name for name in read_names(dataset.exclude)}
@@ -228,10 +228,9 @@ def _run(
     loader = PictureLoader(
         store,
         rows,
-        batch_size=dataset.batch_size,
+        Schedule(len(rows), dataset.batch_size, derive_seed(optim.seed, "order")),
         image_size=dataset.image_size,
         workers=dataset.workers,
-        seed=derive_seed(optim.seed, "order"),
         device=device,
     )
 

@@ -24,8 +24,23 @@ from utils import InputError
 DECODING_RULES = 1
 """Raised when a change above makes pixels that were stored earlier outdated."""
 
+ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
+"""Of the files that count as pictures where no list names them."""
+
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+
+
+def picture_names(folder: Path) -> tuple[str, ...]:
+    """The pictures below a folder by their endings, as paths relative to it, in alphabetical order.
+
+    Raises:
+        InputError: there is none.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    if not paths:
+        raise InputError(f"{folder}: no picture there ({', '.join(ENDINGS)}).")
+    return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
 def decode(path: Path, max_pixels: int) -> Image.Image:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.coco_detections import read_detections
 from data.lists import first_faults
-from data.pictures import decode
+from data.pictures import decode, picture_names
 from data.proposals import APPEARANCES, propose
 from data.published_regions import read_published
 from data.region_file import Arrays, read_regions, region_name, write_regions
@@ -24,7 +24,6 @@ from data.region_picture import draw_regions
 from utils import InputError, run_entry_point, write_atomic
 
 CONVERTED = "published arrays, converted; the meaning of their columns was never published"
-ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 MAX_PIXELS = 100_000_000
 
 
@@ -58,10 +57,9 @@ def from_pictures(folder: Path, workers: int, max_pixels: int, max_iou: float, m
     Raises:
         InputError: there is no picture, or some can't be read; names the first five and counts the rest.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    if not paths:
-        raise InputError(f"{folder}: no picture there ({', '.join(ENDINGS)}).")
-    names = by_region_name(path.relative_to(folder).as_posix() for path in paths)
+    files = picture_names(folder)
+    paths = [folder / file for file in files]
+    names = by_region_name(files)
     work = partial(_of_picture, max_pixels=max_pixels, max_iou=max_iou, max_cosine=max_cosine)
     bar = partial(tqdm, total=len(paths), desc="regions", unit="picture", disable=None)
     if workers > 1:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from layers.registry import registered
-from option.read import Tree, parse, read_file, shown
 from option.pretraining import ModalityOptions, SceneOptions
+from option.read import Tree, parse, read_file, shown
 from option.schema import Options, allowed, choices, leaves, published_keys
 from utils import InputError, logger
 
@@ -62,7 +62,7 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
     tree, _ = read_file(Path(path))
     if not _pretrains(tree):
         raise InputError(
-            f"{path}: no pretraining, whose YAML names its run in logs.experiment_name, such as option/AID_RESNET50.yaml. "
+            f"{path}: no pretraining: that names its run in logs.experiment_name, as option/AID_RESNET50.yaml does. "
             f"A retrieval model is trained by: python train.py --path_opt {path}"
         )
     if "backbone" in tree:

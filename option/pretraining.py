@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SerializeAsAny, model_validator
 
 from layers.registry import ModelParameters, Parameters
-from option.schema import FolderName, GivenPath, Logs, Pictures, Training
+from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Training
 
 
 class SceneBackbone(Parameters):
@@ -97,7 +97,7 @@ class UnpairedSources(Pictures):
         return self
 
 
-class AdversarialTraining(Training):
+class AdversarialTraining(Descent):
     """Block `optim` of a pretraining without pairs; `lr` is the generator's, that is the retrieval model's."""
 
     lr_D: float = Field(default=2e-4, gt=0, description="learning rate of the discriminator's Adam at the start")

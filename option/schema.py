@@ -118,8 +118,8 @@ class Dataset(Pictures):
         return self.image_path or self.data_path / "images"
 
 
-class Training(Parameters):
-    """What the `optim` block of every entry point says about the optimiser and its schedule."""
+class Descent(Parameters):
+    """What the `optim` block of every entry point says about optimisers and their schedules."""
 
     epochs: int = Field(default=70, ge=1, description="passes over the training items")
     lr: float = Field(default=2e-4, gt=0, description="learning rate of Adam at the start (AMFMN: 2e-4)")
@@ -134,6 +134,11 @@ class Training(Parameters):
     grad_clip: float = Field(default=0.0, ge=0, description="largest norm of the gradient, clipped above it; 0: off")
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
     amp: Literal["off", "bf16", "fp16"] = Field(default="off", description="mixed precision of training; off: float32")
+
+
+class Training(Descent):
+    """What the `optim` block says where one loss is brought down and a validation score chooses the best epoch."""
+
     accumulate: int = Field(default=1, ge=1, description="batches per optimiser step")
     patience: int = Field(default=0, ge=0, description="validations without a better score before stopping; 0: never")
 

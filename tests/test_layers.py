@@ -23,7 +23,7 @@ from layers.losses import triplet_criterion
 from layers.registry import registered
 from layers.released import load_released
 from metrics import rank, recalls
-from option import Options, load_options, is_pretraining
+from option import Options, is_pretraining, load_options
 from option.schema import leaves
 from tests import reference_inputs
 from vocab import Vocabulary

@@ -143,7 +143,7 @@ class TestRun:
         file = pretrained / "backbone.pth"
         path = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
         options = option.load_options(path, [f"model.backbone.pretrained={file}"])
-        started = build_model(options, read_vocabulary(options)).state_dict()
+        started = build_model(options, read_vocabulary(options.dataset)).state_dict()
         weights = read_backbone_file(file)
         assert weights["fc.weight"].shape == (3, 512)
         for name, value in weights.items():

@@ -1,0 +1,205 @@
+"""Batches without pairs: pictures, captions or spectrograms alone, each item in one or two views.
+
+Letters: B batch, N items of one modality, L words, S side of a view, R side of the pictures that it is cut from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from augmentation import Draws, augment, crop, draw_offsets
+from data.picture_store import PictureStore
+from dataloader import Batch, Captions, batches_of, stored_batches
+from utils import derive_seed
+
+
+class ViewLoader(Protocol):
+    """Two views of the items of one modality; order and views follow from the numbers of the epoch alone."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """All items once, on the device, two views of each batch."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the items of a loader are put in order and cut into batches.
+
+    Attributes:
+        items: N.
+        batch_size: B.
+        seed: root of order and views.
+    """
+
+    items: int
+    batch_size: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(batches_of(torch.arange(self.items), self.batch_size))
+
+    def draw(self, *epoch: int) -> tuple[list[Tensor], torch.Generator]:
+        """The batches of an epoch as item numbers, and the generator that draws their views."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", *epoch))
+        return batches_of(torch.randperm(self.items, generator=generator), self.batch_size), generator
+
+
+class PictureLoader:
+    """Pictures alone; `image_ids` of a batch are places among the N pictures."""
+
+    def __init__(
+        self,
+        store: PictureStore,
+        picture_ids: Tensor,
+        schedule: Schedule,
+        *,
+        image_size: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        """Take pictures of side R = `margin_size(S)`.
+
+        Args:
+            store: the pictures.
+            picture_ids: [N] which of them.
+            schedule: of N items.
+            image_size: side S of the views, pixels.
+            workers: processes that decode where the store holds nothing in memory.
+            device: where the batches go.
+        """
+        self.store = store
+        self.picture_ids = picture_ids
+        self.schedule = schedule
+        self.image_size = image_size
+        self.workers = workers
+        self.device = device
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.schedule)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All pictures once, in the order of epoch `number`, in one view."""
+        chunks, generator = self.schedule.draw(number)
+        for image_ids, stored in self._stored(chunks):
+            yield self._view(stored, image_ids, generator, flips=False)
+
+    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """See `ViewLoader`: the training view, and MCRN's second view, which is mirrored, too."""
+        chunks, generator = self.schedule.draw(*epoch)
+        for image_ids, stored in self._stored(chunks):
+            first = self._view(stored, image_ids, generator, flips=False)
+            yield first, self._view(stored, image_ids, generator, flips=True)
+
+    def _stored(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
+        for image_ids, stored in zip(chunks, pictures, strict=True):
+            yield image_ids, stored.to(self.device, non_blocking=True)
+
+    def _view(self, stored: Tensor, image_ids: Tensor, generator: torch.Generator, flips: bool) -> Batch:
+        draws = Draws.draw(len(stored), self.store.size - self.image_size, generator, flips)
+        return Batch(images=augment(stored, self.image_size, draws), image_ids=image_ids).to(self.device)
+
+
+class SpectrogramLoader:
+    """Spectrograms alone, each in two random crops."""
+
+    def __init__(
+        self,
+        store: PictureStore,
+        rows: Tensor,
+        schedule: Schedule,
+        *,
+        image_size: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        """See `PictureLoader`; the store's pictures are of side `audio_margin_size(S)`."""
+        self.store = store
+        self.rows = rows
+        self.schedule = schedule
+        self.image_size = image_size
+        self.workers = workers
+        self.device = device
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.schedule)
+
+    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """See `ViewLoader`."""
+        chunks, generator = self.schedule.draw(*epoch)
+        margin = self.store.size - self.image_size
+        for stored in stored_batches(self.store, [self.rows[chunk] for chunk in chunks], self.workers):
+            resident = stored.to(self.device, non_blocking=True)
+            first, second = (draw_offsets(len(stored), margin, generator) for _ in range(2))
+            yield (
+                Batch(audio=crop(resident, self.image_size, first)),
+                Batch(audio=crop(resident, self.image_size, second)),
+            )
+
+
+class CaptionLoader:
+    """Captions alone: one caption of each image and, where it has another, that one as the second view.
+
+    In both views some words are hidden behind `<unk>`, so that an image with one caption has two views as well.
+    """
+
+    def __init__(
+        self,
+        captions: Captions,
+        images: list[Tensor],
+        schedule: Schedule,
+        *,
+        word_dropout: float,
+        unknown: int,
+        device: torch.device,
+    ) -> None:
+        """Take captions in groups of those that say the same.
+
+        Args:
+            captions: M of them.
+            images: the caption numbers of each of N images, at least one each.
+            schedule: of N items.
+            word_dropout: probability that a word is hidden.
+            unknown: id of `<unk>`.
+            device: where the batches go.
+        """
+        self.captions = captions
+        self.images = images
+        self.schedule = schedule
+        self.word_dropout = word_dropout
+        self.unknown = unknown
+        self.device = device
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.schedule)
+
+    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
+        """See `ViewLoader`."""
+        chunks, generator = self.schedule.draw(*epoch)
+        for chunk in chunks:
+            drawn = [self._two_captions(self.images[image], generator) for image in chunk.tolist()]
+            first, second = torch.tensor(drawn).T
+            yield self._view(first, generator), self._view(second, generator)
+
+    @staticmethod
+    def _two_captions(own: Tensor, generator: torch.Generator) -> tuple[int, int]:
+        """Two different captions of an image; the same one twice where it has no other."""
+        order = own[torch.randperm(len(own), generator=generator)].tolist()
+        return order[0], order[-1]
+
+    def _view(self, caption_ids: Tensor, generator: torch.Generator) -> Batch:
+        batch = self.captions.batch(caption_ids)
+        tokens = batch.need("tokens")
+        hidden = (torch.rand(tokens.shape, generator=generator) < self.word_dropout) & (tokens != 0)
+        return replace(batch, tokens=tokens.masked_fill(hidden, self.unknown)).to(self.device)

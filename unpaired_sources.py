@@ -1,0 +1,153 @@
+"""From the options of a pretraining without pairs to its loaders: pictures, captions and spectrograms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from layers.mcrn import Modality
+from torch import Tensor
+
+from augmentation import audio_margin_size, margin_size
+from data.annotations import Annotations, check_images, read_annotations
+from data.pictures import picture_names
+from dataloader import Captions
+from experiment import PictureLibrary, warn_of_blanks
+from option import ModalityOptions
+from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader, ViewLoader
+from utils import InputError, derive_seed, logger
+from vocab import UNKNOWN, Vocabulary
+
+FEWEST_ITEMS = 4
+"""Of one modality: two to train on and two to validate with, since batch norms need two."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The loaders of each modality that there is something of: most of the items to train on, the rest to validate."""
+
+    train: dict[Modality, ViewLoader]
+    val: dict[Modality, ViewLoader]
+
+    @property
+    def steps(self) -> int:
+        """Batches of all modalities together: the steps of an epoch."""
+        return sum(map(len, self.train.values()))
+
+
+class _Items(NamedTuple):
+    """The items of one modality: how many, and what makes a loader of some of them."""
+
+    number: int
+    loader: Callable[[Tensor, Schedule], ViewLoader]
+
+
+def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder: Path, device: torch.device) -> Sources:
+    """Open whatever modalities the options name.
+
+    Args:
+        options: the pretraining.
+        vocabulary: the words whose ids the captions become.
+        cache_folder: where a cache on disk goes.
+        device: where the batches go.
+
+    Raises:
+        InputError: a file is missing or at fault, or a modality has too few items.
+    """
+    dataset, annotations = options.dataset, None
+    items: dict[Modality, _Items] = {}
+    if dataset.data_path is not None:
+        annotations = read_annotations(dataset.data_path, "train", dataset.audio_path)
+        image_folder = dataset.image_path or dataset.data_path / "images"
+        check_images(annotations, image_folder)
+        items["image"] = _pictures(options, image_folder, annotations.image_names, cache_folder, device)
+        items["text"] = _captions(options, annotations, vocabulary, device)
+    elif dataset.image_path is not None:
+        names = picture_names(dataset.image_path)
+        items["image"] = _pictures(options, dataset.image_path, names, cache_folder, device)
+    if dataset.audio_path is not None:
+        spoken = annotations.audio_names if annotations is not None else None
+        names = tuple(dict.fromkeys(spoken)) if spoken else picture_names(dataset.audio_path)
+        items["audio"] = _spectrograms(options, dataset.audio_path, names, cache_folder, device)
+    if len(items) == 1:
+        logger.warning("Only one modality (%s): there is nothing for the discriminator to tell apart.", *items)
+    return _split(items, options)
+
+
+def _split(items: dict[Modality, _Items], options: ModalityOptions) -> Sources:
+    """Part the items of each modality into those to train on and those to validate with."""
+    dataset, seed = options.dataset, options.optim.seed
+    sources = Sources({}, {})
+    for modality, (count, loader) in items.items():
+        if count < FEWEST_ITEMS:
+            raise InputError(
+                f"{modality}: {count} items are too few to pretrain with, at least {FEWEST_ITEMS}."
+            )
+        generator = torch.Generator().manual_seed(derive_seed(seed, "split", modality))
+        order = torch.randperm(count, generator=generator)
+        held = min(max(2, round(dataset.val_share * count)), count - 2)
+        for side, ids, batch_size in (
+            (sources.val, order[:held].sort().values, dataset.batch_size_val),
+            (sources.train, order[held:].sort().values, dataset.batch_size),
+        ):
+            side[modality] = loader(ids, Schedule(len(ids), batch_size, derive_seed(seed, "order", modality)))
+        logger.info("%s: %d items to train on, %d to validate with", modality, count - held, held)
+    return sources
+
+
+def _pictures(
+    options: ModalityOptions, folder: Path, names: tuple[str, ...], cache_folder: Path, device: torch.device
+) -> _Items:
+    """Each picture."""
+    dataset = options.dataset
+    library = PictureLibrary(dataset, folder, cache_folder, names, device)
+    store, rows = library.open(names, margin_size(dataset.image_size), "pictures")
+
+    def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
+        return PictureLoader(
+            store, rows[ids], schedule, image_size=dataset.image_size, workers=dataset.workers, device=device
+        )
+
+    return _Items(len(names), loader)
+
+
+def _spectrograms(
+    options: ModalityOptions, folder: Path, names: tuple[str, ...], cache_folder: Path, device: torch.device
+) -> _Items:
+    """Each different spectrogram."""
+    dataset = options.dataset
+    library = PictureLibrary(dataset, folder, cache_folder, names, device)
+    store, rows = library.open(names, audio_margin_size(dataset.image_size), "spectrograms")
+
+    def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
+        return SpectrogramLoader(
+            store, rows[ids], schedule, image_size=dataset.image_size, workers=dataset.workers, device=device
+        )
+
+    return _Items(len(names), loader)
+
+
+def _captions(
+    options: ModalityOptions, annotations: Annotations, vocabulary: Vocabulary, device: torch.device
+) -> _Items:
+    """The captions of each image that has one with a word."""
+    captions = Captions.encode(annotations.captions, vocabulary)
+    usable = ~warn_of_blanks(annotations)
+    of_image = torch.from_numpy(annotations.caption_image)
+    grouped = [ids[usable[ids]] for ids in torch.arange(len(usable)).split(of_image.bincount().tolist())]
+    images = [ids for ids in grouped if len(ids)]
+
+    def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
+        return CaptionLoader(
+            captions,
+            [images[image] for image in ids.tolist()],
+            schedule,
+            word_dropout=options.optim.word_dropout,
+            unknown=vocabulary.word2idx[UNKNOWN],
+            device=device,
+        )
+
+    return _Items(len(images), loader)
