@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# MCRN on one data set, all folds, then the test: bash exec/run_mcrn.sh ucm|rsitmd|rsicd|toy [--pretrain] [arguments]
+# Spectrograms of the spoken captions are made where data/<name>_audios is missing. --pretrain pretrains without pairs first
+# and trains from that, as the experiment <name>_mcrn_pretrained; without it, training starts from what the YAML says.
+# Further arguments (--set, --device, --folds) are handed to train.py and test.py.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+if (($# < 1)) || [[ ! -f "option/${1^^}_MCRN.yaml" ]]; then
+  echo "Usage: bash exec/run_mcrn.sh ucm|rsitmd|rsicd|toy [--pretrain] [arguments for train.py and test.py]" >&2
+  exit 2
+fi
+name="$1"
+shift
+pretrain=no
+if [[ "${1:-}" == --pretrain ]]; then pretrain=yes && shift; fi
+if [[ -n "${CARD:-}" ]]; then export CUDA_VISIBLE_DEVICES="$CARD"; fi
+
+if [[ "$name" == toy ]]; then
+  step "toy data set" "$python" -m data.toy
+elif [[ ! -f "data/${name}_audios/test_audios.txt" ]]; then
+  step "spoken captions" "$python" -m data.audio speak --data_path "data/${name}_precomp" "data/${name}_audios"
+fi
+if [[ ! -f "vocab/${name}_splits_vocab.json" ]]; then
+  step "vocabulary" "$python" -m vocab --data_path "data/${name}_precomp" --data_name "$name"
+fi
+start=()
+if [[ $pretrain == yes ]]; then
+  step "pretraining" "$python" pretrain.py --path_opt "option/${name^^}_MCRN_PRETRAIN.yaml" --resume
+  start=(--set "k_fold.experiment_name=${name}_mcrn_pretrained"
+    "model.init_from=checkpoint/${name}_mcrn_pretrain/pretrained.pth.tar")
+fi
+bash exec/run_experiment.sh "option/${name^^}_MCRN.yaml" "$name" "${start[@]}" "$@"
