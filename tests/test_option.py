@@ -141,7 +141,9 @@ class TestShipped:
 
     def test_no_two_share_a_run_folder(self) -> None:
         names = [option.load_options(path).k_fold.experiment_name for path in SHIPPED]
-        names += [option.load_pretraining_options(path).logs.experiment_name for path in sorted(set(ALL) - set(SHIPPED))]
+        names += [
+            option.load_pretraining_options(path).logs.experiment_name for path in sorted(set(ALL) - set(SHIPPED))
+        ]
         assert len(set(names)) == len(names) >= 5
 
     def test_each_kind_is_told_by_its_blocks(self) -> None:
