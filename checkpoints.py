@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from layers.base import RetrievalModel
 from layers.registry import Parameters
 from layers.released import load_released
 from option import ModalityOptions, Options
-from utils import InputError, first_line, logger, write_atomic
+from utils import InputError, logger, read_checkpoint, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
@@ -23,27 +22,6 @@ def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> N
     """Write a checkpoint of ours: a state and the options that it was reached with."""
     content = {"format": FORMAT, "options": option.dump(options), **state}
     write_atomic(path, lambda file: torch.save(content, file))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, or one that the models' authors published, without running code from it.
-
-    Raises:
-        InputError: the file is missing, or is not a checkpoint, or holds more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
-        raise InputError(f"{path} can't be read as a checkpoint: {first_line(fault)}") from fault
-    except Exception as fault:  # pickle's own errors share no useful base class
-        raise InputError(
-            f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)})."
-        ) from fault
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(f"{path} is not a checkpoint: expected a dictionary with the weights under the key `model`.")
-    return content
 
 
 def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from layers.mcrn import Modality
 from torch import Tensor
 
 from augmentation import audio_margin_size, margin_size
@@ -16,6 +15,7 @@ from data.annotations import Annotations, check_images, read_annotations
 from data.pictures import picture_names
 from dataloader import Captions
 from experiment import PictureLibrary, warn_of_blanks
+from layers.mcrn import Modality
 from option import ModalityOptions
 from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader, ViewLoader
 from utils import InputError, derive_seed, logger
@@ -83,9 +83,7 @@ def _split(items: dict[Modality, _Items], options: ModalityOptions) -> Sources:
     sources = Sources({}, {})
     for modality, (count, loader) in items.items():
         if count < FEWEST_ITEMS:
-            raise InputError(
-                f"{modality}: {count} items are too few to pretrain with, at least {FEWEST_ITEMS}."
-            )
+            raise InputError(f"{modality}: {count} items are too few to pretrain with, at least {FEWEST_ITEMS}.")
         generator = torch.Generator().manual_seed(derive_seed(seed, "split", modality))
         order = torch.randperm(count, generator=generator)
         held = min(max(2, round(dataset.val_share * count)), count - 2)

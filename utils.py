@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,27 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours, or one that the models' authors published, without running code from it.
+
+    Raises:
+        InputError: the file is missing, or is not a checkpoint, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint {path}.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
+        raise InputError(f"{path} can't be read as a checkpoint: {first_line(fault)}") from fault
+    except Exception as fault:  # pickle's own errors share no useful base class
+        raise InputError(
+            f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)})."
+        ) from fault
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{path} is not a checkpoint: expected a dictionary with the weights under the key `model`.")
+    return content
 
 
 def first_line(fault: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from layers.base import RetrievalModel
 from utils import InputError
@@ -28,9 +28,30 @@ def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor]) -> No
         InputError: names or shapes don't fit; the model is left as it was.
     """
     given = model.fit_released(translate(model.released_names, state_dict))
-    wanted = model.state_dict()
+    load_fitting(
+        model,
+        given,
+        "the released checkpoint",
+        "A different embedding shape means another vocabulary; other names mean another model or att_type.",
+    )
+
+
+def load_fitting(module: nn.Module, given: Mapping[str, Tensor], source: str, advice: str) -> None:
+    """Load weights that must have exactly the names and shapes of a module.
+
+    Args:
+        module: what they go into.
+        given: the weights, under our names.
+        source: where they come from, in words, for the message.
+        advice: what a misfit can mean, a sentence.
+
+    Raises:
+        InputError: names or shapes don't fit; the module is left as it was.
+    """
+    wanted = module.state_dict()
+    kind = type(module).__name__
     faults = [f"missing: {name}" for name in wanted if name not in given]
-    faults += [f"not known to {type(model).__name__}: {name}" for name in given if name not in wanted]
+    faults += [f"not known to {kind}: {name}" for name in given if name not in wanted]
     faults += [
         f"{name}: {list(value.shape)} in the checkpoint, {list(wanted[name].shape)} in the model"
         for name, value in given.items()
@@ -38,13 +59,9 @@ def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor]) -> No
     ]
     if faults:
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise InputError(
-            f"the released checkpoint does not fit {type(model).__name__} as built from these options:\n  "
-            + "\n  ".join(faults[:SHOWN])
-            + more
-            + "\nA different embedding shape means another vocabulary; other names mean another model or att_type."
-        )
-    model.load_state_dict(given)
+        shown = "\n  ".join(faults[:SHOWN])
+        raise InputError(f"{source} does not fit {kind} as built from these options:\n  {shown}{more}\n{advice}")
+    module.load_state_dict(given)
 
 
 def translate(names: Mapping[str, str | None], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

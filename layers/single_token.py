@@ -1,4 +1,4 @@
-"""Transformer blocks on sequences of one token, as the fusion of GaLR uses them.
+"""Transformer blocks on sequences of one token, as the fusion of GaLR and the shared pattern transfer of MCRN use them.
 
 A softmax over one score is 1: attention to a single token gives that token's value whatever query and key are, so
 neither is computed. Letters: B batch, D embedding.
@@ -83,6 +83,41 @@ class PostNormBlock(nn.Module):
         return cast(Tensor, self.norms[-1](token + self.dropout(self.feed_forward(token))))
 
 
+class PreNormBlock(nn.Module):
+    """Attention to itself, then a feed-forward; each x = x + dropout(part(LN(x)))."""
+
+    def __init__(self, width: int, hidden: int, heads: int, dropout: float, attention_dropout: float) -> None:
+        """Make the parts; `attention_dropout` acts on the attention weights, `dropout` on everything else."""
+        super().__init__()
+        self.attention = SingleTokenAttention(width, heads, attention_dropout)
+        self.feed_forward = FeedForward(width, hidden, dropout)
+        self.norms = nn.ModuleList(UnbiasedLayerNorm(width) for _ in range(2))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, token: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        token = token + self.dropout(self.attention(self.norms[0](token)))
+        return cast(Tensor, token + self.dropout(self.feed_forward(self.norms[1](token))))
+
+
+class PreNormEncoder(nn.Module):
+    """Pre-norm blocks, one after the other, and a last normalisation."""
+
+    def __init__(
+        self, layers: int, width: int, hidden: int, heads: int, dropout: float, attention_dropout: float
+    ) -> None:
+        """Make `layers` blocks; see `PreNormBlock` for the rest."""
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(PreNormBlock(width, hidden, heads, dropout, attention_dropout) for _ in range(layers))
+        )
+        self.norm = UnbiasedLayerNorm(width)
+
+    def forward(self, token: Tensor) -> Tensor:
+        """[B, D] -> [B, D]."""
+        return cast(Tensor, self.norm(self.blocks(token)))
+
+
 def released_block_names(released: str, ours: str, guided: bool) -> dict[str, str | None]:
     """Names of a block in released checkpoints -> ours; queries and keys are dead.
 
@@ -103,4 +138,23 @@ def released_block_names(released: str, ours: str, guided: bool) -> dict[str, st
     for index in range(len(attentions) + 1):
         names[f"{released}norm{index + 1}.a_2"] = f"{ours}norms.{index}.scale"
         names[f"{released}norm{index + 1}.b_2"] = f"{ours}norms.{index}.shift"
+    return names
+
+
+def released_encoder_names(released: str, ours: str, layers: int) -> dict[str, str | None]:
+    """Names of a `PreNormEncoder` of some layers in released checkpoints -> ours; queries and keys are dead."""
+    names: dict[str, str | None] = {
+        f"{released}norm.a_2": f"{ours}norm.scale",
+        f"{released}norm.b_2": f"{ours}norm.shift",
+    }
+    for layer in range(layers):
+        there, here = f"{released}layers.{layer}.", f"{ours}blocks.{layer}."
+        names[f"{there}self_attn.linears.0."] = names[f"{there}self_attn.linears.1."] = None
+        names[f"{there}self_attn.linears.2."] = f"{here}attention.value."
+        names[f"{there}self_attn.linears.3."] = f"{here}attention.merge."
+        names[f"{there}feed_forward.w_1."] = f"{here}feed_forward.expand."
+        names[f"{there}feed_forward.w_2."] = f"{here}feed_forward.contract."
+        for index in range(2):
+            names[f"{there}sublayer.{index}.norm.a_2"] = f"{here}norms.{index}.scale"
+            names[f"{there}sublayer.{index}.norm.b_2"] = f"{here}norms.{index}.shift"
     return names

@@ -19,6 +19,7 @@ from option.schema import Options, allowed, choices, leaves, published_keys
 from utils import InputError, logger
 
 OVERRIDES = "--set"
+AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,11 @@ def _note_without_effect(
     by_reason = defaultdict(list)
     if options.dataset.local_path is not None and not registered()[model].model.uses_regions:
         by_reason[f"{model} has no regions"].append("dataset.local_path")
+    if not registered()[model].model.uses_audio:
+        for key in AUDIO_KEYS:
+            block, name = key.split(".")
+            if getattr(getattr(options, block), name) != known[key].default:
+                by_reason[f"{model} has no audio"].append(key)
     for key, reason in published_keys().items():
         if key in given and key not in known and given[key].value is not None:
             by_reason[reason.format(model=model)].append(key)

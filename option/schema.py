@@ -39,7 +39,7 @@ PUBLISHED_KEYS = (
     ("model", "num_modal word_dim num_layers use_bidirectional_rnn is_finetune resnet_ckpt", ANOTHER_MODEL),
     ("dataset", "data_split", "k_fold.strategy chooses the split"),
     ("optim", "lr_D lr_D_decay_param lr_D_update_epoch resume_Discriminator", "read by MCRN's training only"),
-    ("optim", "lr_finetune lr_finetune_decay_param lr_finetune_update_epoch methods", "read by MCRN's training only"),
+    ("optim", "lr_finetune_decay_param lr_finetune_update_epoch", "read by MCRN's training only"),
     ("logs", "logger_name", "the log lies in the run's folder"),
     ("k_fold", "current_num", "--folds chooses the folds"),
 )
@@ -147,6 +147,14 @@ class Optim(Training):
     """Block `optim`: the loss, the optimiser and its schedule."""
 
     max_violation: bool = Field(default=False, description="true: hardest negative only; false: sum over all of them")
+    methods: Literal["all", "tpt"] = Field(
+        default="all", description="MCRN's fine-tuning; tpt: triplets alone; all: views and modalities aligned, too"
+    )
+    lr_finetune: float = Field(
+        default=3e-4,
+        gt=0,
+        description="MCRN's fine-tuning: learning rate of the shared module; encoders take 0.3 of it",
+    )
     margin: float = Field(default=0.2, ge=0, le=2, description="triplet margin, in units of the cosine")
     resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
         default=None, description="checkpoint whose weights to start from, or false; a run goes on by --resume"

@@ -11,7 +11,7 @@ import torch
 
 from layers.registry import registered
 from option import Options
-from option.schema import Dataset, KFold, leaves
+from option.schema import Dataset, KFold, Optim, leaves
 from tests.reference_inputs import WORDS
 from utils import logger
 from vocab import Vocabulary
@@ -23,6 +23,7 @@ SMALL = {
     "embed.embed_dim": 128,
     "fusion.mca_HIDDEN_SIZE": 128,
     "fusion.mca_HIDDEN_SIZE_HEAD": 16,
+    "discriminator.in_size": 128,
     "backbone.pretrained": "none",
 }
 
@@ -52,22 +53,26 @@ def vocabulary() -> Vocabulary:
 def tiny_options() -> Callable[..., Options]:
     """`tiny_options(model, changes)`: options of a model that builds in no time.
 
-    `changes` are dotted keys of the `model` block, or of the `dataset` block with `dataset.` before them.
+    `changes` are dotted keys of the `model` block, or of another one with `dataset.` or `optim.` before them.
     """
 
     def build(model: str, changes: Mapping[str, Any] | None = None) -> Options:
         parameters = registered()[model].parameters
         known = leaves(parameters, "model")
         block: dict[str, Any] = {"name": model}
-        dataset: dict[str, Any] = {
-            "data_path": "absent",
-            "vocab_path": "absent",
-            "local_path": "absent",
-            "image_size": 64,
+        others: dict[str, dict[str, Any]] = {
+            "dataset": {
+                "data_path": "absent",
+                "vocab_path": "absent",
+                "local_path": "absent",
+                "image_size": 64,
+            },
+            "optim": {},
         }
         for key, value in ({key: SMALL[key] for key in SMALL if f"model.{key}" in known} | dict(changes or {})).items():
-            if key.startswith("dataset."):
-                dataset[key.removeprefix("dataset.")] = value
+            block_name, _, name = key.partition(".")
+            if block_name in others:
+                others[block_name][name] = value
                 continue
             *path, last = key.split(".")
             inner = block
@@ -76,7 +81,8 @@ def tiny_options() -> Callable[..., Options]:
             inner[last] = value
         return Options(
             model=parameters.model_validate(block),
-            dataset=Dataset.model_validate(dataset),
+            dataset=Dataset.model_validate(others["dataset"]),
+            optim=Optim.model_validate(others["optim"]),
             k_fold=KFold(experiment_name="tiny"),
         )
 

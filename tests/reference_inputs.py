@@ -69,7 +69,7 @@ def outputs(model: str) -> dict[str, Tensor]:
 
 
 def batch() -> Batch:
-    """Six pictures with their regions, and seven captions (ids 1..19, lengths 14 down to 1)."""
+    """Six pictures with their regions, and seven captions (ids 1..19, lengths 14 down to 1), also spoken."""
     images = generator("input:images").standard_normal((6, 3, 256, 256)).astype(np.float32)
     tokens = generator("input:texts").integers(1, 20, size=(7, 14))
     for row, length in enumerate(LENGTHS):
@@ -80,6 +80,7 @@ def batch() -> Batch:
         images=torch.from_numpy(images),
         tokens=torch.from_numpy(tokens),
         lengths=torch.tensor(LENGTHS),
+        audio=torch.from_numpy(generator("input:audio").standard_normal((7, 3, 256, 256)).astype(np.float32)),
         nodes=torch.from_numpy(nodes),
         adjacency=similarities.softmax(dim=-1).float(),
     )

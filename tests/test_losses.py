@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -12,15 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from layers.losses import triplet_criterion, triplet_parts
+from layers.losses import (
+    distillation,
+    generator_loss,
+    maximum_mean_discrepancy,
+    modality_loss,
+    norm_penalty,
+    triplet_criterion,
+    triplet_parts,
+)
 
-REFERENCE = Path(__file__).parent / "reference" / "losses.npz"
+REFERENCE = Path(__file__).parent / "reference"
 MARGIN = 0.2  # of the reference
 
 
-def reference() -> dict[str, Tensor]:
-    with np.load(REFERENCE, allow_pickle=False) as archive:
-        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+def reference(name: str = "losses") -> dict[str, Tensor]:
+    with np.load(REFERENCE / f"{name}.npz", allow_pickle=False) as archive:
+        return {key: torch.from_numpy(archive[key]) for key in archive.files}
 
 
 def naive_triplet(scores: list[list[float]], margin: float, hardest: bool) -> tuple[float, float]:
@@ -55,11 +64,12 @@ def test_reference_loss_and_gradient(hardest: bool, name: str) -> None:
     torch.testing.assert_close(scores.grad, expected[f"{name}_grad"], atol=1e-6, rtol=0)
 
 
-def test_the_copied_reference_is_the_published_one() -> None:
+@pytest.mark.parametrize(("copy", "published"), [("losses", "func_utils"), ("alignment", "func_mcrn")])
+def test_the_copied_reference_is_the_published_one(copy: str, published: str) -> None:
     if "RSR_DATA" not in os.environ:
         pytest.skip("RSR_DATA is not set")
-    with np.load(Path(os.environ["RSR_DATA"]) / "reference" / "func_utils.npz", allow_pickle=False) as archive:
-        for name, value in reference().items():
+    with np.load(Path(os.environ["RSR_DATA"]) / "reference" / f"{published}.npz", allow_pickle=False) as archive:
+        for name, value in reference(copy).items():
             np.testing.assert_array_equal(archive[name], value.numpy(), strict=True)
 
 
@@ -114,3 +124,134 @@ def test_gradient_is_the_numerical_one(hardest: bool) -> None:
         assert (MARGIN + lead)[off_diagonal].abs().min() > 1e-3  # no hinge within reach of the finite difference
     criterion = triplet_criterion(MARGIN, hardest)
     assert torch.autograd.gradcheck(lambda given: criterion(given)["loss"], scores.requires_grad_())
+
+
+def naive_distillation(student: Tensor, teacher: Tensor) -> float:
+    total = 0.0
+    for row_student, row_teacher in zip(student.tolist(), teacher.tolist(), strict=True):
+        q_sum, p_sum = (sum(math.exp(x / 0.2) for x in row) for row in (row_student, row_teacher))
+        for a, b in zip(row_student, row_teacher, strict=True):
+            q, p = math.exp(a / 0.2) / q_sum, math.exp(b / 0.2) / p_sum
+            total += p * (math.log(p) - math.log(q))
+    return total / student.numel()
+
+
+def naive_discrepancy(first: Tensor, second: Tensor) -> float:
+    features = [*first.tolist(), *second.tolist()]
+    count, half = len(features), len(first)
+    squared = [[sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) for b in features] for a in features]
+    base = sum(map(sum, squared)) / (count * count - count)
+    total = 0.0
+    for i in range(count):
+        for j in range(count):
+            sign = 1 if (i < half) == (j < half) else -1
+            total += sign * sum(math.exp(-squared[i][j] / max(base * 2.0**k, 1e-8)) for k in range(-2, 3))
+    return total
+
+
+def naive_modality_loss(logits: Tensor, modality: int) -> float:
+    rows = logits.tolist()
+    return sum(math.log(sum(map(math.exp, row))) - row[modality] for row in rows) / len(rows)
+
+
+class TestAlignment:
+    """The objectives of MCRN, whose reference values stem from three sets of features [16, 512]: A, B, and C near A."""
+
+    def test_half_of_both_triplets_is_the_released_multi_source_loss(self) -> None:
+        expected = reference("alignment")
+        for hardest in (False, True):
+            criterion = triplet_criterion(MARGIN, hardest)
+            loss = 0.5 * (criterion(expected["score_vt"])["loss"] + criterion(expected["score_va"])["loss"])
+            torch.testing.assert_close(loss, expected[f"multi_source_triplet_mv{hardest:d}"], atol=0, rtol=1e-6)
+
+    @pytest.mark.parametrize("pair", ["AB", "AC", "AA"])
+    def test_reference_discrepancy_and_gradient(self, pair: str) -> None:
+        expected = reference("alignment")
+        first = expected[f"feat{pair[0]}"].requires_grad_()
+        loss = maximum_mean_discrepancy(first, expected[f"feat{pair[1]}"].detach().clone())
+        loss.backward()
+        # C is so near to A that the reference, in float32, has lost all digits but two.
+        assert loss.item() == pytest.approx(expected[f"mmd_rbf_{pair}"].item(), rel=1e-6, abs=1e-5)
+        assert first.grad is not None
+        torch.testing.assert_close(first.grad, expected[f"mmd_rbf_{pair}_grad"], atol=1e-6, rtol=1e-4)
+
+    @pytest.mark.parametrize("pair", ["AB", "AC", "AA"])
+    def test_reference_distillation(self, pair: str) -> None:
+        expected = reference("alignment")
+        loss = distillation(expected[f"feat{pair[0]}"], expected[f"feat{pair[1]}"])
+        torch.testing.assert_close(loss, expected[f"kd_{pair}"], atol=1e-10, rtol=1e-6)
+
+    def test_the_gradient_of_distillation_reaches_the_teacher(self) -> None:
+        expected = reference("alignment")
+        student, teacher = expected["featA"].requires_grad_(), expected["featB"].requires_grad_()
+        distillation(student, teacher).backward()
+        torch.testing.assert_close(student.grad, expected["kd_AB_grad_student"], atol=1e-9, rtol=1e-5)
+        torch.testing.assert_close(teacher.grad, expected["kd_AB_grad_teacher"], atol=1e-9, rtol=1e-5)
+
+    @pytest.mark.parametrize(("name", "share"), [("A", 1), ("small", 0.01), ("mixed", None)])
+    def test_reference_norm_penalty(self, name: str, share: float | None) -> None:
+        expected = reference("alignment")
+        features = expected["norm_loss_in_mixed"] if share is None else share * expected["featA"]
+        torch.testing.assert_close(norm_penalty(features), expected[f"norm_loss_{name}"], atol=0, rtol=2e-6)
+
+    @given(seed=st.integers(0, 2**31), size=st.integers(1, 5), width=st.integers(1, 4), spread=st.floats(0.01, 3))
+    def test_equal_their_slow_twins(self, seed: int, size: int, width: int, spread: float) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        first, second = torch.randn(2, size, width, generator=draw, dtype=torch.float64) * spread
+        assert distillation(first, second).item() == pytest.approx(naive_distillation(first, second), abs=1e-12)
+        found = maximum_mean_discrepancy(first, second).item()
+        assert found == pytest.approx(naive_discrepancy(first, second), abs=1e-9)
+        lengths = [math.hypot(*row) for row in first.tolist()]
+        assert norm_penalty(first).item() == pytest.approx(abs(sum(lengths) / size - 1), abs=1e-12)
+        for modality in range(width):
+            expected = naive_modality_loss(first, modality)
+            assert modality_loss(first, modality).item() == pytest.approx(expected, abs=1e-12)
+
+    def test_equal_features_of_no_spread_have_no_discrepancy(self) -> None:
+        constant = torch.ones(3, 4, requires_grad=True)
+        loss = maximum_mean_discrepancy(constant, torch.ones(3, 4))
+        loss.backward()
+        assert loss.item() == 0
+        assert constant.grad is not None
+        assert constant.grad.eq(0).all()
+
+    def test_the_bandwidth_has_no_gradient(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        first, second = torch.randn(2, 4, 3, generator=draw, dtype=torch.float64)
+        base = float(torch.pdist(torch.cat([first, second])).square().mean())
+
+        def fixed(given: Tensor) -> Tensor:
+            features = torch.cat([given, second])
+            squared = (features[:, None] - features[None]).square().sum(-1)
+            kernels = sum(torch.exp(-squared / (base * 2.0**k)) for k in range(-2, 3))
+            assert isinstance(kernels, Tensor)
+            return kernels[:4, :4].sum() + kernels[4:, 4:].sum() - 2 * kernels[:4, 4:].sum()
+
+        (expected,) = torch.autograd.grad(fixed(first.requires_grad_()), first)
+        (found,) = torch.autograd.grad(maximum_mean_discrepancy(first, second), first)
+        torch.testing.assert_close(found, expected)
+
+    def test_the_generators_loss_part_by_part(self) -> None:
+        draw = torch.Generator().manual_seed(1)
+        f1, f2, g1, g2 = torch.randn(4, 6, 5, generator=draw, dtype=torch.float64)
+        d1, d2 = torch.randn(2, 6, 3, generator=draw, dtype=torch.float64)
+        losses = {name: value.item() for name, value in generator_loss((f1, f2), (g1, g2), (d1, d2), 2).items()}
+        lengths = [sum(math.hypot(*row) for row in view.tolist()) / 6 for view in (f1, f2, g1, g2)]
+        assert losses == pytest.approx(
+            {
+                "loss": sum(value for name, value in losses.items() if name != "loss"),
+                "mmd": 0.01 * naive_discrepancy(f1, f2),
+                "mse_view": sum((x - y) ** 2 for x, y in zip(g1.flatten(), g2.flatten(), strict=True)).item() / 30,
+                "adversarial": naive_modality_loss(d1, 2) + naive_modality_loss(d2, 2),
+                "norm": 0.01 * sum(abs(length - 1) for length in lengths),
+            }
+        )
+
+    def test_a_discrepancy_above_200_is_clipped_and_pulls_nowhere(self) -> None:
+        first, second = torch.zeros(40, 8, requires_grad=True), torch.ones(40, 8)
+        assert maximum_mean_discrepancy(first, second).item() > 200
+        views = torch.ones(40, 8)
+        losses = generator_loss((first, second), (views, views), (views[:, :3], views[:, :3]), 0)
+        assert losses["mmd"].item() == pytest.approx(2)
+        (gradient,) = torch.autograd.grad(losses["mmd"], first)
+        assert gradient.eq(0).all()

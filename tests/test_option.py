@@ -197,8 +197,8 @@ class TestPublished:
         assert (options.dataset.audio_path, options.dataset.local_path) == (Path("/data/specs"), Path("local.npy"))
         (note,) = caplog.messages
         reported = [key for key in published_keys() if key in note.replace(",", " ").replace(" (", " ").split()]
-        # fusion 11, share_dropout, share 2, discriminator 4, num_modal, SWAN's 5, optim 8, logger_name, current_num
-        assert len(reported) == 34
+        # fusion 11, share_dropout, share 2, discriminator 4, num_modal, SWAN's 5, optim 6, logger_name, current_num
+        assert len(reported) == 32
         assert "model.resnet_ckpt (not part of AMFMN)" in note
 
     def test_the_table_names_a_key_once_and_none_that_the_schema_has(self) -> None:

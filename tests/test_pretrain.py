@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 import option
 import pretrain as pretrain_entry
-from checkpoints import read_checkpoint
 from experiment import read_vocabulary
 from layers import build_model
 from layers.backbone import SceneClassifier, _import_resnets, read_backbone_file
 from option.pretraining import SceneBackbone, ScenePictures
 from scene_pretraining import list_pictures, split_classes
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError
+from utils import InputError, read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,14 @@ import yaml
 
 import option
 import test as test_entry
-from checkpoints import load_weights, read_checkpoint, save_checkpoint
+from checkpoints import load_weights, save_checkpoint
 from engine import encode
 from experiment import best_checkpoint, place
 from layers import build_model
 from layers.amfmn import AMFMN
 from tests.test_engine import CPU, loader_of
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError
+from utils import InputError, read_checkpoint
 from vocab import Vocabulary
 
 ROOT = Path(__file__).parent.parent

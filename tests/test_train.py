@@ -14,10 +14,10 @@ import yaml
 
 import test as test_entry
 import train as train_entry
-from checkpoints import FORMAT, read_checkpoint
+from checkpoints import FORMAT
 from tests import reference_inputs
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError
+from utils import InputError, read_checkpoint
 from vocab import Vocabulary
 
 ROOT = Path(__file__).parent.parent

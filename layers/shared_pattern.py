@@ -1,0 +1,92 @@
+"""MCRN's shared pattern transfer module (SPTM): features of any modality, expressed in patterns that all share.
+
+Letters: B batch, D embedding, P patterns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from layers.base import l2norm
+from layers.registry import Parameters
+from layers.single_token import PreNormEncoder, released_encoder_names
+
+HEADS = 8
+ATTENTION_HIDDEN = 768
+CLASSIFIER_HIDDEN = 1024
+
+
+class ShareParameters(Parameters):
+    """`model.share`: the shared pattern transfer module."""
+
+    n_sa: int = Field(default=1, ge=1, description="self-attention layers before the patterns, and after them")
+    sa_drop: float = Field(default=0.3, ge=0, lt=1, description="dropout in these layers, probability")
+    attention_drop: float = Field(default=0.1, ge=0, lt=1, description="dropout on their attention weights")
+    pattern_drop: float = Field(default=0.2, ge=0, lt=1, description="dropout in what weighs the patterns")
+
+
+class SharedPatternTransfer(nn.Module):
+    """g = out(sum over patterns of p_m(x) x P_m), x = in(BN(l2norm(f))). MCRN (Yuan et al., 2022)."""
+
+    def __init__(self, width: int, patterns: int, parameters: ShareParameters) -> None:
+        """Make it for features of `width` numbers, a multiple of 8, and so many patterns."""
+        super().__init__()
+        encoder = (parameters.n_sa, width, ATTENTION_HIDDEN, HEADS, parameters.sa_drop, parameters.attention_drop)
+        self.normalise = nn.BatchNorm1d(width)
+        self.enter = PreNormEncoder(*encoder)
+        self.weigh = nn.Sequential(
+            nn.Linear(width, CLASSIFIER_HIDDEN),
+            nn.GELU(),
+            nn.Dropout(parameters.pattern_drop),
+            nn.Linear(CLASSIFIER_HIDDEN, patterns),
+            nn.Dropout(parameters.pattern_drop),
+        )
+        self.patterns = nn.ParameterList(nn.Parameter(torch.rand(width, width)) for _ in range(patterns))
+        self.leave = PreNormEncoder(*encoder)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features f [B, D] of one modality -> g [B, D], not of unit length; in float32 whatever the autocast state.
+
+        The batch norm magnifies the small differences between features that lie close together, and what mixed
+        precision has rounded off with them.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self._transfer(features.to(self.normalise.weight.dtype))
+
+    def _transfer(self, features: Tensor) -> Tensor:
+        tokens = self.enter(self._normalise(l2norm(features)))
+        weights = torch.sigmoid(self.weigh(tokens))  # [B, P]
+        shares = [
+            weight[:, None] * (tokens @ pattern) for weight, pattern in zip(weights.T, self.patterns, strict=True)
+        ]
+        transferred: Tensor = self.leave(torch.stack(shares).sum(dim=0))
+        return transferred
+
+    def _normalise(self, features: Tensor) -> Tensor:
+        if len(features) > 1:
+            normalised: Tensor = self.normalise(features)
+            return normalised
+        # One item has no variance: the last batch of an epoch takes the running statistics.
+        norm = self.normalise
+        return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+def released_share_names(released: str, ours: str, layers: int) -> dict[str, str | None]:
+    """Names of the module in released checkpoints -> ours.
+
+    Args:
+        released: its prefix there.
+        ours: its prefix here.
+        layers: `share.n_sa`.
+    """
+    return {
+        f"{released}in_bn.": f"{ours}normalise.",
+        f"{released}pattern_memory.": f"{ours}patterns.",
+        f"{released}pattern_classifer.fc1.": f"{ours}weigh.0.",
+        f"{released}pattern_classifer.fc2.": f"{ours}weigh.3.",
+        **released_encoder_names(f"{released}in_SA.encoder.", f"{ours}enter.", layers),
+        **released_encoder_names(f"{released}out_SA.encoder.", f"{ours}leave.", layers),
+    }
