@@ -68,7 +68,7 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
         )
     if "backbone" in tree:
         return _load(path, overrides, SceneOptions, ())[0]
-    return _load(path, overrides, ModalityOptions, published_keys())[0]
+    return _load(path, overrides, ModalityOptions, ())[0]
 
 
 def is_pretraining(path: str | Path) -> bool:
@@ -270,7 +270,10 @@ def _note_without_effect(
     by_reason = defaultdict(list)
     if options.dataset.local_path is not None and not registered()[model].model.uses_regions:
         by_reason[f"{model} has no regions"].append("dataset.local_path")
-    if not registered()[model].model.uses_audio:
+    if registered()[model].model.uses_audio:
+        if options.optim.lr != known["optim.lr"].default:
+            by_reason[f"{model} learns at optim.lr_finetune"].append("optim.lr")
+    else:
         for key in AUDIO_KEYS:
             block, name = key.split(".")
             if getattr(getattr(options, block), name) != known[key].default:

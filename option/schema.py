@@ -38,8 +38,9 @@ PUBLISHED_KEYS = (
     ("model.discriminator", "in_size mid_size out_size dropout_r", ANOTHER_MODEL),
     ("model", "num_modal word_dim num_layers use_bidirectional_rnn is_finetune resnet_ckpt", ANOTHER_MODEL),
     ("dataset", "data_split", "k_fold.strategy chooses the split"),
-    ("optim", "lr_D lr_D_decay_param lr_D_update_epoch resume_Discriminator", "read by MCRN's training only"),
-    ("optim", "lr_finetune_decay_param lr_finetune_update_epoch", "read by MCRN's training only"),
+    ("optim", "lr_D lr_D_decay_param lr_D_update_epoch", "the discriminator belongs to pretrain.py"),
+    ("optim", "resume_Discriminator", "pretrain.py --resume carries on with both"),
+    ("optim", "lr_finetune_decay_param lr_finetune_update_epoch", "optim.schedule lowers the rate"),
     ("logs", "logger_name", "the log lies in the run's folder"),
     ("k_fold", "current_num", "--folds chooses the folds"),
 )

@@ -41,6 +41,21 @@ def _draw(colour: str, shape: str, random: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def add_spectrograms(data: Path) -> Path:
+    """Write a spectrogram of noise for each different caption and the lists of them; returns their folder."""
+    folder = data / "audios"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for split in ("train", "test"):
+        captions = (data / f"{split}_caps.txt").read_text().splitlines()
+        names = [f"{caption.replace(' ', '_').rstrip('._')}.png" for caption in captions]
+        for name in sorted(set(names)):
+            if not (folder / name).exists():
+                Image.fromarray(random.integers(0, 256, (32, 48), dtype=np.uint8)).save(folder / name)
+        (folder / f"{split}_audios.txt").write_text("\n".join(names) + "\n")
+    return folder
+
+
 def write_experiment(folder: Path, data: Path, **optim: object) -> Path:
     """Write a vocabulary and a YAML for AMFMN with a small caption encoder; returns the YAML's path."""
     captions = [line for split in ("train", "test") for line in (data / f"{split}_caps.txt").read_text().split("\n")]

@@ -1,0 +1,159 @@
+"""MCRN as a user runs it: train, test, one table for text, speech and pictures, the same numbers each time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import test as test_entry
+import train as train_entry
+from data.annotations import read_annotations
+from dataloader import EvaluationLoader
+from experiment import Media, evaluation_loader, read_vocabulary, train_loader
+from metrics import Ranks, chance, rank, recalls, source_chance, source_recalls
+from option import Options, load_options
+from tests.tiny import add_spectrograms, make_precomp, write_experiment
+from utils import InputError
+
+CPU = torch.device("cpu")
+FIFTEEN = [
+    *(f"{direction}_R@{cutoff}" for direction in ("i2t", "t2i", "i2a", "a2i", "i2i") for cutoff in (1, 5, 10)),
+]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The YAML of a small MCRN on small data with spectrograms."""
+    folder = tmp_path_factory.mktemp("mcrn")
+    data = make_precomp(folder / "data")
+    path = write_experiment(folder, data)
+    content = yaml.safe_load(path.read_text())
+    content["model"] |= {"name": "MCRN", "embed": {"embed_dim": 64}, "discriminator": {"in_size": 64}}
+    content["dataset"]["audio_path"] = str(add_spectrograms(data))
+    content["optim"] = {"epochs": 2, "lr_finetune": 1e-3, "schedule": "cosine"}
+    content["k_fold"]["nums"] = 1
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(experiment: Path) -> Path:
+    train_entry.main(["--path_opt", str(experiment)])
+    return experiment
+
+
+def loader_of(options: Options, batch_size: int = 5) -> EvaluationLoader:
+    dataset = options.dataset.model_copy(update={"batch_size_val": batch_size})
+    options = options.model_copy(update={"dataset": dataset})
+    annotations = read_annotations(options.dataset.data_path, "test", options.dataset.audio_path)
+    vocabulary = read_vocabulary(options.dataset)
+    return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
+
+
+def test_two_evaluations_give_the_same_table_of_16_numbers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [trained.parent / f"{run}.json" for run in (1, 2)]
+    for file in files:
+        test_entry.main(["--path_opt", str(trained), "--json", str(file)])
+    first, second = (json.loads(file.read_text()) for file in files)
+    assert first == second
+    row = first["rows"]["fold 0"]
+    assert row["mean_of_15"] == pytest.approx(sum(row[name] for name in FIFTEEN) / 15)
+    assert row["tasks_mR"] == pytest.approx((row["mR"] + row["audio_mR"] + row["image_mR"]) / 3)
+    assert first["chance"].keys() >= {*FIFTEEN, "mR", "audio_mR", "image_mR", "mean_of_15", "tasks_mR"}
+    printed = capsys.readouterr().out
+    for name in (*FIFTEEN, "mean_of_15"):
+        assert f"{row[name]:.2f}" in printed
+    assert "Spoken captions" in printed
+    assert "each fold's best epoch by the mean mR of the three tasks on val" in printed
+
+
+def test_the_best_epoch_is_the_one_of_the_three_tasks(trained: Path) -> None:
+    from utils import read_checkpoint
+
+    folder = trained.parent / "checkpoint" / "tiny" / "0"
+    last = read_checkpoint(folder / "last.pth")
+    assert last["best"] == max(row["val_tasks_mR"] for row in last["history"])
+    assert {"triplet_text", "triplet_audio", "mse_view", "kd", "alignment"} <= last["history"][0].keys()
+    assert last["history"][1]["lr"] == pytest.approx(0.5 * last["history"][0]["lr"])
+
+
+def test_spectrograms_and_views_of_evaluation(experiment: Path) -> None:
+    options = load_options(experiment)
+    loader = loader_of(options)
+    audio = torch.cat([batch.need("audio") for batch in loader.audio_batches()])
+    assert len(audio) == 24  # 12 pictures with two captions each, all different
+    assert loader.caption_audio.unique().tolist() == list(range(24))
+    views = torch.cat([batch.need("images") for batch in loader.view_batches()])
+    other_size = torch.cat([batch.need("images") for batch in loader_of(options, batch_size=4).view_batches()])
+    again = torch.cat([batch.need("images") for batch in loader.view_batches()])
+    assert torch.equal(views, again)
+    assert torch.equal(views, other_size)
+    plain = torch.cat([batch.need("images") for batch in loader.image_batches()])
+    assert not (views == plain).flatten(1).all(dim=1).any()
+
+
+def test_training_batches_carry_all_sources_of_the_same_pairs(experiment: Path) -> None:
+    options = load_options(experiment)
+    annotations = read_annotations(options.dataset.data_path, "train", options.dataset.audio_path)
+    vocabulary = read_vocabulary(options.dataset)
+    loader = train_loader(options, 0, vocabulary, annotations, Media.of(options, [annotations], CPU), CPU)
+    assert loader.audio is not None
+    assert annotations.audio_names is not None
+    names = sorted(set(annotations.audio_names))
+    for batch in loader.epoch(1):
+        assert batch.need("second_view").shape == batch.need("images").shape == batch.need("audio").shape
+        for caption in batch.need("caption_ids").tolist():
+            assert names[int(loader.audio.rows[caption])] == annotations.audio_names[caption]
+    first, again = (next(iter(loader.epoch(1))) for _ in range(2))
+    for field in ("images", "second_view", "audio"):
+        assert torch.equal(first.need(field), again.need(field))
+
+
+def test_an_experiment_without_spectrograms_says_how_to_make_them(experiment: Path, tmp_path: Path) -> None:
+    arguments = ["--path_opt", str(experiment), "--set", f"logs.ckpt_save_path={tmp_path}"]
+    with pytest.raises(InputError, match=r"dataset\.audio_path: missing; MCRN needs .*python -m data\.audio"):
+        train_entry.main([*arguments, "dataset.audio_path=null"])
+    with pytest.raises(InputError, match=r"python -m data\.audio"):
+        train_entry.main([*arguments, f"dataset.audio_path={tmp_path}", f"dataset.data_path={bare(tmp_path)}"])
+
+
+def bare(folder: Path) -> Path:
+    """A data set without lists of spectrograms."""
+    return make_precomp(folder / "bare")
+
+
+class TestMetrics:
+    def test_a_hand_made_table(self) -> None:
+        # 12 images; in every task all matches come first, but for the parts that are put elsewhere.
+        perfect = torch.zeros(12, dtype=torch.int64)
+        late = torch.tensor([0] * 6 + [4] * 3 + [11] * 3)
+        table = source_recalls(Ranks(perfect, perfect), Ranks(late, perfect), Ranks(perfect, late))
+        assert (table["mR"], table["i2a_R@1"], table["i2a_R@5"], table["i2a_R@10"]) == (100, 50, 75, 75)
+        assert table["audio_mR"] == pytest.approx((50 + 75 + 75 + 300) / 6)
+        assert [table[f"i2i_R@{cutoff}"] for cutoff in (1, 5, 10)] == [75, 87.5, 87.5]
+        assert table["image_mR"] == pytest.approx(250 / 3)
+        assert table["mean_of_15"] == pytest.approx((600 + 500 + 250) / 15)
+        assert table["tasks_mR"] == pytest.approx((100 + 500 / 6 + 250 / 3) / 3)
+
+    def test_text_numbers_are_those_of_the_other_models(self) -> None:
+        scores = torch.randn(7, 14, generator=torch.Generator().manual_seed(0))
+        text = rank(scores, torch.arange(14) // 2)
+        table = source_recalls(text, text, rank(scores[:, :7], torch.arange(7)))
+        assert recalls(text).items() <= table.items()
+        assert table["a2i_R@5"] == table["t2i_R@5"]
+
+    def test_chance_of_speech_is_that_of_text(self) -> None:
+        text_image = torch.arange(24) // 2
+        table, text = source_chance(text_image), chance(text_image)
+        assert text.items() <= table.items()
+        assert [table["i2a_R@1"], table["a2i_R@10"], table["audio_mR"]] == [
+            text["i2t_R@1"],
+            text["t2i_R@10"],
+            text["mR"],
+        ]
+        assert table["i2i_R@5"] == pytest.approx(100 * 5 / 12)
+        assert table["mean_of_15"] == pytest.approx(sum(table[name] for name in FIFTEEN) / 15)
