@@ -42,11 +42,8 @@ def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> 
         max_pixels: see `data.pictures.decode`.
     """
     places = [(side, entry.name) for side, entries in lists.items() for entry in entries]
-    same = {
-        (("train", name), (side, name), True)
-        for side, name in places
-        if side == "test" and ("train", name) in set(places)
-    }
+    in_train = {entry.name for entry in lists["train"]}
+    same = {(("train", name), (side, name), True) for side, name in places if side == "test" and name in in_train}
     if paths is None:
         return Findings(False, {}, tuple(sorted(same)))
     files = {place: paths[place[1]] for place in places if place[1] in paths}
@@ -77,7 +74,8 @@ def describe(lists: Lists, findings: Findings) -> str:
         cells.append(["pictures that are missing or can't be read", *(f"{count:,}" for count in broken)])
         cells.append(["pairs of pictures that show the same", *(f"{len(pairs):,}" for pairs in within.values())])
     known, asked = set(captions_of(lists["train"])), captions_of(lists["test"])
-    leaked, share = (count := sum(caption in known for caption in asked)), 100 * count / max(len(asked), 1)
+    leaked = sum(caption in known for caption in asked)
+    share = 100 * leaked / max(len(asked), 1)
     pictures = f"{len({later for _, later, _ in across}):,} of {len(lists['test']):,} test pictures"
     lines = [
         markdown(cells),
@@ -85,10 +83,7 @@ def describe(lists: Lists, findings: Findings) -> str:
         f"are in train{'' if findings.looked_at else ' by their names; the pictures were not looked at'}.",
         *_named("missing or can't be read", [fault.partition("\n")[0] for fault in findings.unreadable.values()]),
     ]
-    for title, pairs in {
-        **{f"the same in {side}": within[side] for side in lists},
-        "in train and test": across,
-    }.items():
+    for title, pairs in (*((f"the same in {side}", within[side]) for side in lists), ("in train and test", across)):
         lines += _named(title, [f"{first[1]} {'=' if equal else '~'} {then[1]}" for first, then, equal in pairs])
     if findings.same:
         lines.append("(= the files are equal, ~ other files of the same scene)")

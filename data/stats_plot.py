@@ -17,6 +17,7 @@ SPLIT_COLOURS = {"train": "#4477aa", "val": "#ccbb44", "test": "#ee6677"}
 SET_COLOURS = ("#332288", "#44aa99", "#cc6677", "#997700", "#4477aa", "#117733", "#aa4499", "#882255")
 PER_ROW = 3  # class charts side by side
 BAR_HEIGHT = 0.19  # inches for a class
+LABELLED = 4  # sets whose bars have room for their numbers
 LETTERS = 18  # of a name; longer ones would leave no room for the bars
 
 
@@ -74,18 +75,19 @@ def _draw_diversity(axes: Any, sets: Sequence[Statistics]) -> None:
 
 
 def _draw_similarity(axes: Any, sets: Sequence[Statistics]) -> None:
-    """Mean similarity by kind of pair, a bar per set; METEOR as a dot where it is known."""
+    """Mean similarity by kind of pair, a bar per set; METEOR as a line where it is known."""
     width = 0.8 / len(sets)
     for place, each in enumerate(sets):
         centres = np.arange(len(KINDS)) + (place + 0.5) * width - 0.4
         bars = axes.bar(centres, [each.similarity["BLEU"][kind] for kind in KINDS], width, color=_colour(place))
-        axes.bar_label(
-            bars, fmt=lambda value: "" if math.isnan(value) else f"{value:.2f}".lstrip("0"), fontsize="x-small"
-        )
+        if len(sets) <= LABELLED:
+            labels = ["" if math.isnan(bar) else f"{bar:.2f}".lstrip("0") for bar in bars.datavalues]
+            axes.bar_label(bars, labels, fontsize="x-small")
         if "METEOR" in each.similarity:
-            axes.plot(centres, [each.similarity["METEOR"][kind] for kind in KINDS], "k_", label="METEOR")
+            axes.plot(centres, [each.similarity["METEOR"][kind] for kind in KINDS], "k_", markersize=14)
     axes.set_xticks(range(len(KINDS)), KINDS)
-    axes.set(title="similarity of two captions", ylabel="BLEU-4", ylim=(0, 1))
+    also = " (line: METEOR)" if "METEOR" in sets[0].similarity else ""
+    axes.set(title="similarity of two captions", ylabel=f"BLEU-4{also}", ylim=(0, 1))
 
 
 def _draw_classes(axes: Any, each: Statistics) -> None:

@@ -390,6 +390,13 @@ def test_links_that_can_not_reach_are_told(tmp_path: Path, monkeypatch: pytest.M
     assert remains(tmp_path) == {"source"}
 
 
+def test_classes_beside_the_source_come_along(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", "captions", ["1.png", "2.png"])
+    (source / "classes.txt").write_text("airport\n")
+    prepare(Request(str(source), tmp_path / "set"))
+    assert (tmp_path / "set" / "classes.txt").read_text() == "airport\n"
+
+
 def test_pictures_are_found_by_path_then_name_then_without_ending(tmp_path: Path) -> None:
     for name in ("a.jpg", "deep/a.jpg", "deep/b.jpg", "c.png", "x/d.jpg", "y/d.jpg", ".hidden/e.jpg", "f.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -148,6 +148,8 @@ def test_meteor_is_there_only_with_its_corpus(monkeypatch: pytest.MonkeyPatch, s
     monkeypatch.setattr(caption_similarity, "single_meteor_score", lambda one, other: 0.5)
     assert list(scores_at_hand()) == ["BLEU", "METEOR"]
     assert statistics(small, pairs=5).similarity["METEOR"] == dict.fromkeys(KINDS, 0.5)
+    main([str(small), "--out", str(small.parent / "stats.png"), "--pairs", "5"])
+    assert Image.open(small.parent / "stats.png").width == 1430
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
