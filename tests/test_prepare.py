@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.annotations import Split, read_annotations
+from data.annotations import Split, check_images, read_annotations
 from data.caption_sources import Entry, one_line, read_captions, read_csv, read_descriptions, read_json
 from data.checks import Lists, examine, leave_out
 from data.fingerprints import MAX_BITS, MAX_GREY, Fingerprints, same_scene
@@ -109,6 +109,8 @@ def test_every_source_becomes_a_set_that_loads(tmp_path: Path, form: str, capsys
     assert len(made["test"][0]) == 3
     assert sorted(made["train"][0] + made["test"][0], key=lambda name: int(name[:-4])) == names
     assert made["train"][1] == CAPTIONS * 7
+    for side in SPLITS:
+        check_images(read_annotations(tmp_path / "own_precomp", side), tmp_path / "own_precomp" / "images")
     for name in names:
         copied = Image.open(tmp_path / "own_precomp" / "images" / name)
         assert np.array_equal(np.asarray(copied), np.asarray(picture(names.index(name))))
