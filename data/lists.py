@@ -50,7 +50,7 @@ def read_names(path: Path, what: str = "image") -> list[str]:
         what: what its lines name, for messages.
     """
     names = [line.strip() for line in read_lines(path)]
-    faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := _name_fault(name, what))]
+    faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := name_fault(name, what))]
     refuse_faults(path, faults, f"Each line is one {what}'s file name, relative to the {what} folder.")
     return names
 
@@ -108,7 +108,7 @@ def shown(name: str) -> str:
     return repr(name[:_NAME_CHARACTERS_SHOWN]) + ("..." if len(name) > _NAME_CHARACTERS_SHOWN else "")
 
 
-def _name_fault(name: str, what: str) -> str | None:
+def name_fault(name: str, what: str) -> str | None:
     """What is wrong with a file name, or None."""
     if not name:
         return "blank file name"
