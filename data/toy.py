@@ -116,7 +116,7 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
     names: dict[str, list[str]] = {"train": [], "test": []}
     audio_names: dict[str, str] = {}
     tests = min(max(round(flags.images_per_class * flags.test_share), 1), flags.images_per_class - 1)
-    with tqdm(total=len(flags.classes) * flags.images_per_class, unit="image", disable=not progress) as bar:
+    with tqdm(total=len(flags.classes) * flags.images_per_class, unit="image", disable=None if progress else True) as bar:
         for scene_class in flags.classes:
             for number, name in enumerate(flags.pictures(scene_class), start=1):
                 image, five = draw_scene(scene_class, number, flags.size, flags.seed)
@@ -138,7 +138,7 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
 def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None:
     """Draw the spectrogram of each different caption."""
     folder.mkdir(exist_ok=True)
-    for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=not progress):
+    for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=None if progress else True):
         # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
         Image.fromarray(caption_picture(caption)).save(folder / name)
 

@@ -75,6 +75,12 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
     assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 50  # axes, letters and two smoothed lines
 
 
+def test_a_pretraining_has_curves_of_its_own_score(tmp_path: Path) -> None:
+    (tmp_path / "history.csv").write_text("epoch,loss,val_accuracy\n1,3.0,20.0\n2,2.0,40.0\n")
+    draw_curves(tmp_path, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (1100, 440)
+
+
 def test_no_folds_no_curves(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no fold with a history\.csv"):
         draw_curves(tmp_path, tmp_path / "curves.png")
