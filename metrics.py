@@ -67,10 +67,10 @@ def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> R
     Raises:
         ValueError: a score is NaN or infinite, an image has no text, or shapes don't fit.
     """
-    _check_form(text_image)
+    check_form(text_image)
     match, images = _match_scores(blocks, text_image)
     text_image = text_image.to(match.device)
-    _count_texts(text_image, images)
+    count_texts(text_image, images)
     best = match.new_empty(images).scatter_reduce_(0, text_image, match, "amax", include_self=False)  # [N]
 
     image_to_text = torch.zeros(images, dtype=torch.int64, device=match.device)
@@ -118,7 +118,7 @@ def recalls(ranks: Ranks, directions: tuple[str, str] = ("i2t", "t2i"), mean: st
         # The two middle elements are the same one where the number of queries is odd.
         table[f"{direction}_medr"] = float((int(ordered[(queries - 1) // 2]) + int(ordered[queries // 2])) // 2 + 1)
         table[f"{direction}_meanr"] = int(ordered.sum()) / queries + 1.0
-    return table | {mean: _mean_recall(table)}
+    return table | {mean: mean_recall(table)}
 
 
 def source_recalls(text: Ranks, audio: Ranks, view: Ranks) -> dict[str, float]:
@@ -137,51 +137,9 @@ def source_recalls(text: Ranks, audio: Ranks, view: Ranks) -> dict[str, float]:
     table = recalls(text) | recalls(audio, ("i2a", "a2i"), "audio_mR")
     both = recalls(view, ("forth", "back"))
     images = {f"i2i_R@{cutoff}": (both[f"forth_R@{cutoff}"] + both[f"back_R@{cutoff}"]) / 2 for cutoff in CUTOFFS}
-    table |= images | {"image_mR": _mean_recall(images)}
+    table |= images | {"image_mR": mean_recall(images)}
     tasks = statistics.fmean((table["mR"], table["audio_mR"], table["image_mR"]))
-    return table | {"mean_of_15": _mean_recall(table), "tasks_mR": tasks}
-
-
-def source_chance(text_image: Tensor) -> dict[str, float]:
-    """`chance` for the names of `source_recalls`."""
-    text = chance(text_image)
-    table = text | {name.replace("t", "a"): value for name, value in text.items() if name != "mR"}
-    images = int(text_image.max()) + 1
-    alone = {f"i2i_R@{cutoff}": 100.0 * min(cutoff, images) / images for cutoff in CUTOFFS}
-    table |= alone | {"audio_mR": text["mR"], "image_mR": _mean_recall(alone)}
-    tasks = statistics.fmean((table["mR"], table["audio_mR"], table["image_mR"]))
-    return table | {"mean_of_15": _mean_recall(table), "tasks_mR": tasks}
-
-
-def chance(text_image: Tensor) -> dict[str, float]:
-    """Expected recalls of a model that ranks at random: what a score has to be compared with.
-
-    A text finds its image among the first K of N with probability K / N; an image with t texts finds one of them among
-    the first K of M unless all K are others: 1 - C(M - t, K) / C(M, K), averaged over the images.
-
-    Args:
-        text_image: the image that each text belongs to, [M] int64; every image up to the largest number has a text.
-
-    Returns:
-        The six recalls and `mR` in percent, under the keys of `recalls`.
-
-    Raises:
-        ValueError: an image has no text, or `text_image` isn't [M] int64.
-    """
-    _check_form(text_image)
-    texts = len(text_image)
-    counts = _count_texts(text_image, int(text_image.max()) + 1).double()  # [N]
-    images = len(counts)
-    table: dict[str, float] = {}
-    for cutoff in CUTOFFS:
-        drawn = torch.arange(min(cutoff, texts), dtype=torch.float64, device=counts.device)
-        # Probability that the next drawn text is another image's as well, given that all before it were. Where fewer
-        # than K are others' one factor is exactly 0, so the negative ones behind it do no harm.
-        misses = (texts - counts[:, None] - drawn) / (texts - drawn)  # [N, K]
-        table[f"i2t_R@{cutoff}"] = 100.0 * float((1.0 - misses.prod(dim=1)).mean())
-    for cutoff in CUTOFFS:
-        table[f"t2i_R@{cutoff}"] = 100.0 * min(cutoff, images) / images
-    return table | {"mR": _mean_recall(table)}
+    return table | {"mean_of_15": mean_recall(table), "tasks_mR": tasks}
 
 
 @torch.no_grad()
@@ -199,7 +157,7 @@ def scene_shares(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, sce
     Raises:
         ValueError: a score is NaN or infinite, or shapes don't fit.
     """
-    _check_form(text_image)
+    check_form(text_image)
     image_to_text: list[Tensor] = []
     alike = others = torch.empty(0)
     end = 0
@@ -218,15 +176,6 @@ def scene_shares(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, sce
     if end != len(scenes) or end == 0:
         raise ValueError(f"scenes must hold one class per image: {len(scenes)} classes, {end} or more rows of scores")
     return SceneShares(torch.cat(image_to_text), _shares(alike, others, len(scenes)))
-
-
-def scene_chance(text_image: Tensor, scenes: Tensor) -> SceneShares:
-    """Expected shares of a model that ranks at random: how common each query's class is among the items."""
-    shares = []
-    for queries, items in ((scenes, scenes[text_image]), (scenes[text_image], scenes)):
-        counts = (items - NO_SCENE).bincount(minlength=int(scenes.max()) - NO_SCENE + 1).double()
-        shares.append((counts / len(items))[queries - NO_SCENE, None].expand(-1, len(CUTOFFS)))
-    return SceneShares(*shares)
 
 
 def scene_recalls(shares: SceneShares, text_image: Tensor, scenes: Tensor) -> dict[str, float]:
@@ -279,7 +228,7 @@ def _shares(alike: Tensor, others: Tensor, items: int) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def _mean_recall(table: Mapping[str, float]) -> float:
+def mean_recall(table: Mapping[str, float]) -> float:
     """The mean of all recalls in a table."""
     return statistics.fmean(value for key, value in table.items() if "_R@" in key)
 
@@ -326,7 +275,7 @@ def _own_pairs(text_image: Tensor, start: int, end: int) -> tuple[Tensor, Tensor
     return text_image[texts] - start, texts
 
 
-def _check_form(text_image: Tensor) -> None:
+def check_form(text_image: Tensor) -> None:
     """ValueError unless the mapping is a non-empty [M] int64."""
     if text_image.ndim != 1 or text_image.dtype != torch.int64 or text_image.numel() == 0:
         raise ValueError(
@@ -335,7 +284,7 @@ def _check_form(text_image: Tensor) -> None:
         )
 
 
-def _count_texts(text_image: Tensor, images: int) -> Tensor:
+def count_texts(text_image: Tensor, images: int) -> Tensor:
     """Number of texts of each image, [N]; ValueError unless every text has an image and every image a text."""
     lowest, highest = int(text_image.min()), int(text_image.max())
     if lowest < 0 or highest >= images:

@@ -59,6 +59,7 @@ def score_tables(
     mean: Mapping[str, tuple[float, float]],
     chance: Mapping[str, float],
     reranked: str = "",
+    ceiling: Mapping[str, float] | None = None,
 ) -> str:
     """Markdown tables of all that the rows have scores for: recalls, MCRN's other tasks, reranking, scene recall.
 
@@ -67,6 +68,7 @@ def score_tables(
         mean: score -> mean and standard deviation over the rows.
         chance: expected scores of a random order, for the same names.
         reranked: how the reranking was done, for the line above its table.
+        ceiling: scores that no model can exceed, for the same names or some of them.
     """
     scene = "Scene recall in %, share of the first 1, 5, 10 that show the query's scene class"
     groups = (
@@ -78,7 +80,9 @@ def score_tables(
         (f"{scene}, queries without a class left out:\n\n", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),
     )
     return "\n\n".join(
-        title + recall_table(rows, mean, chance, columns) for title, columns in groups if columns.keys() <= mean.keys()
+        title + recall_table(rows, mean, chance, columns, ceiling)
+        for title, columns in groups
+        if columns.keys() <= mean.keys()
     )
 
 
@@ -87,20 +91,24 @@ def recall_table(
     mean: Mapping[str, tuple[float, float]],
     chance: Mapping[str, float],
     columns: Mapping[str, str] = RECALLS,
+    ceiling: Mapping[str, float] | None = None,
 ) -> str:
-    """An aligned Markdown table: a row per fold, mean ± standard deviation over them, and chance.
+    """An aligned Markdown table: a row per fold, mean ± standard deviation over them, chance, and the ceiling if known.
 
     Args:
         rows: label -> scores in percent, see `metrics`.
         mean: score -> mean and standard deviation over the rows.
         chance: expected scores of a random order.
         columns: score -> headline.
+        ceiling: scores that no model can exceed; a table whose columns it lacks goes without.
     """
     cells = [["", *columns.values()]]
     cells += [[label, *(f"{scores[name]:.2f}" for name in columns)] for label, scores in rows.items()]
     if len(rows) > 1:
         cells.append(["mean ± sd", *(f"{mean[name][0]:.2f} ± {mean[name][1]:.2f}" for name in columns)])
     cells.append(["chance", *(f"{chance[name]:.2f}" for name in columns)])
+    if ceiling is not None and columns.keys() <= ceiling.keys():
+        cells.append(["ceiling", *(f"{ceiling[name]:.2f}" for name in columns)])
     return markdown(cells)
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+import limits
 import metrics
 import option
 from checkpoints import load_weights
@@ -160,11 +161,12 @@ def summary(
 ) -> dict[str, Any]:
     """Everything that a reader of the table needs, as plain values."""
     mean = metrics.mean_and_deviation(list(rows.values()))
-    chance = (metrics.chance if loader.audio is None else metrics.source_chance)(loader.text_image)
+    chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
+    ceiling = limits.ceiling(loader.text_image, loader.caption_row)
     if method is not None:
-        chance |= _renamed(metrics.chance(loader.text_image))
+        chance |= _renamed(limits.chance(loader.text_image))
     if scenes is not None:
-        expected = metrics.scene_chance(loader.text_image, scenes)
+        expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
     model = registered()[options.model.name].model
     note = model.protocol_note(options)
@@ -177,12 +179,13 @@ def summary(
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
     )
     return {
-        "tables": score_tables(rows, mean, chance, _describe(method, options.rerank)),
+        "tables": score_tables(rows, mean, chance, _describe(method, options.rerank), ceiling),
         "protocol": protocol,
         "rows": rows,
         "mean": {name: value for name, (value, _) in mean.items()},
         "standard_deviation": {name: value for name, (_, value) in mean.items()},
         "chance": chance,
+        "ceiling": ceiling,
         "rerank": method,
         "options": option.dump(options),
     }

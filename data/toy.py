@@ -116,7 +116,8 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
     names: dict[str, list[str]] = {"train": [], "test": []}
     audio_names: dict[str, str] = {}
     tests = min(max(round(flags.images_per_class * flags.test_share), 1), flags.images_per_class - 1)
-    with tqdm(total=len(flags.classes) * flags.images_per_class, unit="image", disable=None if progress else True) as bar:
+    count = len(flags.classes) * flags.images_per_class
+    with tqdm(total=count, unit="image", disable=None if progress else True) as bar:
         for scene_class in flags.classes:
             for number, name in enumerate(flags.pictures(scene_class), start=1):
                 image, five = draw_scene(scene_class, number, flags.size, flags.seed)

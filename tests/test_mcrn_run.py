@@ -14,7 +14,8 @@ import train as train_entry
 from data.annotations import read_annotations
 from dataloader import EvaluationLoader
 from experiment import Media, evaluation_loader, read_vocabulary, train_loader
-from metrics import Ranks, chance, rank, recalls, source_chance, source_recalls
+from limits import chance, source_chance
+from metrics import Ranks, rank, recalls, source_recalls
 from option import Options, load_options
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics import Ranks, chance, mean_and_deviation, rank, rank_blocks, recalls
+from metrics import Ranks, mean_and_deviation, rank, rank_blocks, recalls
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 RECALL_KEYS = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR"]
@@ -189,51 +189,6 @@ def test_recalls_equal_numpy(places: list[int]) -> None:
     assert table["i2t_meanr"] == pytest.approx(np.mean(places) + 1)
     for cutoff in (1, 5, 10):
         assert table[f"i2t_R@{cutoff}"] == pytest.approx(100 * np.mean(np.array(places) < cutoff))
-
-
-def test_chance_equals_the_mean_over_all_orders() -> None:
-    # Only the order within a row or a column matters for its query: each is averaged over all of its orders.
-    text_image = torch.tensor([2, 0, 1, 0, 0, 1, 0])
-    expected = dict.fromkeys(RECALL_KEYS[:-1], 0.0)
-    rows = torch.tensor(list(itertools.permutations(range(7))), dtype=torch.float32)
-    columns = torch.tensor(list(itertools.permutations(range(3))), dtype=torch.float32)
-    for image in range(3):
-        match = rows[:, text_image == image].amax(dim=1, keepdim=True)
-        places = (rows > match).sum(dim=1)
-        for cutoff in (1, 5, 10):
-            expected[f"i2t_R@{cutoff}"] += 100 * (places < cutoff).double().mean().item() / 3
-    for cutoff in (1, 5, 10):
-        places = (columns > columns[:, :1]).sum(dim=1)
-        expected[f"t2i_R@{cutoff}"] = 100 * (places < cutoff).double().mean().item()
-    expected["mR"] = sum(expected.values()) / 6
-    table = chance(text_image)
-    assert list(table) == RECALL_KEYS
-    assert table == pytest.approx(expected)
-    assert table["i2t_R@10"] == 100.0
-
-
-def test_chance_equals_the_mean_of_random_scores() -> None:
-    text_image = torch.arange(120) // 5
-    generator = torch.Generator().manual_seed(1)
-    tables = [recalls(rank(torch.rand(24, 120, generator=generator), text_image)) for _ in range(400)]
-    expected = chance(text_image)
-    for key, (mean, deviation) in mean_and_deviation(tables).items():
-        if key in expected:
-            assert abs(mean - expected[key]) < 4 * deviation / 400**0.5
-
-
-def test_chance_on_the_sizes_of_a_published_test_split() -> None:
-    table = chance(torch.arange(5 * 452) // 5)
-    assert table["i2t_R@1"] == pytest.approx(100 / 452)
-    assert table["t2i_R@10"] == pytest.approx(1000 / 452)
-    assert table["mR"] == pytest.approx(1.17636, abs=1e-5)
-
-
-def test_chance_names_an_image_without_text() -> None:
-    with pytest.raises(ValueError, match="1 of 3 images have no text, the first is image 1"):
-        chance(torch.tensor([0, 2, 2]))
-    with pytest.raises(ValueError, match="M > 0"):
-        chance(torch.tensor([], dtype=torch.int64))
 
 
 def test_mean_and_deviation_over_folds() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.annotations import Annotations
-from metrics import CUTOFFS, NO_SCENE, SceneShares, scene_chance, scene_recalls, scene_shares
+from limits import scene_chance
+from metrics import CUTOFFS, NO_SCENE, SceneShares, scene_recalls, scene_shares
 from test import scene_numbers
 from tests.test_metrics import DEVICES, problems
 
