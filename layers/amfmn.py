@@ -30,10 +30,15 @@ class CrossAttentionParameters(Parameters):
     """`model.cross_attention`: how an image guides a text."""
 
     att_type: Literal["soft_att", "fusion_att", "similarity_att"] = Field(
-        default="soft_att", description="AMFMN's three attention types"
+        default="soft_att",
+        description="how a picture guides a caption: F = sigmoid(W v) * t, or of both joined, or of their product",
     )
     vgmf: bool = Field(default=False, description="the paper's visual-guided fusion; the released code leaves it out")
-    block_mib: int = Field(default=256, ge=1, description="memory that the pairs of one block may take, MiB")
+    block_mib: int = Field(
+        default=256,
+        ge=1,
+        description="memory that one block of pairs may take; larger score matrices are made in blocks [MiB]",
+    )
 
 
 class AmfmnParameters(ModelParameters):

@@ -35,15 +35,21 @@ class FusionParameters(Parameters):
     dynamic_weights: Literal["released", "paper"] = Field(
         default="released", description="released: both parts count the same; paper: weights learned per picture"
     )
-    dynamic_fusion_dim: int = Field(default=512, ge=1, description="dynamic_weights paper: hidden width of the weights")
-    dynamic_fusion_drop: float = Field(
-        default=0.2, ge=0, lt=1, description="dynamic_weights paper: dropout before the weights, probability"
+    dynamic_fusion_dim: int = Field(
+        default=512, ge=1, description="dynamic_weights paper: hidden width of the weights [numbers]"
     )
-    mca_DROPOUT_R: float = Field(default=0.1, ge=0, lt=1, description="dropout in the attention blocks, probability")
-    mca_HIDDEN_SIZE: int = Field(default=512, ge=1, description="width of the attention blocks: embed.embed_dim")
-    mca_FF_SIZE: int = Field(default=1024, ge=1, description="hidden width of their feed-forward parts")
-    mca_MULTI_HEAD: int = Field(default=8, ge=1, description="attention heads")
-    mca_HIDDEN_SIZE_HEAD: int = Field(default=64, ge=1, description="width of a head")
+    dynamic_fusion_drop: float = Field(
+        default=0.2, ge=0, lt=1, description="dynamic_weights paper: dropout before the weights [probability]"
+    )
+    mca_DROPOUT_R: float = Field(default=0.1, ge=0, lt=1, description="dropout in the attention blocks [probability]")
+    mca_HIDDEN_SIZE: int = Field(
+        default=512, ge=1, description="width of the attention blocks; must equal embed.embed_dim [numbers]"
+    )
+    mca_FF_SIZE: int = Field(default=1024, ge=1, description="hidden width of their feed-forward parts [numbers]")
+    mca_MULTI_HEAD: int = Field(
+        default=8, ge=1, description="attention heads; heads times mca_HIDDEN_SIZE_HEAD must be mca_HIDDEN_SIZE [heads]"
+    )
+    mca_HIDDEN_SIZE_HEAD: int = Field(default=64, ge=1, description="width of a head [numbers]")
 
 
 class GalrParameters(ModelParameters):

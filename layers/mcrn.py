@@ -42,19 +42,25 @@ ENCODER_RATE = 0.3
 class McrnEmbedParameters(EmbedParameters):
     """`model.embed`: the common space."""
 
-    embed_dim: int = Field(default=512, ge=HEADS, multiple_of=HEADS, description="numbers per embedding, D")
+    embed_dim: int = Field(
+        default=512, ge=HEADS, multiple_of=HEADS, description="width of the common space, D; 8 heads share it [numbers]"
+    )
     share_dropout: float = Field(
-        default=0.3, ge=0, lt=1, description="dropout on features before the shared module, probability"
+        default=0.3, ge=0, lt=1, description="dropout on features before the shared module [probability]"
     )
 
 
 class DiscriminatorParameters(Parameters):
     """`model.discriminator`: tells the modalities apart in pretraining."""
 
-    in_size: int = Field(default=512, ge=1, description="numbers per embedding: embed.embed_dim")
-    mid_size: int = Field(default=128, ge=1, description="hidden width")
-    out_size: int = Field(default=3, ge=3, le=3, description="modalities")
-    dropout_r: float = Field(default=0.1, ge=0, lt=1, description="dropout before the last layer, probability")
+    in_size: int = Field(
+        default=512, ge=1, description="pretraining: width of its input; must equal embed.embed_dim [numbers]"
+    )
+    mid_size: int = Field(default=128, ge=1, description="pretraining: its hidden width [numbers]")
+    out_size: int = Field(default=3, ge=3, le=3, description="pretraining: modalities that it tells apart [modalities]")
+    dropout_r: float = Field(
+        default=0.1, ge=0, lt=1, description="pretraining: dropout before its last layer [probability]"
+    )
 
 
 class McrnParameters(ModelParameters):
@@ -65,7 +71,9 @@ class McrnParameters(ModelParameters):
     seq2vec: Seq2VecParameters = Seq2VecParameters()
     embed: McrnEmbedParameters = McrnEmbedParameters()
     share: ShareParameters = ShareParameters()
-    num_modal: int = Field(default=3, ge=1, description="patterns of the shared module")
+    num_modal: int = Field(
+        default=3, ge=1, description="patterns of the shared module, each a matrix of D x D numbers [patterns]"
+    )
     discriminator: DiscriminatorParameters = DiscriminatorParameters()
     backbone: BackboneParameters = BackboneParameters()
     init_from: Path | None = Field(default=None, description="checkpoint of pretrain.py to start from; null: none")

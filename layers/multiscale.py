@@ -19,8 +19,12 @@ from layers.registry import Parameters
 class MultiscaleParameters(Parameters):
     """`model.multiscale`: widths of the self-attention's maps."""
 
-    multiscale_input_channel: int = Field(default=3, ge=1, description="channels of each reduced map, C")
-    multiscale_output_channel: int = Field(default=1, ge=1, description="channels of the attended map")
+    multiscale_input_channel: int = Field(
+        default=3, ge=1, description="channels that the fine and the coarse map are reduced to [channels]"
+    )
+    multiscale_output_channel: int = Field(
+        default=1, ge=1, description="channels of the map that both are attended to [channels]"
+    )
 
 
 class ResNetPyramid(nn.Module):

@@ -22,10 +22,14 @@ CLASSIFIER_HIDDEN = 1024
 class ShareParameters(Parameters):
     """`model.share`: the shared pattern transfer module."""
 
-    n_sa: int = Field(default=1, ge=1, description="self-attention layers before the patterns, and after them")
-    sa_drop: float = Field(default=0.3, ge=0, lt=1, description="dropout in these layers, probability")
-    attention_drop: float = Field(default=0.1, ge=0, lt=1, description="dropout on their attention weights")
-    pattern_drop: float = Field(default=0.2, ge=0, lt=1, description="dropout in what weighs the patterns")
+    n_sa: int = Field(default=1, ge=1, description="self-attention layers before the patterns, and after them [layers]")
+    sa_drop: float = Field(default=0.3, ge=0, lt=1, description="dropout in the self-attention layers [probability]")
+    attention_drop: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout on the attention weights of these layers [probability]"
+    )
+    pattern_drop: float = Field(
+        default=0.2, ge=0, lt=1, description="dropout in the layers that weigh the patterns [probability]"
+    )
 
 
 class SharedPatternTransfer(nn.Module):

@@ -31,7 +31,9 @@ TOKEN_WEIGHTS = "image_encoder.details.token_weights"
 class SwanEmbedParameters(Parameters):
     """`model.embed`: the common space and the word vectors."""
 
-    embed_dim: int = Field(default=512, ge=8, multiple_of=8, description="numbers per embedding, D; 8 heads share them")
+    embed_dim: int = Field(
+        default=512, ge=8, multiple_of=8, description="width of the common space, D; 8 heads share it [numbers]"
+    )
     glove: Path | None = Field(default=None, description="GloVe text file for the word vectors; absent: random")
 
 
@@ -39,18 +41,27 @@ class TcgeParameters(Parameters):
     """`model.tcge`: the gated attention over words."""
 
     rounding: Literal["floor", "none"] = Field(
-        default="floor", description="floor: scores rounded down, as released, so that queries and keys never learn"
+        default="floor",
+        description="floor: scores rounded down, as released, so that queries and keys never learn; none: not",
     )
 
 
 class DropoutParameters(Parameters):
     """`model.dropout`: probabilities; the defaults are the released constants."""
 
-    words: float = Field(default=0.4, ge=0, lt=1, description="on word vectors")
-    context: float = Field(default=0.2, ge=0, lt=1, description="on what the gated attention adds to a word")
-    caption: float = Field(default=0.1, ge=0, lt=1, description="inside the last MLP of the caption encoder")
-    global_view: float = Field(default=0.2, ge=0, lt=1, description="inside the MLP of the pooled picture")
-    local_view: float = Field(default=0.1, ge=0, lt=1, description="on the detail tokens and their attention")
+    words: float = Field(default=0.4, ge=0, lt=1, description="dropout on word vectors [probability]")
+    context: float = Field(
+        default=0.2, ge=0, lt=1, description="dropout on what the gated attention adds to a word [probability]"
+    )
+    caption: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout inside the last MLP of the caption encoder [probability]"
+    )
+    global_view: float = Field(
+        default=0.2, ge=0, lt=1, description="dropout inside the MLP of the pooled picture [probability]"
+    )
+    local_view: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout on the detail tokens and their attention [probability]"
+    )
 
 
 class SwanParameters(ModelParameters):
@@ -58,8 +69,8 @@ class SwanParameters(ModelParameters):
 
     name: Literal["SWAN"]
     embed: SwanEmbedParameters = SwanEmbedParameters()
-    word_dim: int = Field(default=300, ge=1, description="numbers per word vector")
-    num_layers: int = Field(default=1, ge=1, description="layers of the GRU")
+    word_dim: int = Field(default=300, ge=1, description="length of a word vector [numbers]")
+    num_layers: int = Field(default=1, ge=1, description="layers of the GRU [layers]")
     use_bidirectional_rnn: bool = Field(default=True, description="read captions from both ends, directions averaged")
     is_finetune: bool = Field(default=False, description="train the backbone; false: its weights stay as they start")
     resnet_ckpt: Path | None = Field(

@@ -24,22 +24,24 @@ class Seq2VecParameters(Parameters):
     """`model.seq2vec`: how a caption becomes one vector."""
 
     arch: Literal["skipthoughts", "gru"] = Field(
-        default="skipthoughts", description="published encoder, or a plain GRU"
+        default="skipthoughts", description="skipthoughts: the published encoder; gru: a plain GRU on word vectors"
     )
-    dir_st: Path | None = Field(default=None, description="folder of the published skip-thoughts files; absent: random")
+    dir_st: Path | None = Field(
+        default=None, description="arch skipthoughts: folder of the published weight files; absent or null: random"
+    )
     type: Literal["BayesianUniSkip", "UniSkip", "BiSkip", "DropUniSkip"] = Field(
-        default="BayesianUniSkip", description="which skip-thoughts encoder"
+        default="BayesianUniSkip", description="arch skipthoughts: which of its encoders"
     )
-    dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout inside the recurrent encoder, probability")
-    fixed_emb: bool = Field(default=False, description="keep the word vectors as they start")
-    word_dim: int = Field(default=300, ge=1, description="arch gru: numbers per word vector")
-    hidden_dim: int = Field(default=1024, ge=1, description="arch gru: width of the state")
+    dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout inside the recurrent encoder [probability]")
+    fixed_emb: bool = Field(default=False, description="true: the word vectors stay as they start")
+    word_dim: int = Field(default=300, ge=1, description="arch gru: length of a word vector [numbers]")
+    hidden_dim: int = Field(default=1024, ge=1, description="arch gru: width of the state [numbers]")
 
 
 class EmbedParameters(Parameters):
     """`model.embed`: the common space."""
 
-    embed_dim: int = Field(default=512, ge=1, description="numbers per embedding, D")
+    embed_dim: int = Field(default=512, ge=1, description="width of the common space, D [numbers]")
     glove: Path | None = Field(
         default=None, description="arch gru: GloVe text file for the word vectors; absent: random"
     )

@@ -45,7 +45,9 @@ class ScenePictures(Pictures):
     exclude: GivenPath | None = Field(
         default=None, description="list of file names that must not be seen, such as a test_filename.txt"
     )
-    val_share: float = Field(default=0.1, gt=0, lt=1, description="share of each class kept to choose the best epoch")
+    val_share: float = Field(
+        default=0.1, gt=0, lt=1, description="share of each class kept to choose the best epoch [share]"
+    )
 
     @model_validator(mode="after")
     def _some_folder(self) -> ScenePictures:
@@ -57,7 +59,9 @@ class ScenePictures(Pictures):
 class SceneTraining(Training):
     """Block `optim` of a scene pretraining: cross-entropy, Adam."""
 
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the target spread over all classes [share]"
+    )
 
 
 class PretrainingLogs(Logs):
@@ -88,7 +92,7 @@ class UnpairedSources(Pictures):
         default=None, description="folder of the spectrograms, of the train captions or alone; null: none are used"
     )
     vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`; it sizes the word table")
-    val_share: float = Field(default=0.1, gt=0, lt=1, description="share of each modality kept for validation")
+    val_share: float = Field(default=0.1, gt=0, lt=1, description="share of each modality kept for validation [share]")
 
     @model_validator(mode="after")
     def _some_source(self) -> UnpairedSources:
@@ -102,9 +106,13 @@ class AdversarialTraining(Descent):
 
     lr_D: float = Field(default=2e-4, gt=0, description="learning rate of the discriminator's Adam at the start")
     lr_D_decay_param: float = Field(default=0.7, gt=0, le=1, description="factor on lr_D at each decay")
-    lr_D_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay of lr_D to the next")
-    generator_every: int = Field(default=3, ge=1, description="steps of the discriminator per step of the generator")
-    word_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of a caption's words hidden in each view")
+    lr_D_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay of lr_D to the next [epochs]")
+    generator_every: int = Field(
+        default=3, ge=1, description="steps of the discriminator per step of the generator [steps]"
+    )
+    word_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of a caption's words hidden in each view [share]"
+    )
 
 
 class ModalityOptions(Parameters):

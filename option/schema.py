@@ -82,35 +82,50 @@ class Pictures(Parameters):
     """What the `dataset` block of every entry point says about reading pictures."""
 
     batch_size: int = Field(
-        default=100, ge=2, description="items per training batch; of pairs, the others are the negatives"
+        default=100,
+        ge=2,
+        description="items per training batch; where they are pairs, every other pair of the batch is a negative "
+        "[items]",
     )
-    batch_size_val: int = Field(default=70, ge=1, description="pictures or captions encoded at a time in evaluation")
-    workers: int = Field(default=2, ge=0, description="processes that read pictures; 0: the main process does")
+    batch_size_val: int = Field(
+        default=70, ge=1, description="pictures or captions encoded at a time in evaluation [items]"
+    )
+    workers: int = Field(
+        default=2, ge=0, description="processes that read pictures; 0: the main process does [processes]"
+    )
     image_size: int = Field(
         default=256,
         ge=64,
         multiple_of=32,
-        description="pixels per side at the backbone's input, which halves it 5 times",
+        description="side of the pictures at the backbone's input, which halves it 5 times [pixels]",
     )
     cache: Literal["auto", "device", "ram", "disk", "off"] = Field(
-        default="auto", description="where decoded pictures are kept; auto: the fastest place with room for them"
+        default="auto",
+        description="where decoded pictures are kept; device: the GPU; off: nowhere, each epoch decodes them again; "
+        "auto: the fastest place with room for them",
     )
-    max_pixels: int = Field(default=100_000_000, ge=1, description="pictures with more pixels are refused undecoded")
+    max_pixels: int = Field(
+        default=100_000_000, ge=1, description="pictures with more pixels are refused undecoded [pixels]"
+    )
 
 
 class Dataset(Pictures):
     """Block `dataset`: where captions and pictures lie and how they are read."""
 
     datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
-    data_path: GivenPath = Field(description="folder of the caption and file-name lists")
+    data_path: GivenPath = Field(description="folder of the caption and file-name lists: data/README.md")
     image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
-    audio_path: GivenPath | None = Field(default=None, description="folder of the spectrogram pictures (MCRN)")
+    audio_path: GivenPath | None = Field(
+        default=None, description="folder of the spectrogram pictures, made by `python -m data.audio` (MCRN)"
+    )
     vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`")
     local_path: GivenPath | None = Field(
         default=None, description="region file, made by `python -m data.regions`; null: GaLR is global only"
     )
     missing_regions: Literal["error", "zeros"] = Field(
-        default="error", description="what a picture gets that the region file lacks"
+        default="error",
+        description="when the region file lacks a picture; error: the run ends; zeros: it counts as one without "
+        "regions",
     )
 
     @property
@@ -122,32 +137,45 @@ class Dataset(Pictures):
 class Descent(Parameters):
     """What the `optim` block of every entry point says about optimisers and their schedules."""
 
-    epochs: int = Field(default=70, ge=1, description="passes over the training items")
-    lr: float = Field(default=2e-4, gt=0, description="learning rate of Adam at the start (AMFMN: 2e-4)")
-    lr_decay_param: float = Field(default=0.7, gt=0, le=1, description="factor on the learning rate at each decay")
-    lr_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay to the next")
+    epochs: int = Field(default=70, ge=1, description="passes over the training items [epochs]")
+    lr: float = Field(default=2e-4, gt=0, description="learning rate of Adam at the start")
+    lr_decay_param: float = Field(
+        default=0.7, gt=0, le=1, description="factor on the learning rate at each decay (schedule step)"
+    )
+    lr_update_epoch: int = Field(
+        default=20, ge=1, description="epochs from one decay to the next (schedule step) [epochs]"
+    )
     schedule: Literal["step", "cosine"] = Field(
         default="step", description="step: lr_decay_param every lr_update_epoch; cosine: to 0 over schedule_epochs"
     )
     schedule_epochs: int | None = Field(
-        default=None, ge=1, description="schedule cosine: epochs from the start to 0; null: as many as epochs"
+        default=None, ge=1, description="schedule cosine: epochs from the start to 0; null: as many as epochs [epochs]"
     )
     grad_clip: float = Field(default=0.0, ge=0, description="largest norm of the gradient, clipped above it; 0: off")
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
-    amp: Literal["off", "bf16", "fp16"] = Field(default="off", description="mixed precision of training; off: float32")
+    amp: Literal["off", "bf16", "fp16"] = Field(
+        default="off", description="mixed precision of training and evaluation; off: float32"
+    )
 
 
 class Training(Descent):
     """What the `optim` block says where one loss is brought down and a validation score chooses the best epoch."""
 
-    accumulate: int = Field(default=1, ge=1, description="batches per optimiser step")
-    patience: int = Field(default=0, ge=0, description="validations without a better score before stopping; 0: never")
+    accumulate: int = Field(
+        default=1, ge=1, description="batches whose gradients are summed for one optimiser step [batches]"
+    )
+    patience: int = Field(
+        default=0, ge=0, description="validations without a better score before stopping; 0: never [validations]"
+    )
 
 
 class Optim(Training):
     """Block `optim`: the loss, the optimiser and its schedule."""
 
-    max_violation: bool = Field(default=False, description="true: hardest negative only; false: sum over all of them")
+    max_violation: bool = Field(
+        default=False,
+        description="negatives that count; true: the hardest of each query; false: the sum over all of them",
+    )
     methods: Literal["all", "tpt"] = Field(
         default="all", description="MCRN's fine-tuning; tpt: triplets alone; all: views and modalities aligned, too"
     )
@@ -156,17 +184,23 @@ class Optim(Training):
         gt=0,
         description="MCRN's fine-tuning: learning rate of the shared module; encoders take 0.3 of it",
     )
-    margin: float = Field(default=0.2, ge=0, le=2, description="triplet margin, in units of the cosine")
+    margin: float = Field(
+        default=0.2,
+        ge=0,
+        le=2,
+        description="by how much a match must score above a wrong pair to cost nothing [cosine]",
+    )
     resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
-        default=None, description="checkpoint whose weights to start from, or false; a run goes on by --resume"
+        default=None,
+        description="checkpoint whose weights to start from, or false; an interrupted run goes on by --resume instead",
     )
 
 
 class Logs(Parameters):
     """Block `logs`: how often to report, and where runs are kept."""
 
-    eval_step: int = Field(default=1, ge=1, description="epochs from one validation to the next")
-    print_freq: int = Field(default=10, ge=1, description="training steps from one report to the next")
+    eval_step: int = Field(default=1, ge=1, description="epochs from one validation to the next [epochs]")
+    print_freq: int = Field(default=10, ge=1, description="training steps from one report to the next [steps]")
     ckpt_save_path: GivenPath = Field(
         default=Path("checkpoint"), description="folder of all runs: <ckpt_save_path>/<experiment_name>/<fold>"
     )
@@ -176,7 +210,7 @@ class KFold(Parameters):
     """Block `k_fold`: the experiment's name and the splits of its folds."""
 
     experiment_name: FolderName = Field(description="name of the experiment's folder below logs.ckpt_save_path")
-    nums: int = Field(default=1, ge=1, description="number of folds")
+    nums: int = Field(default=1, ge=1, description="number of folds, each a training of its own [folds]")
     strategy: Literal["random", "kfold", "stratified", "fixed"] = Field(
         default="random",
         description="random: 80/20 shuffles (published); kfold: a partition; stratified: 80/20 in each scene class; "
@@ -196,7 +230,9 @@ class Rerank(Parameters):
     """Block `rerank`: what `test.py --rerank` orders anew, and how."""
 
     candidates: int = Field(
-        default=30, ge=10, description="first items of each search that are ordered anew; R@10 looks at 10 of them"
+        default=30,
+        ge=10,
+        description="first items of each search that are ordered anew; R@10 looks at 10 of them [items]",
     )
     w1: float = Field(default=0.30, ge=0, description="multivariate: weight of the saliency, p1")
     w2: float = Field(default=1.1, ge=0, description="multivariate: weight of the search back, p3")

@@ -1,0 +1,167 @@
+"""The page docs/options.md, made from the schema: every key with what it may hold, its default, unit and source."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from layers.registry import registered
+from option.pretraining import ModalityOptions, SceneOptions
+from option.schema import PUBLISHED_KEYS, Options, allowed, leaves
+
+INTRODUCTION = """\
+# Options
+
+Made from the schema by `python -m option --out docs/options.md`; not edited by hand.
+
+Any key can be given in the YAML or on the command line: `--set optim.lr=1e-4`. An unknown key or a value out of range
+ends the run before it starts, and all faults are named at once. "needed" stands where there is no default. The source
+says where a key or its default comes from; where it is empty, it is ours.
+
+- [Experiments](#experiments): `train.py`, `test.py`
+- Models: {models}
+- [Scene pretraining](#scene-pretraining) and [pretraining without pairs](#pretraining-without-pairs): `pretrain.py`
+- [Published keys without effect](#published-keys-without-effect)
+"""
+
+YAML_FILES = "published YAML files"
+OF_MODELS = "AMFMN, GaLR, SWAN"
+# Where the keys of experiments come from; the longest prefix of a dotted key counts.
+SOURCES = {
+    "dataset.batch_size": OF_MODELS,
+    "dataset.batch_size_val": YAML_FILES,
+    "dataset.image_size": "the four models",
+    "dataset.datatype": YAML_FILES,
+    "dataset.data_path": YAML_FILES,
+    "dataset.image_path": YAML_FILES,
+    "dataset.vocab_path": YAML_FILES,
+    "dataset.local_path": "GaLR",
+    "dataset.audio_path": "MCRN",
+    "optim.epochs": "AMFMN",
+    "optim.lr": OF_MODELS,
+    "optim.lr_decay_param": OF_MODELS,
+    "optim.lr_update_epoch": OF_MODELS,
+    "optim.schedule": "step: AMFMN, GaLR, SWAN; cosine: MCRN",
+    "optim.schedule_epochs": "MCRN: 20",
+    "optim.grad_clip": YAML_FILES,
+    "optim.max_violation": "VSE++ (Faghri et al., 2018)",
+    "optim.methods": "MCRN",
+    "optim.lr_finetune": "MCRN",
+    "optim.margin": OF_MODELS,
+    "optim.resume": YAML_FILES,
+    "logs.eval_step": YAML_FILES,
+    "logs.print_freq": YAML_FILES,
+    "logs.ckpt_save_path": YAML_FILES,
+    "k_fold.experiment_name": YAML_FILES,
+    "k_fold.nums": YAML_FILES,
+    "k_fold.strategy": "random: AMFMN; stratified: SWAN",
+    "rerank": "GaLR",
+    "model.multiscale": "AMFMN, eq. 1-8",
+    "model.cross_attention.att_type": "AMFMN, eq. 12-14",
+    "model.cross_attention.vgmf": "AMFMN, eq. 15-17",
+    "model.seq2vec": YAML_FILES,
+    "model.seq2vec.word_dim": "",
+    "model.seq2vec.hidden_dim": "",
+    "model.embed.embed_dim": "the four models",
+    "model.embed.share_dropout": "MCRN",
+    "model.fusion": "GaLR",
+    "model.share": "MCRN",
+    "model.num_modal": "MCRN",
+    "model.discriminator": "MCRN",
+    "model.word_dim": "SWAN",
+    "model.num_layers": "SWAN",
+    "model.use_bidirectional_rnn": "SWAN",
+    "model.is_finetune": "SWAN",
+    "model.resnet_ckpt": "SWAN",
+    "model.tcge": "SWAN's released code",
+    "model.dropout": "SWAN's released code",
+}
+
+PRETRAINING_SOURCES = {"optim.generator_every": "MCRN's released code"}
+
+HEADER = "| key | allowed | default | unit | what it does | source |\n| --- | --- | --- | --- | --- | --- |"
+
+
+def page() -> str:
+    """The text of docs/options.md."""
+    models = ", ".join(f"[{name}](#{name.lower()})" for name in registered())
+    parts = [INTRODUCTION.format(models=models), "## Experiments", *_blocks(Options, "", SOURCES)]
+    for name, registration in registered().items():
+        rows = {key: field for key, field in leaves(registration.parameters, "model").items() if key != "model.name"}
+        parts += [f"## {name}", f"Block `model` with `name: {name}`.", _table(rows, SOURCES)]
+    parts += [
+        "## Scene pretraining",
+        "A backbone learns scene classes: [models.md](models.md#scene-pretraining).",
+        *_blocks(SceneOptions, ", scene pretraining", PRETRAINING_SOURCES),
+        "## Pretraining without pairs",
+        "A model learns several modalities without pairs: [models.md](models.md#mcrn). Its block `model` is that of "
+        "experiments.",
+        *_blocks(ModalityOptions, ", pretraining without pairs", PRETRAINING_SOURCES),
+        "## Published keys without effect",
+        "Files of the published projects load unchanged. One warning names what nothing reads: keys of another model, "
+        "and:",
+        _without_effect(),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _blocks(kind: type[BaseModel], which: str, sources: Mapping[str, str]) -> Iterator[str]:
+    """Title, purpose and table of each block but `model`."""
+    for name, field in kind.model_fields.items():
+        if name != "model" and isinstance(field.annotation, type):
+            yield f"### `{name}`{which}"
+            purpose = field.description or ""
+            yield f"{purpose[:1].upper()}{purpose[1:]}."
+            yield _table(leaves(field.annotation, name), sources)
+
+
+def _table(fields: Mapping[str, FieldInfo], sources: Mapping[str, str]) -> str:
+    return "\n".join([HEADER, *(_row(key, field, source(key, sources)) for key, field in fields.items())])
+
+
+def _row(key: str, field: FieldInfo, origin: str) -> str:
+    purpose, unit = split_unit(field.description or "")
+    cells = [f"`{key}`", _plain(allowed(field)), _default(field), unit, _plain(purpose), origin]
+    return f"| {' | '.join(cells)} |"
+
+
+def split_unit(description: str) -> tuple[str, str]:
+    """A description and the unit in brackets at its end: "side of the pictures [pixels]"."""
+    found = re.fullmatch(r"(.*?)(?: \[([^\]]+)\])?", description, re.DOTALL)
+    return (found.group(1), found.group(2) or "") if found else (description, "")
+
+
+def source(key: str, sources: Mapping[str, str]) -> str:
+    """Where a key or its default comes from; empty where it is ours."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((sources[prefix] for prefix in prefixes if prefix in sources), "")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value: Any = field.get_default(call_default_factory=True)
+    return f"`{value if isinstance(value, (str, Path)) else json.dumps(value)}`"
+
+
+def _without_effect() -> str:
+    """The published keys that no model has, or that no block of experiments has."""
+    known = {key for registration in registered().values() for key in leaves(registration.parameters, "model")}
+    rows = [
+        (", ".join(f"`{block}.{key}`" for key in keys.split() if f"{block}.{key}" not in known), reason)
+        for block, keys, reason in PUBLISHED_KEYS
+    ]
+    lines = [f"| {keys} | {reason.format(model='any model')} |" for keys, reason in rows if keys]
+    return "\n".join(["| keys | why |", "| --- | --- |", *lines])
+
+
+def _plain(text: str) -> str:
+    """Text whose characters Markdown would take for its own are escaped, but for those of code in backticks."""
+    return re.sub(r"(?<!\\)([|<*])", r"\\\1", text)
