@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modality
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from dataloader import Batch
 from engine import ScalarWriter, TrainingState, autocast, check_finite, optimiser_step
 from experiment import place, read_vocabulary, start_state
 from layers.losses import generator_loss, modality_loss
+from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modality
 from option import ModalityOptions
 from report import as_csv
 from unpaired import ViewLoader

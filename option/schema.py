@@ -113,7 +113,7 @@ class Dataset(Pictures):
     """Block `dataset`: where captions and pictures lie and how they are read."""
 
     datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
-    data_path: GivenPath = Field(description="folder of the caption and file-name lists: data/README.md")
+    data_path: GivenPath = Field(description="folder of the caption and file-name lists")
     image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
     audio_path: GivenPath | None = Field(
         default=None, description="folder of the spectrogram pictures, made by `python -m data.audio` (MCRN)"
