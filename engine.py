@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -381,10 +381,10 @@ def evaluate(
     """Retrieval scores of a data set, see `recall_table`; every item is encoded once, pairs are scored in blocks."""
     images, texts = encode(model, loader, device, amp)
     blocks = score_source(model, images, texts, loader.caption_row, scores_per_block)
-    return recall_table(model, loader, images, blocks, device, amp, scores_per_block)
+    return recall_table(rank_tasks(model, loader, images, blocks, device, amp, scores_per_block))
 
 
-def recall_table(
+def rank_tasks(
     model: RetrievalModel,
     loader: EvaluationLoader,
     images: Tensor,
@@ -392,8 +392,8 @@ def recall_table(
     device: torch.device,
     amp: str = "off",
     scores_per_block: int = SCORES_PER_BLOCK,
-) -> dict[str, float]:
-    """`metrics.recalls` of images and captions; for a model with audio `metrics.source_recalls`.
+) -> list[metrics.Ranks]:
+    """Ranks of images and captions; for a model with audio also those of images with audio and with second views.
 
     Args:
         model: any registered model.
@@ -407,10 +407,15 @@ def recall_table(
     text_image = loader.text_image.to(device)
     text = metrics.rank_blocks(blocks, text_image)
     if not model.uses_audio:
-        return metrics.recalls(text)
+        return [text]
     audio = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp)
     views = embed(model, model.encode_image, loader.view_batches(), "image", device, amp)
     heard = score_source(model, images, audio, loader.caption_audio, scores_per_block)
     own = torch.arange(len(images), device=device)
     seen = score_source(model, images, views, own, scores_per_block)
-    return metrics.source_recalls(text, metrics.rank_blocks(heard, text_image), metrics.rank_blocks(seen, own))
+    return [text, metrics.rank_blocks(heard, text_image), metrics.rank_blocks(seen, own)]
+
+
+def recall_table(tasks: Sequence[metrics.Ranks]) -> dict[str, float]:
+    """`metrics.recalls` of what `rank_tasks` gives; for a model with audio `metrics.source_recalls`."""
+    return metrics.recalls(tasks[0]) if len(tasks) == 1 else metrics.source_recalls(*tasks)

@@ -54,36 +54,40 @@ VALIDATION_SCORES = {
 """Column of `history.csv` that the best epoch was chosen by -> what it says."""
 
 
+Table = tuple[str, list[list[str]]]
+"""A title ("" for the first table) and rows of cells, the first its head."""
+
+
 def score_tables(
     rows: Mapping[str, Mapping[str, float]],
     mean: Mapping[str, tuple[float, float]],
     chance: Mapping[str, float],
     reranked: str = "",
     ceiling: Mapping[str, float] | None = None,
-) -> str:
-    """Markdown tables of all that the rows have scores for: recalls, MCRN's other tasks, reranking, scene recall.
+) -> list[Table]:
+    """Tables of all that the rows have scores for: recalls, MCRN's other tasks, reranking, scene recall.
 
     Args:
         rows: label -> scores in percent, see `metrics`.
         mean: score -> mean and standard deviation over the rows.
         chance: expected scores of a random order, for the same names.
-        reranked: how the reranking was done, for the line above its table.
+        reranked: how the reranking was done, for the title of its table.
         ceiling: scores that no model can exceed, for the same names or some of them.
     """
     scene = "Scene recall in %, share of the first 1, 5, 10 that show the query's scene class"
     groups = (
         ("", RECALLS),
-        ("Spoken captions:\n\n", AUDIO_RECALLS),
-        ("Other views of the images, and the mean of the 15 recalls of the three tables:\n\n", IMAGE_RECALLS),
-        (f"After reranking ({reranked}):\n\n", {RERANKED + name: head for name, head in RECALLS.items()}),
-        (f"{scene}:\n\n", SCENE_RECALLS),
-        (f"{scene}, queries without a class left out:\n\n", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),
+        ("Spoken captions", AUDIO_RECALLS),
+        ("Other views of the images, and the mean of the 15 recalls of the three tables", IMAGE_RECALLS),
+        (f"After reranking ({reranked})", {RERANKED + name: head for name, head in RECALLS.items()}),
+        (scene, SCENE_RECALLS),
+        (f"{scene}, queries without a class left out", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),
     )
-    return "\n\n".join(
-        title + recall_table(rows, mean, chance, columns, ceiling)
+    return [
+        (title, recall_table(rows, mean, chance, columns, ceiling))
         for title, columns in groups
         if columns.keys() <= mean.keys()
-    )
+    ]
 
 
 def recall_table(
@@ -92,8 +96,8 @@ def recall_table(
     chance: Mapping[str, float],
     columns: Mapping[str, str] = RECALLS,
     ceiling: Mapping[str, float] | None = None,
-) -> str:
-    """An aligned Markdown table: a row per fold, mean ± standard deviation over them, chance, and the ceiling if known.
+) -> list[list[str]]:
+    """Cells: headlines, a row per fold, mean ± standard deviation over them, chance, and the ceiling if known.
 
     Args:
         rows: label -> scores in percent, see `metrics`.
@@ -109,7 +113,12 @@ def recall_table(
     cells.append(["chance", *(f"{chance[name]:.2f}" for name in columns)])
     if ceiling is not None and columns.keys() <= ceiling.keys():
         cells.append(["ceiling", *(f"{ceiling[name]:.2f}" for name in columns)])
-    return markdown(cells)
+    return cells
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """Tables under each other, with their titles."""
+    return "\n\n".join((f"{title}:\n\n" if title else "") + markdown(cells) for title, cells in tables)
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
@@ -148,6 +157,11 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         raise InputError(f"{path}: not a training history ({fault}). train.py writes one after each epoch.") from fault
 
 
+def validation_score(history: Sequence[Mapping[str, float]]) -> str:
+    """The one of `VALIDATION_SCORES` that a history has values of."""
+    return next((name for name in VALIDATION_SCORES if any(name in row for row in history)), "val_mR")
+
+
 def draw_curves(experiment: Path, out: Path) -> None:
     """Draw the loss and the validation score of every fold over the epochs as a PNG.
 
@@ -172,7 +186,7 @@ def draw_curves(experiment: Path, out: Path) -> None:
         history = read_history(fold)
         label = fold.name if fold == experiment else f"fold {fold.name}"
         loss_axes.plot([row["epoch"] for row in history], [row["loss"] for row in history], label=label)
-        score = next((name for name in VALIDATION_SCORES if any(name in row for row in history)), "val_mR")
+        score = validation_score(history)
         validated = [row for row in history if score in row]
         score_axes.plot([row["epoch"] for row in validated], [row[score] for row in validated], marker=".")
         score_axes.set(ylabel=VALIDATION_SCORES[score])

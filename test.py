@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +19,7 @@ from checkpoints import load_weights
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
-from engine import encode, recall_table, score_source
+from engine import encode, rank_tasks, recall_table, score_source
 from experiment import (
     Media,
     add_folds,
@@ -33,15 +35,19 @@ from experiment import (
     run_folder,
 )
 from export import Embeddings, check_exportable, write_embeddings
+from html_report import Report, TestSet, check_target
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
 from option.schema import Rerank
-from report import RERANKED, as_csv, score_tables
+from report import RERANKED, as_csv, as_markdown, score_tables
 from rerank import Method, rerank
 from utils import InputError, choose_device, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
+
+BESIDE = Path("report.html")
+"""Of `--report` without a name: this file in the experiment's folder, or beside the checkpoint."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,6 +60,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--rerank", nargs="?", const="multivariate", choices=get_args(Method), help="show the table after it, too"
     )
     parser.add_argument("--export", type=Path, metavar="OUT.h5", help="write all embeddings here (docs/export.md)")
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const=BESIDE,
+        type=Path,
+        metavar="OUT.html",
+        help="write a page to look at (docs/report.md)",
+    )
     given = parser.parse_args(arguments)
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
@@ -67,30 +81,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scenes = scene_numbers(annotations)
     if given.export is not None:
         check_exportable(given.export, annotations)
+    if given.report == BESIDE:
+        given.report = (experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent) / BESIDE
+    if given.report is not None:
+        check_target(given.report)
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device)
     rows: dict[str, dict[str, float]] = {}
     exported: dict[str, Embeddings] = {}
+    report = Report(TestSet(options, annotations, vocabulary, loader, scenes))
     for label, path in checkpoints.items():
         model, content = load_model(options, vocabulary, path, device)
         images, texts = encode(model, loader, device, options.optim.amp)
         blocks = score_source(model, images, texts, loader.caption_row)
-        rows[label] = recall_table(model, loader, images, blocks, device, options.optim.amp)
+        tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
+        rows[label] = recall_table(tasks)
         rows[label] |= more_scores(blocks, loader, scenes, given.rerank, options.rerank)
         if given.export is not None:
             captions = texts.cpu()[loader.caption_row]  # [M, D]
             group = label if given.checkpoint is None else "checkpoint"
             exported[group] = Embeddings(images.cpu(), captions, path, content.get("fold"))
+        if given.report is not None:
+            report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
     result = summary(options, rows, loader, scenes, given.rerank, device)
     tables = result.pop("tables")
-    print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{tables}\n\n{result['protocol']}")
+    shown = as_markdown(tables)
+    print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
     if given.json is not None:
         write_text_atomic(given.json, _json(result))
     if given.checkpoint is None:
-        _write_results(options, folds, result, tables, whole=given.folds is None)
+        _write_results(options, folds, result, shown, whole=given.folds is None)
     if given.export is not None:
         write_embeddings(given.export, annotations, options, vocabulary, exported)
         print(f"\nEmbeddings written to {given.export}.")
+    if given.report is not None:
+        report.write(
+            given.report,
+            result,
+            tables,
+            shlex.join(["python", "test.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        )
+        print(f"\nReport written to {given.report}; open it in a browser.")
 
 
 def scene_numbers(annotations: Annotations) -> Tensor | None:

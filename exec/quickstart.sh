@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a recall table: environment, toy data set, vocabulary, AMFMN trained over its folds, tested.
+# From nothing to a recall table: environment, toy data set, vocabulary, AMFMN trained over its folds, tested, a report to look at.
 # Run it again to carry on after a fault or an interruption; what is done is not done twice.
 # Arguments (--set optim.epochs=2, --device cpu, --folds 0) are handed to both train.py and test.py.
 set -euo pipefail
@@ -10,11 +10,12 @@ python=.venv/bin/python
 step "2/5 toy data set" "$python" -m data.toy
 step "3/5 vocabulary" "$python" -m vocab --data_path data/toy_precomp --data_name toy
 step "4/5 training" "$python" train.py --path_opt option/TOY_AMFMN.yaml --resume "$@"
-step "5/5 test" "$python" test.py --path_opt option/TOY_AMFMN.yaml "$@"
+step "5/5 test" "$python" test.py --report --path_opt option/TOY_AMFMN.yaml "$@"
 
 cat <<'NEXT'
 
 All five steps passed. What to do next:
+  look at the results        open the report.html that is named above in a browser
   see the training curves    .venv/bin/python -m tensorboard.main --logdir checkpoint
   change something           bash exec/quickstart.sh --set optim.epochs=30 k_fold.experiment_name=toy_longer
   train on real pictures     put a data set into data/<name>_precomp (README.md says how), then bash exec/run_amfmn_rsitmd.sh

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layers.backbone import BackboneParameters
-from layers.base import NORM_FLOOR, RetrievalModel, l2norm
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleParameters, multiscale_encoder
+from layers.base import NORM_FLOOR, Explanation, RetrievalModel, l2norm
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
 
@@ -163,7 +163,7 @@ class AMFMN(RetrievalModel):
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: MultiscaleImageEncoder,
         caption_encoder: nn.Module,
         embed_dim: int,
         att_type: str,
@@ -203,6 +203,10 @@ class AMFMN(RetrievalModel):
     def encode_text(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_text`."""
         return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+
+    def explain(self, batch: Batch) -> Explanation:
+        """See `RetrievalModel.explain`: MVSA's attention."""
+        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))
 
     def pair_scores(self, images: Tensor, texts: Tensor) -> Tensor:
         """Cosine of each image with each text as that image sees it. AMFMN, eq. 11.

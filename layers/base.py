@@ -6,6 +6,7 @@ Letters: B batch, N images, M texts, D embedding, L words, S image side in pixel
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,19 @@ NORM_FLOOR = 1e-8
 def l2norm(vectors: Tensor) -> Tensor:
     """Scale vectors [..., D] to unit length: x / (sqrt(sum x^2) + 1e-8), the released normalisation."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_FLOOR)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model weighed in a batch of pictures and captions; None for what it has no such part for.
+
+    Attributes:
+        image_attention: [B, H, W] in 0..1, how much counts of each place of a picture.
+        word_shares: [B, L] how attention is shared out among the words of a caption; 1 in sum, 0 at padding.
+    """
+
+    image_attention: Tensor | None = None
+    word_shares: Tensor | None = None
 
 
 class RetrievalModel(nn.Module):
@@ -95,6 +109,10 @@ class RetrievalModel(nn.Module):
     def encode_audio(self, batch: Batch) -> Tensor:
         """Embed each spectrogram alone, independent of its batch; for models that use audio. Returns [B, D]."""
         raise NotImplementedError
+
+    def explain(self, batch: Batch) -> Explanation:
+        """What the model weighed in pictures and their captions; empty unless a model overrides it."""
+        return Explanation()
 
     def score(self, images: Tensor, texts: Tensor) -> Tensor:
         """Similarity of every image to every text, in float32 whatever the autocast state.

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from layers.backbone import BackboneParameters
-from layers.base import RetrievalModel, l2norm
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleParameters, multiscale_encoder
+from layers.base import Explanation, RetrievalModel, l2norm
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
 from layers.single_token import PostNormBlock, released_block_names
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
@@ -150,7 +150,7 @@ class GaLR(RetrievalModel):
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: MultiscaleImageEncoder,
         caption_encoder: nn.Module,
         regions: RegionGraphEncoder | None,
         fusion: Fusion | None,
@@ -203,3 +203,7 @@ class GaLR(RetrievalModel):
     def encode_text(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_text`."""
         return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+
+    def explain(self, batch: Batch) -> Explanation:
+        """See `RetrievalModel.explain`: MVSA's attention."""
+        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))

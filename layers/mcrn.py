@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from layers.backbone import BackboneParameters, resnet
-from layers.base import Criterion, RetrievalModel
+from layers.base import Criterion, Explanation, RetrievalModel
 from layers.losses import distillation
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleParameters, multiscale_encoder
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
 from layers.released import load_fitting
 from layers.shared_pattern import HEADS, SharedPatternTransfer, ShareParameters, released_share_names
@@ -129,7 +129,7 @@ class MCRN(RetrievalModel):
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: MultiscaleImageEncoder,
         caption_encoder: nn.Module,
         audio_encoder: nn.Module,
         share: SharedPatternTransfer,
@@ -224,6 +224,10 @@ class MCRN(RetrievalModel):
     def encode_audio(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_audio`."""
         return self.encode("audio", batch)
+
+    def explain(self, batch: Batch) -> Explanation:
+        """See `RetrievalModel.explain`: MVSA's attention."""
+        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))
 
     def forward_views(self, modality: Modality, first: Batch, second: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Two views of the same items in pretraining, without feature dropout: f1, f2, g1, g2, each [B, D].

@@ -5,7 +5,7 @@ AMFMN (Yuan et al., 2022), section III-B. Letters: B batch, C channels, H W grid
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -81,13 +81,21 @@ class MultiscaleImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed normalised pictures [B, 3, S, S]. Returns [B, D], not of unit length. AMFMN, eq. 1-8."""
-        lower, higher, top = self.pyramid(images)
-        solo = self.solo(top)  # [B, D]
-        fine, coarse = self.reduce_lower(lower), self.reduce_higher(higher)  # both [B, C, S/16, S/16]
-        joined = torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True)  # [B, 2C, S/16, S/16]
+        joined, top = self._join(images)
         attended = self.attended(joined) * torch.sigmoid(self.attention(joined))
         gate: Tensor = torch.sigmoid(self.gate(attended.flatten(1)))  # [B, D]
-        return solo * gate
+        return cast(Tensor, self.solo(top)) * gate
+
+    def attention_map(self, images: Tensor) -> Tensor:
+        """How much of each place enters the gate: [B, 3, S, S] -> [B, S/16, S/16] in 0..1, the mean of all channels."""
+        joined, _ = self._join(images)
+        return torch.sigmoid(self.attention(joined)).mean(dim=1)
+
+    def _join(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Both scales as one map [B, 2C, S/16, S/16], and the pooled picture [B, 512]."""
+        lower, higher, top = self.pyramid(images)
+        fine, coarse = self.reduce_lower(lower), self.reduce_higher(higher)  # both [B, C, S/16, S/16]
+        return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), top
 
 
 def multiscale_encoder(

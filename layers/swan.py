@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from layers.backbone import BackboneParameters
-from layers.base import RetrievalModel
+from layers.base import Explanation, RetrievalModel
 from layers.registry import ModelParameters, Parameters, register
 from layers.swan_image import RELEASED_IMAGE, SceneImageEncoder
 from layers.swan_text import RELEASED_TEXT, ContextCaptionEncoder
@@ -135,6 +135,10 @@ class SWAN(RetrievalModel):
     def encode_text(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_text`."""
         return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+
+    def explain(self, batch: Batch) -> Explanation:
+        """See `RetrievalModel.explain`: TCGE's attention of the last word, which becomes the caption's vector."""
+        return Explanation(word_shares=self.caption_encoder.word_shares(batch.need("tokens"), batch.need("lengths")))
 
     def fit_released(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `RetrievalModel.fit_released`.

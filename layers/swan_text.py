@@ -49,17 +49,22 @@ class GatedAttention(nn.Module):
         Returns:
             [B, L, D]; what stands at padding means nothing.
         """
-        query, key, value = (
-            linear(words).unflatten(-1, (HEADS, -1)).transpose(1, 2)  # [B, H, L, D / H]
-            for linear in (self.query, self.key, self.value)
-        )
+        return (self.weights(words, real) @ _heads(self.value, words)).transpose(1, 2).flatten(2)  # [B, L, D]
+
+    def weights(self, words: Tensor, real: Tensor) -> Tensor:
+        """How much each word takes of each: arguments as in `forward` -> [B, H, L, L], 1 in sum over the last."""
+        query, key = _heads(self.query, words), _heads(self.key, words)
         gates = torch.sigmoid(self.gates(self.query_gate(query) * self.key_gate(key)))
         for_query, for_key = gates.chunk(2, dim=-1)
         scores = (query * for_query) @ (key * for_key).transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, L, L]
         if self.floor:
             scores = scores.floor()
-        weights = scores.masked_fill(~real[:, None, None], float("-inf")).softmax(dim=-1)
-        return (weights @ value).transpose(1, 2).flatten(2)  # [B, L, D]
+        return scores.masked_fill(~real[:, None, None], float("-inf")).softmax(dim=-1)
+
+
+def _heads(linear: nn.Linear, words: Tensor) -> Tensor:
+    """A map of words [B, L, D], its result shared out to the heads: [B, H, L, D / H]."""
+    return cast(Tensor, linear(words)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 class ContextCaptionEncoder(nn.Module):
@@ -128,6 +133,13 @@ class ContextCaptionEncoder(nn.Module):
             context = self._normalise(context.flatten(0, 1)[place])[last]  # [B, D]
             enhanced = states.flatten(0, 1)[place[last]] + self.context_dropout(context)
         return l2norm(self.mlp(enhanced) + enhanced)
+
+    def word_shares(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """How much the last word takes of each word, mean of the heads; arguments as in `forward` -> [B, L]."""
+        real = (torch.arange(tokens.shape[1]) < lengths[:, None]).to(tokens.device)  # [B, L]
+        with torch.autocast(tokens.device.type, enabled=False):
+            weights = self.attention.weights(self.read(tokens, lengths), real).mean(dim=1)  # [B, L, L]
+        return weights[torch.arange(len(tokens)), lengths - 1]
 
     def _normalise(self, words: Tensor) -> Tensor:
         """Batch norm of words [W, D]; a single word has no statistics, so it takes the running ones."""

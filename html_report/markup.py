@@ -1,0 +1,36 @@
+"""HTML and SVG elements, built so that no text can become markup by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+VOID = frozenset(("br", "img", "meta"))
+
+
+class Markup(str):
+    """Text that is markup already; any other text is escaped where it enters an element."""
+
+    __slots__ = ()
+
+
+def tag(name: str, /, *children: str, **attributes: str | float) -> Markup:
+    """An element.
+
+    Args:
+        name: of the element.
+        children: `Markup` is taken as it is, any other text is escaped.
+        attributes: their values are escaped; `class_` is `class`, `stroke_width` is `stroke-width`. Numbers are rounded
+            to two decimals.
+    """
+    given = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
+    return Markup(f"<{name}{given}>" if name in VOID else f"<{name}{given}>{join(children)}</{name}>")
+
+
+def join(parts: Iterable[str]) -> Markup:
+    """Parts in a row; what is no `Markup` is escaped."""
+    return Markup("".join(part if isinstance(part, Markup) else escape(part) for part in parts))
+
+
+def _value(value: str | float) -> str:
+    return escape(value) if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
