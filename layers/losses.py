@@ -99,7 +99,7 @@ def contrastive_parts(
         temperature: what the scores are divided by.
         label_smoothing: share of the target spread over all B items.
         hard_weight: b in the weight of a negative, n e^(b s/t) / sum of e^(b s/t) over the n negatives of its query
-            (Radenovic et al., 2023, eq. 5); 0: all weigh 1.
+            (as in Radenovic et al., 2023); 0: all weigh 1.
         matches: see `triplet_parts`.
 
     Returns:

@@ -225,7 +225,7 @@ class Optim(Training):
     )
     mask: Literal["none", "image", "caption"] = Field(
         default="none",
-        description="pairs of a batch left out of the negatives; image: of one picture; caption: of equal captions, too",
+        description="pairs of a batch that are no negatives; image: of one picture; caption: of equal captions, too",
     )
     dynamic: Dynamic = Field(default_factory=Dynamic, description="constants of the dynamic margin")
     contrastive: Contrastive = Field(default_factory=Contrastive, description="constants of InfoNCE")
