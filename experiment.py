@@ -20,6 +20,7 @@ from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan, TrainingState
 from layers.registry import registered
+from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
 from option import Options, SceneOptions
 from option.pretraining import UnpairedSources
 from option.schema import Dataset, Descent, Logs, Pictures, Training
@@ -290,25 +291,37 @@ def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
 
 
 def start_state(
-    model: nn.Module, groups: Sequence[dict[str, Any]], optim: Descent, device: torch.device
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    optim: Descent,
+    device: torch.device,
+    objective: nn.Module | None = None,
+    ema: float = 0.0,
 ) -> TrainingState:
-    """Optimiser, learning rates and loss scale of a run before its first epoch.
+    """Optimiser, learning rates, loss scale and moving average of a run before its first epoch.
 
     Args:
         model: placed on the device already.
         groups: its parameters in groups for the optimiser, each with its learning rate.
-        optim: the schedule, and whether losses are scaled.
+        optim: the optimiser and the schedule, and whether losses are scaled.
         device: where the model is.
+        objective: on the device already; its parameters learn at the rate of the first group.
+        ema: decay of the moving average of the weights; 0: there is none.
     """
-    optimizer = torch.optim.Adam(groups, fused=True)
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    if optim.schedule == "cosine":
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, optim.schedule_epochs or optim.epochs)
-    else:
-        # Differs from the released code: the rate falls before epochs 20, 40, ... (counted from 0), as the papers say;
-        # the released schedule is one epoch early.
-        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, optim.lr_update_epoch, optim.lr_decay_param)
-    return TrainingState(model, optimizer, scheduler, torch.amp.GradScaler(device.type, enabled=optim.amp == "fp16"))
+    learned = [] if objective is None else list(objective.parameters())
+    if learned:
+        groups = [*groups, {"params": learned, "lr": groups[0]["lr"]}]
+    optimizer = build_optimizer(groups, optim)
+    scheduler = build_scheduler(optimizer, optim)
+    return TrainingState(
+        model,
+        optimizer,
+        scheduler,
+        torch.amp.GradScaler(device.type, enabled=optim.amp == "fp16"),
+        objective=objective or nn.Identity(),
+        warmup=build_warmup(optimizer, optim.warmup_steps),
+        average=moving_average(model, ema) if ema > 0 else None,
+    )
 
 
 def keeper(
@@ -325,7 +338,7 @@ def keeper(
 
     def save(state: TrainingState, is_best: bool) -> None:
         if is_best:
-            weights = {"model": state.model.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
+            weights = {"model": state.scored.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
             save_checkpoint(best, weights | extra, options)
         save_checkpoint(folder / "last.pth", state.state_dict() | extra, options)
         write_text_atomic(folder / "history.csv", as_csv(state.history))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 import option
 from checkpoints import begun_run, fit_weights, is_finished, load_weights
 from data.annotations import Annotations
+from data.prior import PriorSimilarity
 from data.splits import recorded_or_new
-from engine import evaluate, fit
+from dataloader import Batch
+from engine import TrainingState, evaluate, fit
 from experiment import (
     Media,
     add_folds,
@@ -21,6 +26,7 @@ from experiment import (
     command,
     entry_parser,
     evaluation_loader,
+    experiment_folder,
     keeper,
     parse_folds,
     place,
@@ -32,9 +38,11 @@ from experiment import (
 )
 from layers import build_model
 from layers.base import RetrievalModel
-from layers.losses import triplet_criterion
+from layers.objective import Objective, build_objective
+from optimisation import slow_backbones
 from option import Options
-from utils import choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
+from pairs import PairSource
+from utils import InputError, choose_device, derive_seed, first_line, log_to, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
 
@@ -103,25 +111,64 @@ def train_fold(
     validation = evaluation_loader(options, val, vocabulary, media, device)
     loader = train_loader(options, fold, vocabulary, train, media, device)
     model = start_model(options, fold, vocabulary, device, begun)
-    state = start_state(model, model.parameter_groups(options), options.optim, device)
-    if begun is not None:
-        state.load_state_dict(begun)
-        logger.info("Goes on after epoch %d.", state.epoch)
-    write_text_atomic(folder / "options.yaml", option.to_yaml(options))
     optim = options.optim
-    criterion = triplet_criterion(optim.margin, optim.max_violation)
+    objective = build_objective(optim).to(device)
+    groups = slow_backbones(model, model.parameter_groups(options), optim.lr_backbone)
+    state = start_state(model, groups, optim, device, objective, optim.ema)
+    if begun is not None:
+        carry_on(state, begun, folder)
+    source = pair_source(options, train)
+    write_text_atomic(folder / "options.yaml", option.to_yaml(options))
     save = keeper(folder, best_checkpoint(options, fold), options, vocabulary=vocabulary.digest, fold=fold)
     with SummaryWriter(str(folder), purge_step=state.epoch * len(loader) + 1) as writer:
         fit(
             state,
             loader,
-            lambda batch: model.training_loss(batch, criterion),
-            lambda: evaluate(model, validation, device, optim.amp),
+            partial(training_losses, model, objective, source),
+            lambda: evaluate(cast(RetrievalModel, state.scored), validation, device, optim.amp),
             plan_of(optim, options.logs, model.selected_by),
             device,
             writer,
             save,
         )
+
+
+def training_losses(model: RetrievalModel, objective: Objective, source: PairSource, batch: Batch) -> dict[str, Tensor]:
+    """Losses of a batch, summed over its items: key `loss`, and what else is to be logged.
+
+    Besides the parts of the loss: `temperature` where one is learned, and with `optim.mask` the `masked_share` of the
+    wrong pairs; both times the items, of which the log shows the mean.
+    """
+    pairs = source.of(batch)
+    losses = model.training_loss(batch, partial(objective, pairs=pairs))
+    figures = objective.figures()
+    if pairs.matches is not None:
+        figures["masked_share"] = pairs.masked_share()
+    return losses | {name: len(batch) * value for name, value in figures.items()}
+
+
+def pair_source(options: Options, train: Annotations) -> PairSource:
+    """What is known of the pairs of a training list, as far as the loss uses it."""
+    prior = None
+    if "dynamic" in options.optim.loss:
+        prior = PriorSimilarity.cached(train, experiment_folder(options) / "cache")
+    return PairSource(train, options.optim.mask, prior)
+
+
+def carry_on(state: TrainingState, begun: dict[str, Any], folder: Path) -> None:
+    """Bring a new state to where a checkpoint was.
+
+    Raises:
+        InputError: the run was begun with another optimiser, loss or moving average.
+    """
+    try:
+        state.load_state_dict(begun)
+    except (KeyError, ValueError, RuntimeError) as fault:
+        raise InputError(
+            f"{folder / 'last.pth'} was begun with another optimiser, loss or moving average ({first_line(fault)}): "
+            f"go on with the options in {folder / 'options.yaml'}, or choose another k_fold.experiment_name."
+        ) from fault
+    logger.info("Goes on after epoch %d.", state.epoch)
 
 
 def start_model(

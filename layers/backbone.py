@@ -70,6 +70,12 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
     return network
 
 
+def resnet_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a model that lie inside torchvision's ResNets."""
+    kind = _import_resnets().ResNet
+    return [parameter for part in model.modules() if isinstance(part, kind) for parameter in part.parameters()]
+
+
 class SceneClassifier(nn.Module):
     """A torchvision ResNet that tells scene classes apart: what a scene-pretrained backbone is made with."""
 

@@ -6,6 +6,7 @@ feature before and after MCRN's shared pattern transfer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,9 @@ MMD_WEIGHT = 0.01
 NORM_WEIGHT = 0.01
 
 
-def triplet_parts(scores: Tensor, margin: float, hardest: bool) -> tuple[Tensor, Tensor]:
+def triplet_parts(
+    scores: Tensor, margin: float | Tensor, hardest: bool, matches: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Two-way hinge loss over all wrong pairs of a batch, or over the hardest one of each query.
 
     cost of text j for image i = relu(margin + s_ij - s_ii), cost of image i for text j = relu(margin + s_ij - s_jj).
@@ -28,18 +31,18 @@ def triplet_parts(scores: Tensor, margin: float, hardest: bool) -> tuple[Tensor,
 
     Args:
         scores: [B, B] similarities, the matches on the diagonal.
-        margin: wanted lead of a match, in the units of the similarity.
+        margin: wanted lead of a match, in the units of the similarity; of all pairs, or of each [B, B].
         hardest: keep only the greatest cost per row (image) and per column (text).
+        matches: [B, B] bool, the pairs that are no negatives, the diagonal among them; None: the diagonal alone.
 
     Returns:
         Sum of the image -> text costs and sum of the text -> image costs, scalars.
     """
-    matches = scores.diagonal()
-    image_to_text = (margin + scores - matches[:, None]).clamp(min=0)
-    text_to_image = (margin + scores - matches[None, :]).clamp(min=0)
-    diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    image_to_text = image_to_text.masked_fill(diagonal, 0)
-    text_to_image = text_to_image.masked_fill(diagonal, 0)
+    own = scores.diagonal()
+    if matches is None:
+        matches = diagonal_like(scores)
+    image_to_text = (margin + scores - own[:, None]).clamp(min=0).masked_fill(matches, 0)
+    text_to_image = (margin + scores - own[None, :]).clamp(min=0).masked_fill(matches, 0)
     if hardest:
         image_to_text, text_to_image = image_to_text.amax(dim=1), text_to_image.amax(dim=0)
     return image_to_text.sum(), text_to_image.sum()
@@ -61,6 +64,65 @@ def triplet_criterion(margin: float, hardest: bool) -> Callable[[Tensor], dict[s
         }
 
     return criterion
+
+
+def diagonal_like(scores: Tensor) -> Tensor:
+    """The matches of a batch in which nothing but its own caption belongs to a picture: [B, B] bool."""
+    return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+
+
+def dynamic_margin(prior: Tensor, gamma: float, beta: float) -> Tensor:
+    """Margin of each pair from its prior similarity: gamma (e^beta - e^(beta S)) / (e^beta - 1). AMFMN, eq. 29-30.
+
+    Args:
+        prior: S, any shape, in [0, 1]; see `data.prior`.
+        gamma: margin at S = 0; at S = 1 it is 0.
+        beta: above 0; the greater, the longer the margin stays near gamma.
+    """
+    return gamma * (1 - torch.expm1(beta * prior) / math.expm1(beta))
+
+
+def contrastive_parts(
+    scores: Tensor,
+    temperature: Tensor | float,
+    label_smoothing: float = 0.0,
+    hard_weight: float = 0.0,
+    matches: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE: cross-entropy of finding a picture's captions in the batch, and a caption's pictures.
+
+    CLIP (Radford et al., 2021); several matches share the target evenly, as in supervised contrastive learning
+    (Khosla et al., 2020, eq. 2).
+
+    Args:
+        scores: [B, B] similarities, the matches on the diagonal.
+        temperature: what the scores are divided by.
+        label_smoothing: share of the target spread over all B items.
+        hard_weight: b in the weight of a negative, n e^(b s/t) / sum of e^(b s/t) over the n negatives of its query
+            (as in Radenovic et al., 2023); 0: all weigh 1.
+        matches: see `triplet_parts`.
+
+    Returns:
+        Half the sum over the images and half the sum over the texts, scalars.
+    """
+    if matches is None:
+        matches = diagonal_like(scores)
+    logits = scores / temperature
+    parts = []
+    for rows, targets in ((logits, matches), (logits.T, matches.T)):
+        if hard_weight > 0:
+            rows = _weigh_negatives(rows, targets, hard_weight)
+        shares = targets.to(rows.dtype) / targets.sum(dim=1, keepdim=True)  # [B, B]
+        parts.append(0.5 * F.cross_entropy(rows, shares, label_smoothing=label_smoothing, reduction="sum"))
+    return parts[0], parts[1]
+
+
+def _weigh_negatives(logits: Tensor, matches: Tensor, hard_weight: float) -> Tensor:
+    """Add the logarithm of its weight to the logit of each negative, [B, B]."""
+    negatives = (hard_weight * logits).masked_fill(matches, -math.inf)
+    counts = (~matches).sum(dim=1, keepdim=True).to(logits.dtype)
+    log_weights = counts.log() + negatives - negatives.logsumexp(dim=1, keepdim=True)
+    return torch.where(matches, logits, logits + log_weights)
 
 
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:

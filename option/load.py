@@ -278,6 +278,10 @@ def _note_without_effect(
             block, name = key.split(".")
             if getattr(getattr(options, block), name) != known[key].default:
                 by_reason[f"{model} has no audio"].append(key)
+    for loss in sorted({"dynamic", "contrastive"} - options.optim.loss.keys()):
+        for name, value in getattr(options.optim, loss):
+            if value != known[f"optim.{loss}.{name}"].default:
+                by_reason[f"optim.loss has no {loss}"].append(f"optim.{loss}.{name}")
     for key, reason in published_keys().items():
         if key in given and key not in known and given[key].value is not None:
             by_reason[reason.format(model=model)].append(key)

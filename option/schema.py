@@ -11,7 +11,16 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from layers.registry import ModelParameters, Parameters
@@ -138,7 +147,16 @@ class Descent(Parameters):
     """What the `optim` block of every entry point says about optimisers and their schedules."""
 
     epochs: int = Field(default=70, ge=1, description="passes over the training items [epochs]")
-    lr: float = Field(default=2e-4, gt=0, description="learning rate of Adam at the start")
+    optimizer: Literal["adam", "adamw"] = Field(
+        default="adam", description="torch.optim's; adamw keeps the weight decay out of the gradient"
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="of matrices and kernels, not of biases, norms and other vectors; 0: off"
+    )
+    lr: float = Field(default=2e-4, gt=0, description="learning rate at the start")
+    warmup_steps: int = Field(
+        default=0, ge=0, description="optimiser steps over which learning rates rise from 0 to the schedule [steps]"
+    )
     lr_decay_param: float = Field(
         default=0.7, gt=0, le=1, description="factor on the learning rate at each decay (schedule step)"
     )
@@ -169,9 +187,54 @@ class Training(Descent):
     )
 
 
+class Dynamic(Parameters):
+    """Block `optim.dynamic`: the dynamic margin, gamma (e^beta - e^(beta S)) / (e^beta - 1) at prior similarity S."""
+
+    gamma: float = Field(
+        default=0.6, ge=0, le=2, description="margin of captions that share nothing with the picture's [cosine]"
+    )
+    beta: float = Field(default=5.0, gt=0, le=50, description="the greater, the longer the margin stays near gamma")
+
+
+class Contrastive(Parameters):
+    """Block `optim.contrastive`: the constants of InfoNCE."""
+
+    temperature: float = Field(
+        default=0.07, ge=0.01, le=1, description="at the start; it is learned and kept in 0.01 to 1"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over the batch")
+    hard_weight: float = Field(
+        default=0.0, ge=0, le=10, description="how much more the harder negatives count; 0: all alike"
+    )
+
+
+def _weight_of_one(value: Any) -> Any:
+    """Read the name of a loss as that loss alone."""
+    return {value: 1.0} if isinstance(value, str) else value
+
+
+LossName = Literal["triplet", "dynamic", "contrastive"]
+LossWeights = Annotated[dict[LossName, PositiveFloat], BeforeValidator(_weight_of_one)]
+
+
 class Optim(Training):
     """Block `optim`: the loss, the optimiser and its schedule."""
 
+    loss: LossWeights = Field(
+        default={"triplet": 1.0}, min_length=1, description="one loss, or the weights of several that are summed"
+    )
+    mask: Literal["none", "image", "caption"] = Field(
+        default="none",
+        description="pairs of a batch that are no negatives; image: of one picture; caption: of equal captions, too",
+    )
+    dynamic: Dynamic = Field(default_factory=Dynamic, description="constants of the dynamic margin")
+    contrastive: Contrastive = Field(default_factory=Contrastive, description="constants of InfoNCE")
+    lr_backbone: float = Field(
+        default=1.0, gt=0, le=1, description="factor on the learning rate of the weights inside torchvision's ResNets"
+    )
+    ema: float = Field(
+        default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that is scored; 0: off"
+    )
     max_violation: bool = Field(
         default=False,
         description="negatives that count; true: the hardest of each query; false: the sum over all of them",
@@ -291,7 +354,10 @@ def allowed(field: FieldInfo) -> str:
 
 def choices(field: FieldInfo) -> tuple[str, ...]:
     """The words a key may hold; empty where any value of its type will do."""
-    return tuple(str(word) for word in get_args(field.annotation)) if get_origin(field.annotation) is Literal else ()
+    kind = field.annotation
+    if get_origin(kind) is dict:
+        kind = get_args(kind)[0]
+    return tuple(str(word) for word in get_args(kind)) if get_origin(kind) is Literal else ()
 
 
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", type(None): "null"}
@@ -304,6 +370,8 @@ def _allowed(kind: Any, constraints: Sequence[Any]) -> str:
         return _allowed(inner[0], inner[1:])
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
+    if origin is dict:
+        return f"{_allowed(inner[0], ())}; or several of them with {_allowed(inner[1], ())}, each"
     if origin in (Union, UnionType):
         return " or ".join(_allowed(member, constraints if member is not type(None) else ()) for member in inner)
     words = _TYPES.get(kind) or ("a list" if origin in (list, tuple) else str(kind))

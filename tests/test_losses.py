@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layers.losses import (
+    contrastive_parts,
     distillation,
+    dynamic_margin,
     generator_loss,
     maximum_mean_discrepancy,
     modality_loss,
@@ -22,6 +24,8 @@ from layers.losses import (
     triplet_criterion,
     triplet_parts,
 )
+from layers.objective import DynamicMarginLoss, Pairs, build_objective
+from option.schema import Optim
 
 REFERENCE = Path(__file__).parent / "reference"
 MARGIN = 0.2  # of the reference
@@ -124,6 +128,155 @@ def test_gradient_is_the_numerical_one(hardest: bool) -> None:
         assert (MARGIN + lead)[off_diagonal].abs().min() > 1e-3  # no hinge within reach of the finite difference
     criterion = triplet_criterion(MARGIN, hardest)
     assert torch.autograd.gradcheck(lambda given: criterion(given)["loss"], scores.requires_grad_())
+
+
+def matches_of(size: int, groups: list[int]) -> Tensor:
+    """Items of one group match each other."""
+    ids = torch.tensor((groups * size)[:size])
+    return ids[:, None] == ids[None]
+
+
+def naive_masked_triplet(scores: Tensor, margins: Tensor, hardest: bool, matches: Tensor) -> tuple[float, float]:
+    size = len(scores)
+    sums = [0.0, 0.0]
+    for query in range(size):
+        others = [other for other in range(size) if not matches[query, other]]
+        own = float(scores[query, query])
+        by_image = [max(0.0, float(margins[query, j]) + float(scores[query, j]) - own) for j in others]
+        by_text = [max(0.0, float(margins[i, query]) + float(scores[i, query]) - own) for i in others]
+        for place, costs in enumerate((by_image, by_text)):
+            sums[place] += max(costs, default=0.0) if hardest else sum(costs)
+    return sums[0], sums[1]
+
+
+def naive_contrastive(
+    scores: Tensor, temperature: float, smoothing: float, hard_weight: float, matches: Tensor
+) -> tuple[float, float]:
+    """Cross-entropies query by query, the weights of the negatives as plain factors."""
+    size = len(scores)
+    sums = [0.0, 0.0]
+    for place, table in enumerate((scores, scores.T)):
+        for query in range(size):
+            logits = [float(score) / temperature for score in table[query]]
+            negatives = [j for j in range(size) if not matches[query, j]]
+            hardness = {j: math.exp(hard_weight * logits[j]) for j in negatives}
+            mean = sum(hardness.values()) / max(1, len(negatives))
+            terms = [math.exp(logits[j]) * (hardness[j] / mean if j in hardness else 1.0) for j in range(size)]
+            for j in range(size):
+                target = smoothing / size
+                if j not in hardness:
+                    target += (1 - smoothing) / (size - len(negatives))
+                sums[place] -= 0.5 * target * math.log(terms[j] / sum(terms))
+    return sums[0], sums[1]
+
+
+GROUPS = st.lists(st.integers(0, 3), min_size=1, max_size=6)
+
+
+class TestObjective:
+    """What `optim.loss` and `optim.mask` choose."""
+
+    @given(scores=score_matrices(), groups=GROUPS, hardest=st.booleans(), seed=st.integers(0, 99))
+    def test_triplets_with_other_margins_and_true_matches(
+        self, scores: list[list[float]], groups: list[int], hardest: bool, seed: int
+    ) -> None:
+        matrix = torch.tensor(scores, dtype=torch.float64)
+        margins = torch.rand(matrix.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        matches = matches_of(len(matrix), groups)
+        found = triplet_parts(matrix, margins, hardest, matches)
+        expected = naive_masked_triplet(matrix, margins, hardest, matches)
+        assert [part.item() for part in found] == pytest.approx(expected, abs=1e-12)
+
+    @given(
+        scores=score_matrices(),
+        groups=GROUPS,
+        temperature=st.floats(0.05, 1),
+        smoothing=st.floats(0, 0.9),
+        hard_weight=st.sampled_from([0.0, 0.3, 1.0]),
+    )
+    def test_contrastive_equals_its_slow_twin(
+        self, scores: list[list[float]], groups: list[int], temperature: float, smoothing: float, hard_weight: float
+    ) -> None:
+        matrix = torch.tensor(scores, dtype=torch.float64)
+        matches = matches_of(len(matrix), groups)
+        found = contrastive_parts(matrix, temperature, smoothing, hard_weight, matches)
+        expected = naive_contrastive(matrix, temperature, smoothing, hard_weight, matches)
+        assert [part.item() for part in found] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+    def test_contrastive_is_the_usual_cross_entropy_where_nothing_else_is_asked_for(self) -> None:
+        scores = torch.rand(7, 7, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(7)
+        expected = [
+            torch.nn.functional.cross_entropy(s / 0.07, labels, reduction="sum") / 2 for s in (scores, scores.T)
+        ]
+        torch.testing.assert_close(contrastive_parts(scores, 0.07), tuple(expected))
+
+    @pytest.mark.parametrize("hard_weight", [0.0, 0.7])
+    @pytest.mark.parametrize("groups", [[0, 1, 2, 3, 4], [0, 0, 1, 2, 1], [0]])
+    def test_contrastive_gradients_are_the_numerical_ones(self, hard_weight: float, groups: list[int]) -> None:
+        scores = torch.rand(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
+        temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+        matches = matches_of(5, groups)
+        assert torch.autograd.gradcheck(
+            lambda s, t: contrastive_parts(s, t, 0.1, hard_weight, matches), (scores, temperature)
+        )
+
+    @pytest.mark.parametrize("hardest", [False, True])
+    def test_masked_dynamic_gradients_are_the_numerical_ones(self, hardest: bool) -> None:
+        draw = torch.Generator().manual_seed(4)
+        scores, prior = torch.rand(2, 5, 5, generator=draw, dtype=torch.float64)
+        loss = DynamicMarginLoss(0.6, 5.0, hardest)
+        pairs = Pairs(matches_of(5, [0, 1, 0, 2, 3]), prior)
+        margins = dynamic_margin(prior, 0.6, 5.0)
+        for own in (scores.diagonal()[:, None], scores.diagonal()[None]):
+            assert (margins + scores - own)[~torch.eye(5, dtype=torch.bool)].abs().min() > 1e-4
+        assert torch.autograd.gradcheck(lambda s: loss(s, pairs), scores.requires_grad_())
+
+    def test_the_dynamic_margin_by_hand(self) -> None:
+        margins = dynamic_margin(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.6, 5.0)
+        middle = 0.6 * (math.exp(5) - math.exp(2.5)) / (math.exp(5) - 1)
+        assert margins.tolist() == pytest.approx([0.6, middle, 0.0], abs=1e-12)
+
+    def test_the_default_is_the_triplet_loss_alone(self) -> None:
+        scores = reference()["scores"]
+        found = build_objective(Optim())(scores, Pairs())
+        expected = triplet_criterion(0.2, hardest=False)(scores)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_a_weighted_sum_and_its_parts(self) -> None:
+        scores = reference()["scores"]
+        prior = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
+        weights = {"triplet": 2.0, "dynamic": 0.5, "contrastive": 0.25}
+        losses = build_objective(Optim.model_validate({"loss": weights}))(scores, Pairs(prior=prior))
+        single = {
+            "triplet": triplet_parts(scores, 0.2, hardest=False),
+            "dynamic": triplet_parts(scores, dynamic_margin(prior, 0.6, 5.0), hardest=False),
+            "contrastive": contrastive_parts(scores, 0.07),
+        }
+        expected = {name: weights[name] * (both[0] + both[1]).item() for name, both in single.items()}
+        assert {name: losses[name].item() for name in weights} == pytest.approx(expected, rel=1e-5)
+        assert losses["loss"].item() == pytest.approx(sum(expected.values()), rel=1e-5)
+        assert (losses["image_to_text"] + losses["text_to_image"]).item() == pytest.approx(losses["loss"].item())
+
+    @pytest.mark.parametrize(("start", "kept"), [(-9.0, 0.01), (3.0, 1.0)])
+    def test_a_temperature_out_of_range_comes_back_and_still_learns(self, start: float, kept: float) -> None:
+        objective = build_objective(Optim.model_validate({"loss": "contrastive"}))
+        assert objective.figures()["temperature"].item() == pytest.approx(0.07)
+        parameter = next(objective.parameters())
+        torch.nn.init.constant_(parameter, start)
+        objective(reference()["scores"], Pairs())["loss"].backward()
+        assert objective.figures()["temperature"].item() == pytest.approx(kept)
+        assert parameter.grad is not None
+        assert parameter.grad.abs() > 1e-3
+
+    def test_the_masked_share_counts_pairs_off_the_diagonal(self) -> None:
+        assert Pairs(matches_of(4, [0, 1, 0, 2])).masked_share().item() == pytest.approx(2 / 12)
+        assert Pairs(matches_of(1, [0])).masked_share().item() == 0
+
+    def test_the_dynamic_margin_needs_a_prior(self) -> None:
+        with pytest.raises(ValueError, match=r"Pairs\.prior"):
+            DynamicMarginLoss(0.6, 5.0, hardest=False)(torch.zeros(2, 2), Pairs())
 
 
 def naive_distillation(student: Tensor, teacher: Tensor) -> float:

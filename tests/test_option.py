@@ -240,6 +240,8 @@ class TestValues:
             ("dataset.image_path", "'None'", None),
             ("dataset.image_path", "~", None),
             ("dataset.datatype", "2024-05-01", "2024-05-01"),
+            ("optim.loss", "triplet", {"triplet": 1.0}),
+            ("optim.loss", "{triplet: 1, contrastive: 0.5}", {"triplet": 1.0, "contrastive": 0.5}),
             ("k_fold.experiment_name", "007", "007"),
             ("k_fold.experiment_name", "1e-4", "1e-4"),
             ("k_fold.experiment_name", "'null'", "null"),
@@ -256,6 +258,18 @@ class TestValues:
         options = load_text(MINIMAL, "optim.lr=1", "optim.lr=1e-3", "dataset={batch_size: 7, workers: 0}")
         assert (options.optim.lr, options.dataset.batch_size, options.dataset.workers) == (1e-3, 7, 0)
         assert options.dataset.data_path == Path("data/x_precomp")
+
+    def test_an_override_takes_the_place_of_all_losses(self) -> None:
+        options = load_text(MINIMAL, "optim={loss: {triplet: 1, dynamic: 2}}", "optim.loss=contrastive")
+        assert options.optim.loss == {"contrastive": 1.0}
+        with pytest.raises(InputError, match=r"optim\.loss: given \{\}"):
+            load_text(MINIMAL, "optim.loss={}")
+
+    def test_constants_of_a_loss_that_is_not_chosen_are_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        constants = ("optim.dynamic.gamma=0.5", "optim.contrastive.temperature=0.1")
+        load_text(MINIMAL, "optim.loss=dynamic", *constants)
+        assert "accepted without effect: optim.contrastive.temperature (optim.loss has no contrastive)" in caplog.text
+        assert "optim.dynamic.gamma" not in caplog.text
 
     def test_an_empty_block_is_its_defaults(self) -> None:
         assert load_text(MINIMAL + "optim:\nlogs: {}\n") == load_text(MINIMAL)
@@ -300,6 +314,18 @@ class TestFaults:
             ("optim.amp", "bf61", "optim.amp: given 'bf61'; allowed: one of off, bf16, fp16; did you mean bf16?"),
             ("optim.amp", "on", "optim.amp: given 'on'; allowed: one of off, bf16, fp16"),
             ("optim.max_violation", "2", "optim.max_violation: given '2'; allowed: true or false"),
+            (
+                "optim.loss",
+                "tripplet",
+                "optim.loss: given 'tripplet'; allowed: one of triplet, dynamic, contrastive; or several of them with "
+                "a number, above 0, each; did you mean triplet?",
+            ),
+            (
+                "optim.loss",
+                "{triplet: 0}",
+                "optim.loss: given {'triplet': '0'}; allowed: one of triplet, dynamic, contrastive; or several of them "
+                "with a number, above 0, each",
+            ),
             ("optim.resume", "True", "optim.resume: given 'True'; allowed: false, or the path of a checkpoint"),
             ("dataset.image_path", "''", "dataset.image_path: given ''; a path must not be empty"),
             ("dataset.image_path", "[a]", "dataset.image_path: given ['a']; allowed: a path or null"),
@@ -535,8 +561,9 @@ class TestNothingButInputError:
     @settings(max_examples=200, deadline=None)
     @given(known_keys, trees)
     def test_any_value_of_any_key(self, key: str, value: Any) -> None:
-        block, name = key.split(".")
-        loads_or_explains(yaml.safe_dump(merge(yaml.safe_load(MINIMAL), {block: {name: value}})))
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        loads_or_explains(yaml.safe_dump(merge(yaml.safe_load(MINIMAL), value)))
 
     @settings(max_examples=200, deadline=None)
     @given(st.lists(st.text() | st.builds("{}={}".format, known_keys, scalars | yaml_characters), max_size=3))

@@ -124,6 +124,39 @@ def test_resume_gives_the_weights_of_an_uninterrupted_run(trained: Path, tmp_pat
     assert [row["val_mR"] for row in whole["history"]] == [row["val_mR"] for row in parts["history"]]
 
 
+EVERYTHING = [
+    *("optim.loss={triplet: 1, dynamic: 0.5, contrastive: 0.5}", "optim.mask=caption", "optim.optimizer=adamw"),
+    *("optim.weight_decay=0.01", "optim.warmup_steps=7", "optim.schedule=cosine", "optim.schedule_epochs=3"),
+    *("optim.ema=0.9", "optim.lr_backbone=0.1", "optim.grad_clip=2"),
+]
+
+
+def test_every_choice_of_the_optimiser_resumes_exactly(trained: Path, tmp_path: Path) -> None:
+    def arguments(name: str, epochs: int) -> list[str]:
+        overrides = [f"logs.ckpt_save_path={tmp_path}", f"k_fold.experiment_name={name}", f"optim.epochs={epochs}"]
+        return ["--path_opt", str(trained), "--folds", "0", "--set", *overrides, *EVERYTHING]
+
+    train_entry.main(arguments("whole", 3))
+    train_entry.main(arguments("parts", 1))
+    train_entry.main([*arguments("parts", 3), "--resume"])
+    whole, parts = (read_checkpoint(tmp_path / name / "0" / "last.pth") for name in ("whole", "parts"))
+    for part in ("model", "average", "objective"):
+        assert whole[part].keys() == parts[part].keys()
+        for name, value in whole[part].items():
+            assert torch.equal(value, parts[part][name]), name
+    timed = ("seconds", "images_per_second", "data_wait_share")
+    rows = [[{k: v for k, v in row.items() if k not in timed} for row in run["history"]] for run in (whole, parts)]
+    assert rows[0] == rows[1]
+    last = rows[0][-1]
+    assert {"triplet", "dynamic", "contrastive"} <= last.keys()
+    assert last["temperature"] != pytest.approx(0.07, rel=1e-4)
+    assert 0 < last["masked_share"] < 0.3
+    assert list((tmp_path / "whole" / "cache").glob("prior-*.npz"))
+    test_entry.main(arguments("whole", 3))
+    with pytest.raises(InputError, match=r"another optimiser, loss or moving average.*'average'"):
+        train_entry.main([*arguments("parts", 4), "optim.ema=0", "--resume"])
+
+
 def test_training_starts_from_given_weights(trained: Path, tmp_path: Path) -> None:
     checkpoint = experiment(trained) / "0" / "AMFMN_best.pth.tar"
     overrides = [f"logs.ckpt_save_path={tmp_path}", f"optim.resume={checkpoint}", "optim.lr=1e-12", "optim.epochs=1"]

@@ -22,21 +22,20 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _TOKENIZER = NLTKWordTokenizer()
 
 
-def tokenize(caption: str) -> list[str]:
+def tokenize(caption: str, punctuation: bool = False) -> list[str]:
     """Tokens of a caption, lower-case and in order; empty for a blank caption.
 
     Sentences end after `.`, `!` or `?` followed by white space; each is cut by NLTK's `NLTKWordTokenizer` (which splits
-    off a full stop only at the end of its input); the punctuation in `DROPPED_TOKENS` is left out.
+    off a full stop only at the end of its input); the punctuation in `DROPPED_TOKENS` is left out unless asked for.
     """
-    return list(_tokens(caption))
+    return [token for token in _tokens(caption) if punctuation or token not in DROPPED_TOKENS]
 
 
 @lru_cache(maxsize=2**17)
 def _tokens(caption: str) -> tuple[str, ...]:
     """Remembered, because every fold asks for the same captions again."""
     sentences = _SENTENCE_END.split(caption.lower())
-    words = (token for sentence in sentences for token in _TOKENIZER.tokenize(sentence))
-    return tuple(word for word in words if word not in DROPPED_TOKENS)
+    return tuple(token for sentence in sentences for token in _TOKENIZER.tokenize(sentence))
 
 
 @dataclass(frozen=True)

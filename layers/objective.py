@@ -1,0 +1,148 @@
+"""What training minimises: one loss or a weighted sum of several, from the scores of a batch.
+
+Letters: B batch. Row i of the scores is image i, column j is text (or audio) j; pair (i, i) matches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from layers.losses import contrastive_parts, dynamic_margin, triplet_parts
+
+if TYPE_CHECKING:
+    from option.schema import Contrastive, Optim
+
+COLDEST, WARMEST = 0.01, 1.0
+"""Where a learned temperature is kept."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is known of the pairs of a batch beforehand.
+
+    Attributes:
+        matches: [B, B] bool, the pairs that are no negatives, the diagonal among them; None: the diagonal alone.
+        prior: [B, B] similarity in [0, 1] of each caption to the captions of each picture, see `data.prior`.
+    """
+
+    matches: Tensor | None = None
+    prior: Tensor | None = None
+
+    def masked_share(self) -> Tensor:
+        """Share of the pairs off the diagonal that are no negatives, a scalar.
+
+        Raises:
+            ValueError: nothing is masked.
+        """
+        if self.matches is None:
+            raise ValueError("these pairs carry no matches")
+        size = len(self.matches)
+        return (self.matches.sum() - size) / max(1, size * (size - 1))
+
+
+class TripletLoss(nn.Module):
+    """`layers.losses.triplet_parts` with a fixed margin."""
+
+    def __init__(self, margin: float, hardest: bool) -> None:
+        """Keep both constants."""
+        super().__init__()
+        self.margin, self.hardest = margin, hardest
+
+    def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Both directions, summed over the batch, for scores [B, B]."""
+        return triplet_parts(scores, self.margin, self.hardest, pairs.matches)
+
+
+class DynamicMarginLoss(nn.Module):
+    """`layers.losses.triplet_parts` with the margin that each pair's prior similarity gives it."""
+
+    def __init__(self, gamma: float, beta: float, hardest: bool) -> None:
+        """Keep the constants."""
+        super().__init__()
+        self.gamma, self.beta, self.hardest = gamma, beta, hardest
+
+    def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Both directions, summed over the batch, for scores [B, B].
+
+        Raises:
+            ValueError: the pairs have no prior similarity.
+        """
+        if pairs.prior is None:
+            raise ValueError("the dynamic margin needs Pairs.prior")
+        return triplet_parts(scores, dynamic_margin(pairs.prior, self.gamma, self.beta), self.hardest, pairs.matches)
+
+
+class ContrastiveLoss(nn.Module):
+    """`layers.losses.contrastive_parts` with a temperature that is learned."""
+
+    def __init__(self, constants: Contrastive) -> None:
+        """Start at `constants.temperature`."""
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(constants.temperature)))
+        self.constants = constants
+
+    @property
+    def temperature(self) -> Tensor:
+        """What the scores are divided by, a scalar.
+
+        The parameter itself is brought back into its range: clamping a copy would leave one outside without gradient.
+        """
+        with torch.no_grad():
+            self.log_temperature.clamp_(math.log(COLDEST), math.log(WARMEST))
+        return self.log_temperature.exp()
+
+    def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Both directions, summed over the batch, for scores [B, B]."""
+        smoothing, hard_weight = self.constants.label_smoothing, self.constants.hard_weight
+        return contrastive_parts(scores, self.temperature, smoothing, hard_weight, pairs.matches)
+
+
+class Objective(nn.Module):
+    """A weighted sum of losses; with `pairs` given, the criterion of `RetrievalModel.training_loss`."""
+
+    def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+        """Join losses, each of them scores and `Pairs` -> both directions, by name."""
+        super().__init__()
+        self.losses = nn.ModuleDict(losses)
+        self.weights = dict(weights)
+
+    def forward(self, scores: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        """The sum over a batch.
+
+        Returns:
+            `loss`, its parts `image_to_text` and `text_to_image` and, if there are several losses, each by its name:
+            all as they enter the sum.
+        """
+        directions = {}
+        for name, loss in self.losses.items():
+            directions[name] = self.weights[name] * torch.stack(loss(scores, pairs))
+        image_to_text, text_to_image = torch.stack(list(directions.values())).sum(dim=0)
+        parts = {"loss": image_to_text + text_to_image, "image_to_text": image_to_text, "text_to_image": text_to_image}
+        if len(directions) > 1:
+            parts |= {name: both.sum() for name, both in directions.items()}
+        return parts
+
+    def figures(self) -> dict[str, Tensor]:
+        """What is learned here, to log: `temperature`."""
+        if "contrastive" not in self.losses:
+            return {}
+        return {"temperature": cast(ContrastiveLoss, self.losses["contrastive"]).temperature.detach()}
+
+
+def build_objective(optim: Optim) -> Objective:
+    """The objective that `optim.loss` chooses."""
+    hardest = optim.max_violation
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "triplet": lambda: TripletLoss(optim.margin, hardest),
+        "dynamic": lambda: DynamicMarginLoss(optim.dynamic.gamma, optim.dynamic.beta, hardest),
+        "contrastive": lambda: ContrastiveLoss(optim.contrastive),
+    }
+    return Objective(
+        {name: makers[name]() for name in optim.loss}, {str(name): weight for name, weight in optim.loss.items()}
+    )
