@@ -32,7 +32,7 @@ MIB = 2**20
 def scorer(att_type: str, vgmf: bool = False, embed_dim: int = 512, block_mib: int = 256, seed: int = 0) -> AMFMN:
     """The pair part of an AMFMN, without encoders."""
     torch.manual_seed(seed)
-    return AMFMN(nn.Identity(), nn.Identity(), embed_dim, att_type, vgmf, block_mib)
+    return AMFMN(nn.Identity(), nn.Identity(), embed_dim, att_type, vgmf, block_mib)  # type: ignore[arg-type]
 
 
 def embeddings(images: int, texts: int, embed_dim: int) -> tuple[Tensor, Tensor]:
