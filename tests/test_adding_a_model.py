@@ -38,7 +38,8 @@ for module, *arguments in json.loads(sys.argv[1]):
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the files of the page and a tiny data set in the place of the toy set."""
     copy = tmp_path_factory.mktemp("project")
-    for folder in ("layers", "option", "data", "vocab", "tests"):
+    for package in ROOT.glob("*/__init__.py"):
+        folder = package.parent.name
         shutil.copytree(ROOT / folder, copy / folder, ignore=lambda *given: CACHES(*given) | _data_sets(*given))
     for file in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(file, copy)
