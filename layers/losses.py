@@ -7,7 +7,6 @@ feature before and after MCRN's shared pattern transfer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -46,24 +45,6 @@ def triplet_parts(
     if hardest:
         image_to_text, text_to_image = image_to_text.amax(dim=1), text_to_image.amax(dim=0)
     return image_to_text.sum(), text_to_image.sum()
-
-
-def triplet_criterion(margin: float, hardest: bool) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The triplet loss as a criterion for `RetrievalModel.training_loss`.
-
-    Returns:
-        A function of scores [B, B] that gives `loss` and its parts `image_to_text`, `text_to_image`.
-    """
-
-    def criterion(scores: Tensor) -> dict[str, Tensor]:
-        image_to_text, text_to_image = triplet_parts(scores, margin, hardest)
-        return {
-            "loss": image_to_text + text_to_image,
-            "image_to_text": image_to_text,
-            "text_to_image": text_to_image,
-        }
-
-    return criterion
 
 
 def diagonal_like(scores: Tensor) -> Tensor:

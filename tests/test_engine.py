@@ -19,8 +19,8 @@ from engine import Meter, Plan, TrainingState, encode, evaluate, fit, optimiser_
 from experiment import Media, evaluation_loader, start_state, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
-from layers.losses import triplet_criterion
 from option import Options
+from tests.criteria import triplet_criterion
 from tests.tiny import make_precomp, write_experiment
 from train import start_model
 from utils import InputError

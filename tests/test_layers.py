@@ -19,13 +19,13 @@ import layers.backbone
 from dataloader import Batch
 from layers import build_model
 from layers.base import RetrievalModel
-from layers.losses import triplet_criterion
 from layers.registry import registered
 from layers.released import load_released
 from metrics import rank, recalls
 from option import Options, is_pretraining, load_options
 from option.schema import leaves
 from tests import reference_inputs
+from tests.criteria import triplet_criterion
 from vocab import Vocabulary
 
 # The variants of a model that need a run of their own, as `changes` of `tiny_options`; the default where none is named.

@@ -21,11 +21,11 @@ from layers.losses import (
     maximum_mean_discrepancy,
     modality_loss,
     norm_penalty,
-    triplet_criterion,
     triplet_parts,
 )
 from layers.objective import DynamicMarginLoss, Pairs, build_objective
 from option.schema import Optim
+from tests.criteria import triplet_criterion
 
 REFERENCE = Path(__file__).parent / "reference"
 MARGIN = 0.2  # of the reference

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from dataloader import Batch
 from layers import build_model
 from layers.base import l2norm
-from layers.losses import distillation, triplet_criterion
+from layers.losses import distillation
 from layers.mcrn import MCRN, MODALITIES, Discriminator, DiscriminatorParameters, McrnParameters
 from layers.released import load_fitting, load_released, translate
 from layers.shared_pattern import SharedPatternTransfer, ShareParameters
 from layers.single_token import PreNormEncoder
 from option import Options, load_options
 from tests import reference_inputs
+from tests.criteria import triplet_criterion
 from tests.test_layers import random_batch
 from utils import InputError
 from vocab import Vocabulary

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from dataloader import Batch
 from layers.base import l2norm
-from layers.losses import triplet_criterion
 from layers.released import load_released, translate
 from layers.swan import SWAN, SwanParameters
 from layers.swan_image import DetailTokens, MultiscaleFusion, SelfAttention
 from layers.swan_text import GatedAttention
 from option import load_options
 from tests import reference_inputs
+from tests.criteria import triplet_criterion
 from utils import InputError
 from vocab import Vocabulary
 
