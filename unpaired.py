@@ -52,65 +52,8 @@ class Schedule:
         return batches_of(torch.randperm(self.items, generator=generator), self.batch_size), generator
 
 
-class PictureLoader:
-    """Pictures alone; `image_ids` of a batch are places among the N pictures."""
-
-    def __init__(
-        self,
-        store: PictureStore,
-        picture_ids: Tensor,
-        schedule: Schedule,
-        *,
-        image_size: int,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        """Take pictures of side R = `margin_size(S)`.
-
-        Args:
-            store: the pictures.
-            picture_ids: [N] which of them.
-            schedule: of N items.
-            image_size: side S of the views, pixels.
-            workers: processes that decode where the store holds nothing in memory.
-            device: where the batches go.
-        """
-        self.store = store
-        self.picture_ids = picture_ids
-        self.schedule = schedule
-        self.image_size = image_size
-        self.workers = workers
-        self.device = device
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.schedule)
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All pictures once, in the order of epoch `number`, in one view."""
-        chunks, generator = self.schedule.draw(number)
-        for image_ids, stored in self._stored(chunks):
-            yield self._view(stored, image_ids, generator, flips=False)
-
-    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
-        """See `ViewLoader`: the training view, and MCRN's second view, which is mirrored, too."""
-        chunks, generator = self.schedule.draw(*epoch)
-        for image_ids, stored in self._stored(chunks):
-            first = self._view(stored, image_ids, generator, flips=False)
-            yield first, self._view(stored, image_ids, generator, flips=True)
-
-    def _stored(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
-        for image_ids, stored in zip(chunks, pictures, strict=True):
-            yield image_ids, stored.to(self.device, non_blocking=True)
-
-    def _view(self, stored: Tensor, image_ids: Tensor, generator: torch.Generator, flips: bool) -> Batch:
-        draws = Draws.draw(len(stored), self.store.size - self.image_size, generator, flips)
-        return Batch(images=augment(stored, self.image_size, draws), image_ids=image_ids).to(self.device)
-
-
-class SpectrogramLoader:
-    """Spectrograms alone, each in two random crops."""
+class StoredLoader:
+    """What pictures and spectrograms have in common: a store, which of its rows, and their order."""
 
     def __init__(
         self,
@@ -122,13 +65,23 @@ class SpectrogramLoader:
         workers: int,
         device: torch.device,
     ) -> None:
-        """See `PictureLoader`; the store's pictures are of side `audio_margin_size(S)`."""
+        """Take items whose stored side R leaves room for a random crop.
+
+        Args:
+            store: the pictures.
+            rows: [N] which of them.
+            schedule: of N items.
+            image_size: side S of the views, pixels.
+            workers: processes that decode where the store holds nothing in memory.
+            device: where the batches go.
+        """
         self.store = store
         self.rows = rows
         self.schedule = schedule
         self.image_size = image_size
         self.workers = workers
         self.device = device
+        self.margin = store.size - image_size
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -137,14 +90,40 @@ class SpectrogramLoader:
     def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
         """See `ViewLoader`."""
         chunks, generator = self.schedule.draw(*epoch)
-        margin = self.store.size - self.image_size
-        for stored in stored_batches(self.store, [self.rows[chunk] for chunk in chunks], self.workers):
-            resident = stored.to(self.device, non_blocking=True)
-            first, second = (draw_offsets(len(stored), margin, generator) for _ in range(2))
-            yield (
-                Batch(audio=crop(resident, self.image_size, first)),
-                Batch(audio=crop(resident, self.image_size, second)),
-            )
+        for ids, stored in self._stored(chunks):
+            yield self._view(stored, ids, generator, second=False), self._view(stored, ids, generator, second=True)
+
+    def _stored(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        pictures = stored_batches(self.store, [self.rows[chunk] for chunk in chunks], self.workers)
+        for ids, stored in zip(chunks, pictures, strict=True):
+            yield ids, stored.to(self.device, non_blocking=True)
+
+    def _view(self, stored: Tensor, ids: Tensor, generator: torch.Generator, second: bool) -> Batch:
+        raise NotImplementedError
+
+
+class PictureLoader(StoredLoader):
+    """Pictures of side `margin_size(S)`, in the training view and MCRN's second view, which is mirrored, too.
+
+    `image_ids` of a batch are places among the N pictures.
+    """
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All pictures once, in the order of epoch `number`, in the training view."""
+        chunks, generator = self.schedule.draw(number)
+        for ids, stored in self._stored(chunks):
+            yield self._view(stored, ids, generator, second=False)
+
+    def _view(self, stored: Tensor, ids: Tensor, generator: torch.Generator, second: bool) -> Batch:
+        draws = Draws.draw(len(stored), self.margin, generator, flips=second)
+        return Batch(images=augment(stored, self.image_size, draws), image_ids=ids).to(self.device)
+
+
+class SpectrogramLoader(StoredLoader):
+    """Spectrograms of side `audio_margin_size(S)`, in two random crops."""
+
+    def _view(self, stored: Tensor, ids: Tensor, generator: torch.Generator, second: bool) -> Batch:
+        return Batch(audio=crop(stored, self.image_size, draw_offsets(len(stored), self.margin, generator)))
 
 
 class CaptionLoader:

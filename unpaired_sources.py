@@ -17,12 +17,18 @@ from dataloader import Captions
 from experiment import PictureLibrary, warn_of_blanks
 from layers.mcrn import Modality
 from option import ModalityOptions
-from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader, ViewLoader
+from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
 from utils import InputError, derive_seed, logger
 from vocab import UNKNOWN, Vocabulary
 
 FEWEST_ITEMS = 4
 """Of one modality: two to train on and two to validate with, since batch norms need two."""
+
+SIZES: dict[type[StoredLoader], tuple[Callable[[int], int], str]] = {
+    PictureLoader: (margin_size, "pictures"),
+    SpectrogramLoader: (audio_margin_size, "spectrograms"),
+}
+"""Stored side for the side of the views, and the title of the progress bar."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,15 @@ def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder:
         annotations = read_annotations(dataset.data_path, "train", dataset.audio_path)
         image_folder = dataset.image_path or dataset.data_path / "images"
         check_images(annotations, image_folder)
-        items["image"] = _pictures(options, image_folder, annotations.image_names, cache_folder, device)
+        items["image"] = _stored(PictureLoader, options, image_folder, annotations.image_names, cache_folder, device)
         items["text"] = _captions(options, annotations, vocabulary, device)
     elif dataset.image_path is not None:
         names = picture_names(dataset.image_path)
-        items["image"] = _pictures(options, dataset.image_path, names, cache_folder, device)
+        items["image"] = _stored(PictureLoader, options, dataset.image_path, names, cache_folder, device)
     if dataset.audio_path is not None:
         spoken = annotations.audio_names if annotations is not None else None
         names = tuple(dict.fromkeys(spoken)) if spoken else picture_names(dataset.audio_path)
-        items["audio"] = _spectrograms(options, dataset.audio_path, names, cache_folder, device)
+        items["audio"] = _stored(SpectrogramLoader, options, dataset.audio_path, names, cache_folder, device)
     if len(items) == 1:
         logger.warning("Only one modality (%s): there is nothing for the discriminator to tell apart.", *items)
     return _split(items, options)
@@ -96,34 +102,22 @@ def _split(items: dict[Modality, _Items], options: ModalityOptions) -> Sources:
     return sources
 
 
-def _pictures(
-    options: ModalityOptions, folder: Path, names: tuple[str, ...], cache_folder: Path, device: torch.device
+def _stored(
+    kind: type[StoredLoader],
+    options: ModalityOptions,
+    folder: Path,
+    names: tuple[str, ...],
+    cache_folder: Path,
+    device: torch.device,
 ) -> _Items:
-    """Each picture."""
+    """Each picture, or each different spectrogram."""
     dataset = options.dataset
     library = PictureLibrary(dataset, folder, cache_folder, names, device)
-    store, rows = library.open(names, margin_size(dataset.image_size), "pictures")
+    size, title = SIZES[kind]
+    store, rows = library.open(names, size(dataset.image_size), title)
 
     def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
-        return PictureLoader(
-            store, rows[ids], schedule, image_size=dataset.image_size, workers=dataset.workers, device=device
-        )
-
-    return _Items(len(names), loader)
-
-
-def _spectrograms(
-    options: ModalityOptions, folder: Path, names: tuple[str, ...], cache_folder: Path, device: torch.device
-) -> _Items:
-    """Each different spectrogram."""
-    dataset = options.dataset
-    library = PictureLibrary(dataset, folder, cache_folder, names, device)
-    store, rows = library.open(names, audio_margin_size(dataset.image_size), "spectrograms")
-
-    def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
-        return SpectrogramLoader(
-            store, rows[ids], schedule, image_size=dataset.image_size, workers=dataset.workers, device=device
-        )
+        return kind(store, rows[ids], schedule, image_size=dataset.image_size, workers=dataset.workers, device=device)
 
     return _Items(len(names), loader)
 

@@ -164,7 +164,7 @@ class TestSources:
         for modality in ("image", "text", "audio"):
             sides = [loaders[modality] for loaders in (sources.train, sources.val)]
             assert [loader.schedule.items for loader in sides] == [18, 6]  # type: ignore[attr-defined]
-        pictures = [loaders["image"].picture_ids.tolist() for loaders in (sources.train, sources.val)]  # type: ignore[attr-defined]
+        pictures = [loaders["image"].rows.tolist() for loaders in (sources.train, sources.val)]  # type: ignore[attr-defined]
         assert sorted(pictures[0] + pictures[1]) == list(range(24))
 
     def test_a_folder_of_pictures_alone_will_do(
