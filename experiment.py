@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from option import Options, SceneOptions
 from option.pretraining import UnpairedSources
 from option.schema import Dataset, Descent, Logs, Pictures, Training
 from report import as_csv
-from utils import InputError, derive_seed, logger, write_text_atomic
+from utils import InputError, derive_seed, first_line, logger, write_text_atomic
 from vocab import Vocabulary
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -322,6 +322,35 @@ def start_state(
         warmup=build_warmup(optimizer, optim.warmup_steps),
         average=moving_average(model, ema) if ema > 0 else None,
     )
+
+
+class Resumable(Protocol):
+    """What takes over the state of a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it over."""
+
+
+def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: str) -> None:
+    """Bring a new state to where a checkpoint was.
+
+    Args:
+        state: of the same run.
+        begun: the checkpoint.
+        folder: of the run, for the message.
+        name_key: the option that names the folder, for the message.
+
+    Raises:
+        InputError: the run was begun with another network, optimiser, loss or moving average.
+    """
+    try:
+        state.load_state_dict(begun)
+    except (KeyError, ValueError, RuntimeError) as fault:
+        raise InputError(
+            f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
+            f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."
+        ) from fault
+    logger.info("Goes on after epoch %d.", begun["epoch"])
 
 
 def keeper(

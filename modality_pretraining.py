@@ -24,7 +24,7 @@ import option
 from checkpoints import begun_run, fit_weights, save_checkpoint
 from dataloader import Batch
 from engine import ScalarWriter, TrainingState, autocast, check_finite, optimiser_step
-from experiment import place, read_vocabulary, start_state
+from experiment import carry_on, place, read_vocabulary, start_state
 from layers.losses import generator_loss, modality_loss
 from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modality
 from option import ModalityOptions
@@ -127,8 +127,7 @@ def start_adversaries(
         start_state(discriminator, [{"params": list(discriminator.parameters()), "lr": optim.lr_D}], slower, device),
     )
     if begun is not None:
-        sides.load_state_dict(begun)
-        logger.info("Goes on after epoch %d.", sides.generating.epoch)
+        carry_on(sides, begun, last.parent, "logs.experiment_name")
     return sides
 
 

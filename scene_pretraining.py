@@ -27,7 +27,7 @@ from data.pictures import picture_names
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import Batch, stored_batches
 from engine import TrainingState, autocast, fit
-from experiment import PictureLibrary, keeper, place, plan_of, start_state
+from experiment import PictureLibrary, carry_on, keeper, place, plan_of, start_state
 from layers.backbone import SceneClassifier
 from option import SceneOptions
 from option.pretraining import ScenePictures
@@ -195,15 +195,8 @@ def _start(
     groups = [{"params": list(model.parameters()), "lr": options.optim.lr}]
     state = start_state(model, groups, options.optim, device)
     if begun is not None:
-        try:
-            model.load_state_dict(begun["model"])
-        except RuntimeError as fault:
-            raise InputError(
-                f"the run was begun with another network than {backbone.architecture}: give the options that it was "
-                "begun with, or choose another logs.experiment_name."
-            ) from fault
-        state.load_state_dict(begun)
-        logger.info("Goes on after epoch %d.", state.epoch)
+        folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
+        carry_on(state, begun, folder, "logs.experiment_name")
     return state, model
 
 
@@ -246,10 +239,10 @@ def _run(
     keep = keeper(folder, best, options, classes=list(pictures.classes))
 
     def save(state: TrainingState, is_best: bool) -> None:
-        keep(state, is_best)
         if is_best:
             content = {"state_dict": model.resnet.state_dict(), "classes": list(pictures.classes), "epoch": state.epoch}
             write_atomic(result, lambda file: torch.save(content, file))
+        keep(state, is_best)  # last, so that a run that counts as finished has its backbone
 
     with SummaryWriter(str(folder), purge_step=state.epoch * len(loader) + 1) as writer:
         fit(

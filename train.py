@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,12 +16,13 @@ from data.annotations import Annotations
 from data.prior import PriorSimilarity
 from data.splits import recorded_or_new
 from dataloader import Batch
-from engine import TrainingState, evaluate, fit
+from engine import evaluate, fit
 from experiment import (
     Media,
     add_folds,
     audio_folder_of,
     best_checkpoint,
+    carry_on,
     command,
     entry_parser,
     evaluation_loader,
@@ -42,7 +42,7 @@ from layers.objective import Objective, build_objective
 from optimisation import slow_backbones
 from option import Options
 from pairs import PairSource
-from utils import InputError, choose_device, derive_seed, first_line, log_to, logger, run_entry_point, write_text_atomic
+from utils import choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
 
@@ -116,7 +116,7 @@ def train_fold(
     groups = slow_backbones(model, model.parameter_groups(options), optim.lr_backbone)
     state = start_state(model, groups, optim, device, objective, optim.ema)
     if begun is not None:
-        carry_on(state, begun, folder)
+        carry_on(state, begun, folder, "k_fold.experiment_name")
     source = pair_source(options, train)
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
     save = keeper(folder, best_checkpoint(options, fold), options, vocabulary=vocabulary.digest, fold=fold)
@@ -153,22 +153,6 @@ def pair_source(options: Options, train: Annotations) -> PairSource:
     if "dynamic" in options.optim.loss:
         prior = PriorSimilarity.cached(train, experiment_folder(options) / "cache")
     return PairSource(train, options.optim.mask, prior)
-
-
-def carry_on(state: TrainingState, begun: dict[str, Any], folder: Path) -> None:
-    """Bring a new state to where a checkpoint was.
-
-    Raises:
-        InputError: the run was begun with another optimiser, loss or moving average.
-    """
-    try:
-        state.load_state_dict(begun)
-    except (KeyError, ValueError, RuntimeError) as fault:
-        raise InputError(
-            f"{folder / 'last.pth'} was begun with another optimiser, loss or moving average ({first_line(fault)}): "
-            f"go on with the options in {folder / 'options.yaml'}, or choose another k_fold.experiment_name."
-        ) from fault
-    logger.info("Goes on after epoch %d.", state.epoch)
 
 
 def start_model(

@@ -155,6 +155,8 @@ class TestRun:
         pretrain_entry.main([*arguments, "--set", "optim.epochs=1"])
         with pytest.raises(InputError, match=r"already holds a run.*logs\.experiment_name"):
             pretrain_entry.main(arguments)
+        with pytest.raises(InputError, match=r"another network, optimiser.*warmup.*logs\.experiment_name"):
+            pretrain_entry.main([*arguments, "--resume", "--set", "optim.warmup_steps=3"])
         pretrain_entry.main([*arguments, "--resume"])
         whole, parts = (read_checkpoint(run_folder(path) / "last.pth") for path in (pretrained, tmp_path / "x"))
         for side in ("model", "discriminating"):

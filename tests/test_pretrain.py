@@ -168,8 +168,10 @@ class TestRun:
         pretrain_entry.main([*arguments, "--resume"])
         assert (pretrained / "last.pth").stat().st_mtime_ns == before
         longer = [*arguments, "--resume", "--set", "optim.epochs=3"]
-        with pytest.raises(InputError, match="another network than resnet34"):
+        with pytest.raises(InputError, match=r"another network, optimiser.*logs\.experiment_name"):
             pretrain_entry.main([*longer, "backbone.architecture=resnet34"])
+        with pytest.raises(InputError, match=r"another network, optimiser.*warmup"):
+            pretrain_entry.main([*longer, "optim.warmup_steps=3"])
         fewer = make_precomp(tmp_path / "fewer")
         names = [name for name in (fewer / "train_filename.txt").read_text().split() if not name.startswith("pond")]
         (fewer / "train_filename.txt").write_text("\n".join(names) + "\n")
