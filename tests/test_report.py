@@ -76,9 +76,15 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_pretraining_has_curves_of_its_own_score(tmp_path: Path) -> None:
-    (tmp_path / "history.csv").write_text("epoch,loss,val_accuracy\n1,3.0,20.0\n2,2.0,40.0\n")
-    draw_curves(tmp_path, tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size == (1100, 440)
+    pictures = []
+    for last in (40.0, 90.0, 40.0):
+        (tmp_path / "history.csv").write_text(f"epoch,loss,val_accuracy\n1,3.0,20.0\n2,2.0,{last}\n")
+        draw_curves(tmp_path, tmp_path / "curves.png")
+        pictures.append(np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")))
+    assert pictures[0].shape == (440, 1100, 3)
+    assert np.array_equal(pictures[0], pictures[2])
+    changed = (pictures[0] != pictures[1]).any(axis=(0, 2)).nonzero()[0]
+    assert changed.min() > 550  # the right half, where the score is drawn
 
 
 def test_no_folds_no_curves(tmp_path: Path) -> None:
