@@ -153,7 +153,7 @@ def test_every_choice_of_the_optimiser_resumes_exactly(trained: Path, tmp_path: 
     assert 0 < last["masked_share"] < 0.3
     assert list((tmp_path / "whole" / "cache").glob("prior-*.npz"))
     test_entry.main(arguments("whole", 3))
-    with pytest.raises(InputError, match=r"another optimiser, loss or moving average.*'average'"):
+    with pytest.raises(InputError, match=r"another network, optimiser, loss or moving average.*'average'"):
         train_entry.main([*arguments("parts", 4), "optim.ema=0", "--resume"])
 
 
