@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -50,8 +51,7 @@ BESIDE = Path("report.html")
 """Of `--report` without a name: this file in the experiment's folder, or beside the checkpoint."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print and write the recall table of an experiment, or of one checkpoint."""
+def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = entry_parser("Score every fold's best checkpoint on the test split.")
     add_folds(parser)
     parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one published by the authors")
@@ -68,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="OUT.html",
         help="write a page to look at (docs/report.md)",
     )
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print and write the recall table of an experiment, or of one checkpoint."""
+    given = _read_arguments(arguments)
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
@@ -79,12 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vocabulary = read_vocabulary(options.dataset)
     annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
     scenes = scene_numbers(annotations)
-    if given.export is not None:
-        check_exportable(given.export, annotations)
-    if given.report == BESIDE:
-        given.report = (experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent) / BESIDE
-    if given.report is not None:
-        check_target(given.report)
+    _check_targets(given, options, annotations)
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device)
     rows: dict[str, dict[str, float]] = {}
@@ -115,13 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_embeddings(given.export, annotations, options, vocabulary, exported)
         print(f"\nEmbeddings written to {given.export}.")
     if given.report is not None:
-        report.write(
-            given.report,
-            result,
-            tables,
-            shlex.join(["python", "test.py", *(sys.argv[1:] if arguments is None else arguments)]),
-        )
+        typed = sys.argv[1:] if arguments is None else arguments
+        report.write(given.report, result, tables, shlex.join(["python", "test.py", *typed]))
         print(f"\nReport written to {given.report}; open it in a browser.")
+
+
+def _check_targets(given: argparse.Namespace, options: Options, annotations: Annotations) -> None:
+    """Find out before the work where everything goes, and what can't be written."""
+    if given.export is not None:
+        check_exportable(given.export, annotations)
+    if given.report == BESIDE:
+        given.report = (experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent) / BESIDE
+    if given.report is not None:
+        check_target(given.report)
 
 
 def scene_numbers(annotations: Annotations) -> Tensor | None:
