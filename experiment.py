@@ -18,13 +18,14 @@ from data.annotations import Annotations, blank_captions, check_images, describe
 from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
-from engine import Plan, TrainingState
+from engine import Plan
 from layers.registry import registered
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
 from option import Options, SceneOptions
 from option.pretraining import UnpairedSources
 from option.schema import Dataset, Descent, Logs, Pictures, Training
 from report import as_csv
+from training_state import TrainingState
 from utils import InputError, derive_seed, first_line, logger, write_text_atomic
 from vocab import Vocabulary
 

@@ -23,12 +23,13 @@ from tqdm import tqdm
 import option
 from checkpoints import begun_run, fit_weights, save_checkpoint
 from dataloader import Batch
-from engine import ScalarWriter, TrainingState, autocast, check_finite, optimiser_step
+from engine import ScalarWriter, autocast, check_finite
 from experiment import carry_on, place, read_vocabulary, start_state
 from layers.losses import generator_loss, modality_loss
 from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modality
 from option import ModalityOptions
 from report import as_csv
+from training_state import TrainingState, optimiser_step
 from unpaired import ViewLoader
 from unpaired_sources import Sources, open_sources
 from utils import InputError, derive_seed, log_to, logger, write_text_atomic

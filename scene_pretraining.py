@@ -26,11 +26,12 @@ from data.picture_store import PictureStore
 from data.pictures import picture_names
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import Batch, stored_batches
-from engine import TrainingState, autocast, fit
+from engine import autocast, fit
 from experiment import PictureLibrary, carry_on, keeper, place, plan_of, start_state
 from layers.backbone import SceneClassifier
 from option import SceneOptions
 from option.pretraining import ScenePictures
+from training_state import TrainingState
 from unpaired import PictureLoader, Schedule
 from utils import InputError, derive_seed, log_to, logger, write_atomic, write_text_atomic
 

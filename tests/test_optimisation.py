@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from engine import optimiser_step
 from experiment import keeper, start_state
 from layers import build_model
 from layers.backbone import resnet_parameters
@@ -19,6 +18,7 @@ from layers.registry import registered
 from optimisation import moving_average, slow_backbones
 from option import Options
 from option.schema import Optim
+from training_state import optimiser_step
 from utils import read_checkpoint
 from vocab import Vocabulary
 
