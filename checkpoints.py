@@ -70,7 +70,7 @@ def fit_weights(
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
     """Which options that decide what is built differ between a checkpoint and what is given."""
-    stored_flat, given_flat = _flat(stored), _flat(given)
+    stored_flat, given_flat = dotted(stored), dotted(given)
     lines = [
         f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
         for key in sorted(stored_flat.keys() | given_flat.keys())
@@ -80,11 +80,11 @@ def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
     return " They differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 

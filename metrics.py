@@ -300,3 +300,10 @@ def count_texts(text_image: Tensor, images: int) -> Tensor:
             "leave images without captions out of the ranking"
         )
     return counts
+
+
+if __name__ == "__main__":
+    from significance import main
+    from utils import run_entry_point
+
+    run_entry_point(main)

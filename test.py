@@ -35,7 +35,7 @@ from experiment import (
     read_vocabulary,
     run_folder,
 )
-from export import Embeddings, check_exportable, write_embeddings
+from export import Embeddings, check_exportable, write_embeddings, write_ranks
 from html_report import Report, TestSet, check_target
 from layers import build_model
 from layers.base import RetrievalModel
@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device)
     rows: dict[str, dict[str, float]] = {}
+    ranks: dict[str, metrics.Ranks] = {}
     exported: dict[str, Embeddings] = {}
     report = Report(TestSet(options, annotations, vocabulary, loader, scenes))
     for label, path in checkpoints.items():
@@ -95,12 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images, texts = encode(model, loader, device, options.optim.amp)
         blocks = score_source(model, images, texts, loader.caption_row)
         tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
-        rows[label] = recall_table(tasks)
+        rows[label], ranks[label] = recall_table(tasks), tasks[0]
         rows[label] |= more_scores(blocks, loader, scenes, given.rerank, options.rerank)
         if given.export is not None:
             captions = texts.cpu()[loader.caption_row]  # [M, D]
             group = label if given.checkpoint is None else "checkpoint"
-            exported[group] = Embeddings(images.cpu(), captions, path, content.get("fold"))
+            exported[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
         if given.report is not None:
             report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
     result = summary(options, rows, loader, scenes, given.rerank, device)
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_text_atomic(given.json, _json(result))
     if given.checkpoint is None:
         _write_results(options, folds, result, shown, whole=given.folds is None)
+        if given.folds is None:
+            write_ranks(experiment_folder(options) / "ranks.h5", annotations, options, ranks)
     if given.export is not None:
         write_embeddings(given.export, annotations, options, vocabulary, exported)
         print(f"\nEmbeddings written to {given.export}.")

@@ -1,0 +1,133 @@
+"""Finished experiments side by side: `python experiment_table.py checkpoint/A checkpoint/B ... [--out TABLE.md]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoints import dotted
+from report import RECALLS, markdown, read_history, validation_score
+from utils import InputError, first_line, run_entry_point, write_text_atomic
+
+NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
+"""Options that say where a run lies, not what it is."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `test.py` left of one experiment.
+
+    Attributes:
+        folder: of the experiment.
+        options: dotted key -> value.
+        folds: label -> scores of the test list in percent.
+        validation: best validation score of each fold.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    folds: Mapping[str, Mapping[str, float]]
+    validation: Sequence[float]
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Read an experiment's `test.json` and its folds' `history.csv`.
+
+    Raises:
+        InputError: it was not tested yet, or a file is damaged.
+    """
+    path = folder / "test.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        options, folds = dotted(content["options"]), dict(content["rows"])
+        validation = [_best(folder / label.removeprefix("fold ")) for label in folds]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise InputError(
+            f"{path}: not the result of a test ({first_line(fault)}). Make it: python test.py --path_opt ..."
+        ) from fault
+    return Experiment(folder, options, folds, validation)
+
+
+def _best(fold: Path) -> float:
+    """The best validation score of a fold."""
+    history = read_history(fold)
+    score = validation_score(history)
+    return max(row[score] for row in history if score in row)
+
+
+def differing(experiments: Sequence[Experiment]) -> list[str]:
+    """Dotted keys of the options in which the experiments differ, in the order of the schema."""
+    keys = list(dict.fromkeys(key for experiment in experiments for key in experiment.options))
+    return [
+        key
+        for key in keys
+        if key not in NAMES_ONLY and len({str(experiment.options.get(key)) for experiment in experiments}) > 1
+    ]
+
+
+def spread_over_folds(experiments: Sequence[Experiment]) -> float:
+    """Standard deviation of mR over the folds of one experiment, pooled over all of them.
+
+    Raises:
+        InputError: every experiment has a single fold.
+    """
+    columns = [[scores["mR"] for scores in experiment.folds.values()] for experiment in experiments]
+    freedom = sum(len(column) - 1 for column in columns)
+    if freedom == 0:
+        raise InputError("all these experiments have one fold: without a second one, no spread can be told.")
+    squares = sum(statistics.variance(column) * (len(column) - 1) for column in columns if len(column) > 1)
+    return (squares / freedom) ** 0.5
+
+
+def table(experiments: Sequence[Experiment]) -> list[list[str]]:
+    """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row."""
+    keys = differing(experiments)
+    spread = spread_over_folds(experiments)
+    cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values(), "against the first"]]
+    first = statistics.fmean(scores["mR"] for scores in experiments[0].folds.values())
+    for experiment in experiments:
+        folds = list(experiment.folds.values())
+        means = {name: statistics.fmean(scores[name] for scores in folds) for name in RECALLS}
+        deviation = f" ± {statistics.stdev(s['mR'] for s in folds):.2f}" if len(folds) > 1 else ""
+        recalls = [f"{value:.2f}{deviation if name == 'mR' else ''}" for name, value in means.items()]
+        against = means["mR"] - first
+        verdict = "" if experiment is experiments[0] else "none" if abs(against) <= spread else f"{against:+.2f}"
+        options = [_short(experiment.options.get(key)) for key in keys]
+        cells.append([*options, f"{statistics.fmean(experiment.validation):.2f}", *recalls, verdict])
+    return cells
+
+
+def _short(value: Any) -> str:
+    """An option as a cell: a file by its name."""
+    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
+
+
+def text(experiments: Sequence[Experiment]) -> str:
+    """The table as Markdown, with a line on how to read its last column."""
+    folds = sorted({len(experiment.folds) for experiment in experiments})
+    return (
+        f"{markdown(table(experiments))}\n\nTest split, means over {' or '.join(map(str, folds))} folds in percent; "
+        "val mR chose each fold's epoch. The spread of mR over folds, pooled over all rows, is "
+        f"{spread_over_folds(experiments):.2f}: a smaller difference to the first row counts as none.\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of some experiments."""
+    parser = argparse.ArgumentParser(description="Put finished experiments side by side.")
+    parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
+    parser.add_argument("--out", type=Path, help="write the table here, too")
+    given = parser.parse_args(arguments)
+    shown = text([read_experiment(folder) for folder in given.experiment])
+    print(shown, end="")
+    if given.out is not None:
+        write_text_atomic(given.out, shown)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,71 @@
+"""Experiments side by side: what differs, the spread, what counts as no difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiment_table import differing, main, read_experiment, spread_over_folds, table
+from report import RECALLS, as_csv
+from utils import InputError
+
+
+def finished(folder: Path, scores: list[float], validation: list[float], **options: Any) -> Path:
+    """An experiment whose folds have some mR on test and val."""
+    rows = {f"fold {i}": dict.fromkeys(RECALLS, 1.0) | {"mR": score} for i, score in enumerate(scores)}
+    tree = {"optim": options, "k_fold": {"experiment_name": folder.name}}
+    folder.mkdir()
+    (folder / "test.json").write_text(json.dumps({"options": tree, "rows": rows}))
+    for i, best in enumerate(validation):
+        (folder / str(i)).mkdir()
+        epochs = [{"epoch": 1.0, "loss": 2.0, "val_mR": best - 3}, {"epoch": 2.0, "loss": 1.0, "val_mR": best}]
+        (folder / str(i) / "history.csv").write_text(as_csv(epochs))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [
+        finished(tmp_path / "a", [10.0, 14.0], [20.0, 22.0], loss="triplet", mask="none", lr=0.1),
+        finished(tmp_path / "b", [13.0, 14.0], [24.0, 24.0], loss="dynamic", mask="none", lr=0.1),
+        finished(tmp_path / "c", [20.0, 20.0], [30.0, 31.0], loss="dynamic", mask="caption", lr=0.1),
+    ]
+
+
+def test_only_what_differs_is_a_column(folders: list[Path]) -> None:
+    experiments = [read_experiment(folder) for folder in folders]
+    assert differing(experiments) == ["optim.loss", "optim.mask"]
+    assert differing(experiments[:2]) == ["optim.loss"]
+
+
+def test_the_table_by_hand(folders: list[Path]) -> None:
+    experiments = [read_experiment(folder) for folder in folders]
+    # Sums of squares around the means: 8, 0.5 and 0, with one degree of freedom each
+    assert spread_over_folds(experiments) == pytest.approx((8.5 / 3) ** 0.5)
+    head, first, second, third = table(experiments)
+    assert head[:3] == ["loss", "mask", "val mR"]
+    assert head[-2:] == ["mR", "against the first"]
+    assert (first[2], first[-2], first[-1]) == ("21.00", "12.00 ± 2.83", "")
+    assert (second[-2], second[-1]) == ("13.50 ± 0.71", "none")  # 1.5 is less than the spread of 1.68
+    assert third == ["dynamic", "caption", "30.50", *["1.00"] * 6, "20.00 ± 0.00", "+8.00"]
+
+
+def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out = folders[0].parent / "table.md"
+    main([*map(str, folders), "--out", str(out)])
+    assert capsys.readouterr().out == out.read_text()
+    assert "pooled over all rows, is 1.68" in out.read_text()
+
+
+def test_faults_are_explained(folders: list[Path]) -> None:
+    with pytest.raises(InputError, match="not the result of a test"):
+        read_experiment(folders[0] / "absent")
+    (folders[0] / "test.json").write_text("[]")
+    with pytest.raises(InputError, match="not the result of a test"):
+        read_experiment(folders[0])
+    single = finished(folders[0].parent / "single", [1.0], [2.0])
+    with pytest.raises(InputError, match="have one fold"):
+        main([str(single)])
