@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from utils import run_entry_point
+
 CUTOFFS = (1, 5, 10)
 NO_SCENE = -1
 NAMED_ONLY = "_without_noneclass"
@@ -302,8 +304,12 @@ def count_texts(text_image: Tensor, images: int) -> Tensor:
     return counts
 
 
-if __name__ == "__main__":
-    from significance import main
-    from utils import run_entry_point
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m metrics compare A B`: see `significance`."""
+    import significance  # reads these names itself
 
+    significance.main(arguments)
+
+
+if __name__ == "__main__":
     run_entry_point(main)

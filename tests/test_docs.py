@@ -110,9 +110,15 @@ def load(path: str, overrides: Sequence[str]) -> None:
         option.load_options(ROOT / path, overrides)
 
 
+def split_program(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Program, as `programs` names it, and arguments of what follows `python`."""
+    program, *arguments = words[1:] if words[0] == "-m" else words
+    return (f"{program}.py" if words[0] == "-m" and (ROOT / f"{program}.py").is_file() else program), arguments
+
+
 def check_python(words: Sequence[str]) -> None:
     """Check `python FILE.py ...` or `python -m MODULE ...`."""
-    program, *arguments = words[1:] if words[0] == "-m" else words
+    program, arguments = split_program(words)
     if program == "pytest":
         assert all((ROOT / word).is_file() for word in arguments if word.endswith(".py"))
     elif program in programs():
@@ -194,7 +200,7 @@ def test_commands_in_the_text_exist(path: Path) -> None:
     for code in inline_code(path):
         words = code.split()
         if words[0] == "python":
-            program, *arguments = words[2:] if words[1] == "-m" else words[1:]
+            program, arguments = split_program(words[1:])
             assert program in programs() or (ROOT / program).is_file(), code
             if program in programs():
                 assert {word for word in arguments if word.startswith("--")} <= flags_of(program), code
