@@ -6,6 +6,7 @@ Letters: B batch, S side of a view, R side of the pictures that it is cut from.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_ROTATION = 90.0  # degrees
 FLIP_PROBABILITY = 0.5
+
+Augmentation = Literal["published", "overhead"]
 
 
 def draw_offsets(count: int, margin: int, generator: torch.Generator) -> Tensor:
@@ -36,11 +39,27 @@ class Draws:
     flips: Tensor | None = None
 
     @classmethod
-    def draw(cls, count: int, margin: int, generator: torch.Generator, flips: bool = False) -> Draws:
-        """Draw `count` views: angles from 0 to 90 degrees, offsets from 0 to `margin` pixels."""
-        angles = torch.rand(count, generator=generator) * MAX_ROTATION
+    def draw(
+        cls,
+        count: int,
+        margin: int,
+        generator: torch.Generator,
+        flips: bool = False,
+        augmentation: Augmentation = "published",
+    ) -> Draws:
+        """Draw `count` views, with offsets from 0 to `margin` pixels.
+
+        `published`: any angle from 0 to 90 degrees, mirrored where `flips` says so. `overhead`: a multiple of 90
+        degrees, and mirrored; seen from above, every such view is as good as the first, and no corner is left black.
+        """
+        if augmentation == "overhead":
+            angles = torch.randint(0, 4, (count,), generator=generator) * 90.0
+        else:
+            angles = torch.rand(count, generator=generator) * MAX_ROTATION
         offsets = draw_offsets(count, margin, generator)
-        mirrored = torch.rand(count, 2, generator=generator) < FLIP_PROBABILITY if flips else None
+        mirrored = None
+        if flips or augmentation == "overhead":
+            mirrored = torch.rand(count, 2, generator=generator) < FLIP_PROBABILITY
         return cls(angles, offsets, mirrored)
 
     def rows(self, ids: Tensor) -> Draws:

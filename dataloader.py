@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from augmentation import Draws, augment, crop, draw_offsets, normalise
+from augmentation import Augmentation, Draws, augment, crop, draw_offsets, normalise
 from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
@@ -187,6 +187,7 @@ class TrainLoader:
         regions: Regions | None = None,
         audio: Spectrograms | None = None,
         two_views: bool = False,
+        augmentation: Augmentation = "published",
     ) -> None:
         """Pair each usable caption with its picture.
 
@@ -204,6 +205,7 @@ class TrainLoader:
             regions: of the N images, for models that use them.
             audio: of the M captions, for models that use them.
             two_views: whether batches carry a second view of their pictures.
+            augmentation: of the views.
 
         Raises:
             InputError: no caption is usable.
@@ -223,6 +225,7 @@ class TrainLoader:
         self.regions = regions
         self.audio = audio
         self.two_views = two_views
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -239,9 +242,11 @@ class TrainLoader:
         for caption_ids, image_ids, stored in zip(chunks, image_chunks, pictures, strict=True):
             size, margin, count = self.image_size, self.store.size - self.image_size, len(caption_ids)
             resident = stored.to(self.device, non_blocking=True)
-            fields = {"images": augment(resident, size, Draws.draw(count, margin, generator))}
+            draws = Draws.draw(count, margin, generator, augmentation=self.augmentation)
+            fields = {"images": augment(resident, size, draws)}
             if self.two_views:
-                fields["second_view"] = augment(resident, size, Draws.draw(count, margin, generator, flips=True))
+                draws = Draws.draw(count, margin, generator, flips=True, augmentation=self.augmentation)
+                fields["second_view"] = augment(resident, size, draws)
             if self.audio is not None:
                 heard = next(spoken).to(self.device, non_blocking=True)
                 fields["audio"] = crop(heard, size, draw_offsets(count, self.audio.store.size - size, generator))

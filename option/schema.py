@@ -137,6 +137,12 @@ class Dataset(Pictures):
         "regions",
     )
 
+    augmentation: Literal["published", "overhead"] = Field(
+        default="published",
+        description="of training pictures, beside the random crop; published: rotated by up to 90 degrees; "
+        "overhead: by a multiple of 90 degrees, and mirrored",
+    )
+
     @property
     def image_folder(self) -> Path:
         """The folder of the pictures: `image_path`, or `images` in `data_path`."""

@@ -46,6 +46,23 @@ def test_normalise() -> None:
     np.testing.assert_allclose(normalise(pixels).numpy(), (pixels.numpy() / 255 - mean) / std, atol=2e-6)
 
 
+@pytest.mark.parametrize(("side", "size"), [(70, 64), (35, 32)])
+def test_overhead_views_are_turned_and_mirrored_cuts(side: int, size: int) -> None:
+    """Each view is one of the eight of some cut, to the last pixel, and all eight come."""
+    pictures = _noise(1, side).expand(64, -1, -1, -1)
+    draws = Draws.draw(64, side - size, torch.Generator().manual_seed(0), augmentation="overhead")
+    views = augment(pictures, size, draws)
+    assert draws.flips is not None
+    seen = set()
+    for view, angle, (left, top), (across, down) in zip(views, draws.angles, draws.offsets, draws.flips, strict=True):
+        turns = round(float(angle) / 90)
+        cut = pictures[0].rot90(turns, (1, 2))[:, top : top + size, left : left + size]
+        cut = cut.flip(2) if across else cut
+        torch.testing.assert_close(view, normalise(cut.flip(1) if down else cut), rtol=0, atol=0)
+        seen.add((turns, bool(across), bool(down)))
+    assert len(seen) == 16
+
+
 @pytest.mark.parametrize(("side", "size"), [(278, 256), (104, 96), (35, 32)])
 def test_rotation_and_crop_as_pillow_does_them(side: int, size: int) -> None:
     spare = side - size

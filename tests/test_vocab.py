@@ -198,6 +198,9 @@ def test_the_command_writes_the_file_and_tells_its_numbers(
     words = ["the", "plane", "is", "big", "near", "a", "harbour", "<unk>"]
     assert list(Vocabulary.load("other.json").word2idx) == words
     assert sorted(captions_folder.iterdir()) == before
+    capsys.readouterr()
+    assert main(["--data_path", *[str(captions_folder)] * 2, "--data_name", "both", "--out", "both.json"]) == 0
+    assert capsys.readouterr().out == "both.json: 3 entries from 8 captions, 24 tokens, 50.0 % become <unk>\n"
 
 
 def test_faults_of_the_command(captions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

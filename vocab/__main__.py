@@ -1,4 +1,4 @@
-"""Build a vocabulary file: `python -m vocab --data_path data/rsitmd_precomp --data_name rsitmd`."""
+"""Build a vocabulary file: `python -m vocab --data_path data/rsitmd_precomp [MORE ...] --data_name rsitmd`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vocab import count_tokens, from_counts
 CAPTION_FILES = ("train_caps.txt", "test_caps.txt")
 
 
-def build_file(data_path: Path, out: Path, min_count: int, stop_words: bool) -> str:
-    """Build the vocabulary of a data set's train and test captions and write it to `out`.
+def build_file(folders: Sequence[Path], out: Path, min_count: int, stop_words: bool) -> str:
+    """Build the vocabulary of the train and test captions of one or more data sets and write it to `out`.
 
     Returns:
         One line on the file: entries, captions, tokens, and the share of tokens that become `<unk>`.
@@ -23,12 +23,13 @@ def build_file(data_path: Path, out: Path, min_count: int, stop_words: bool) -> 
     Raises:
         InputError: a caption file is missing or damaged, no caption has a token, or `out` can't be written.
     """
-    captions = [caption for name in CAPTION_FILES for caption in read_lines(data_path / name)]
+    captions = [caption for folder in folders for name in CAPTION_FILES for caption in read_lines(folder / name)]
     counts = count_tokens(captions)
     tokens = counts.total()
     if tokens == 0:
         raise InputError(
-            f"{data_path}: {' and '.join(CAPTION_FILES)} hold no word at all, so there is nothing to count."
+            f"{', '.join(map(str, folders))}: {' and '.join(CAPTION_FILES)} hold no word at all, so there is nothing "
+            "to count."
         )
     vocabulary = from_counts(counts, min_count, stop_words)
     try:
@@ -47,7 +48,9 @@ def build_file(data_path: Path, out: Path, min_count: int, stop_words: bool) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0, or 2 for a fault in what was given)."""
     parser = argparse.ArgumentParser(prog="python -m vocab", description="Build a data set's vocabulary file.")
-    parser.add_argument("--data_path", type=Path, required=True, help="folder with train_caps.txt and test_caps.txt")
+    parser.add_argument(
+        "--data_path", type=Path, nargs="+", required=True, help="folders with train_caps.txt and test_caps.txt"
+    )
     parser.add_argument("--data_name", required=True, help="name of the data set, such as rsitmd")
     parser.add_argument("--out", type=Path, help="file to write (default: vocab/<data_name>_splits_vocab.json)")
     parser.add_argument("--min_count", type=int, default=5, help="occurrences that make a word an entry (default: 5)")
