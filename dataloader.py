@@ -38,7 +38,8 @@ class Batch:
         audio: [B, 3, S, S] spectrogram pictures.
         nodes: [B, 20, 20] features of the pictures' regions, see `data.region_graph`.
         adjacency: [B, 20, 20] their graph.
-        keywords: [B, K] int64 word ids of the pictures' keywords.
+        keywords: [B, K] int64 word ids of the pictures' keywords, two to each, zero-padded; 0 is also a missing first
+            word. In a query by sentence alone, words of the sentence; see `queries`.
     """
 
     images: Tensor | None = None
@@ -81,10 +82,12 @@ class Captions:
     Attributes:
         tokens: [M, L] int64, zero-padded.
         lengths: [M] int64, at least 1.
+        keywords: [M, K] int64, zero-padded, see `Batch`; None for models that know no keywords.
     """
 
     tokens: Tensor
     lengths: Tensor
+    keywords: Tensor | None = None
 
     @classmethod
     def encode(cls, captions: Sequence[str], vocabulary: Vocabulary) -> Captions:
@@ -97,18 +100,24 @@ class Captions:
     def batch(self, ids: Tensor) -> Batch:
         """The captions `ids` [B], padded no further than their longest."""
         lengths = self.lengths[ids]
-        return Batch(tokens=self.tokens[ids, : int(lengths.max())], lengths=lengths, caption_ids=ids)
+        keywords = None if self.keywords is None else self.keywords[ids]
+        tokens = self.tokens[ids, : int(lengths.max())]
+        return Batch(tokens=tokens, lengths=lengths, caption_ids=ids, keywords=keywords)
 
     def distinct(self) -> tuple[Captions, Tensor]:
-        """Every different word sequence once, the longest first.
+        """Every different word sequence once, the longest first; with other keywords it is another one.
 
         Returns:
             The U distinct captions, and for each of the M captions its row among them [M].
         """
-        tokens, row_of = self.tokens.unique(dim=0, return_inverse=True)
-        lengths = (tokens != 0).sum(dim=1)
+        width = self.tokens.shape[1]
+        ids = self.tokens if self.keywords is None else torch.cat([self.tokens, self.keywords], dim=1)
+        distinct, row_of = ids.unique(dim=0, return_inverse=True)
+        lengths = (distinct[:, :width] != 0).sum(dim=1)
         order = lengths.argsort(descending=True, stable=True)
-        return Captions(tokens[order], lengths[order]), order.argsort()[row_of]
+        distinct = distinct[order]
+        keywords = None if self.keywords is None else distinct[:, width:]
+        return Captions(distinct[:, :width], lengths[order], keywords), order.argsort()[row_of]
 
 
 class _Pictures(Dataset[Tensor | InputError]):

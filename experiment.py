@@ -24,6 +24,7 @@ from optimisation import build_optimizer, build_scheduler, build_warmup, moving_
 from option import Options, SceneOptions
 from option.pretraining import UnpairedSources
 from option.schema import Dataset, Descent, Logs, Pictures, Training
+from queries import build_queries
 from report import as_csv
 from training_state import TrainingState
 from utils import InputError, derive_seed, first_line, logger, write_text_atomic
@@ -202,6 +203,12 @@ def regions_of(options: Options, names: Sequence[str]) -> Regions | None:
     return read_regions(dataset.local_path).of(names, dataset.missing_regions)
 
 
+def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabulary) -> Captions:
+    """What the captions of a list become for the model, see `queries.build_queries`."""
+    mode = registered()[options.model.name].model.query_mode(options)
+    return build_queries(annotations, vocabulary, mode, options.dataset.keywords_folder)
+
+
 def warn_of_blanks(annotations: Annotations) -> Tensor:
     """Say in one line which captions have no word, if any has none.
 
@@ -228,7 +235,7 @@ def train_loader(
     store, rows = media.images.open(annotations.image_names, margin_size(size), f"pictures ({annotations.name})")
     return TrainLoader(
         annotations,
-        Captions.encode(annotations.captions, vocabulary),
+        queries_of(options, annotations, vocabulary),
         ~warn_of_blanks(annotations),
         store,
         rows,
@@ -260,7 +267,7 @@ def evaluation_loader(
         views, _ = media.images.open(names, margin_size(size), f"pictures ({annotations.name})")
     return EvaluationLoader(
         annotations,
-        Captions.encode(annotations.captions, vocabulary),
+        queries_of(options, annotations, vocabulary),
         store,
         rows,
         batch_size=options.dataset.batch_size_val,

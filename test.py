@@ -241,16 +241,21 @@ def _describe(method: Method | None, constants: Rerank) -> str:
 
 
 def _write_results(options: Options, folds: Sequence[int], result: Mapping[str, Any], tables: str, whole: bool) -> None:
-    """Each fold's scores into its folder, and where all folds were scored the whole result beside them."""
+    """Each fold's scores into its folder, and where all folds were scored the whole result beside them.
+
+    The files of models with keywords bear the query mode in their names: one model can be tested in several.
+    """
     rows = result["rows"]
+    mode = registered()[options.model.name].model.query_mode(options)
+    name = "test" if mode == "none" else f"test_{mode}"
     for fold in folds:
-        write_text_atomic(run_folder(options, fold) / "test.json", _json(rows[f"fold {fold}"]))
+        write_text_atomic(run_folder(options, fold) / f"{name}.json", _json(rows[f"fold {fold}"]))
     if whole:
         folder = experiment_folder(options)
-        write_text_atomic(folder / "test.json", _json(result))
-        write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
-        write_text_atomic(folder / "test.md", f"{tables}\n\n{result['protocol']}\n")
-        print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
+        write_text_atomic(folder / f"{name}.json", _json(result))
+        write_text_atomic(folder / f"{name}.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
+        write_text_atomic(folder / f"{name}.md", f"{tables}\n\n{result['protocol']}\n")
+        print(f"\nWritten to {folder}/{name}.json, {name}.csv and {name}.md.")
 
 
 def _refuse_missing(checkpoints: Mapping[str, Path], path_opt: str, overrides: Sequence[str]) -> None:

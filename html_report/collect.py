@@ -140,11 +140,13 @@ def examine(
     text_image = subject.loader.text_image
     own = torch.arange(len(scores))[:, None] == text_image[None]  # [N, M]
     groups = torch.arange(len(scores)) if subject.scenes is None else subject.scenes
+    # Word for word equal captions are different answers where their images' keywords are a part of them.
+    wordings = list(zip(subject.annotations.captions, subject.loader.caption_row.tolist(), strict=True))
     captions = _queries(scores.T, own.T, ranks["t2i"], groups[text_image], range(len(scores)))
     image_points, caption_points, shares = principal_plane(images.cpu(), texts.cpu())
     return Gallery(
         captions=captions,
-        images=_queries(scores, own, ranks["i2t"], groups, subject.annotations.captions),
+        images=_queries(scores, own, ranks["i2t"], groups, wordings),
         image_points=image_points,
         caption_points=caption_points,
         plane_shares=shares,

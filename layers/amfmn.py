@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layers.backbone import BackboneParameters
-from layers.base import NORM_FLOOR, Explanation, RetrievalModel, l2norm
+from layers.base import NORM_FLOOR, Explanation, QueryMode, RetrievalModel, l2norm
+from layers.keywords import KeywordFusion, KeywordParameters
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
-from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
+from layers.text import RELEASED_CAPTIONS, CaptionEncoder, EmbedParameters, Seq2VecParameters, caption_encoder
 
 if TYPE_CHECKING:
     from dataloader import Batch
+    from option import Options
     from vocab import Vocabulary
 
 
@@ -49,6 +51,7 @@ class AmfmnParameters(ModelParameters):
     cross_attention: CrossAttentionParameters = CrossAttentionParameters()
     seq2vec: Seq2VecParameters = Seq2VecParameters()
     embed: EmbedParameters = EmbedParameters()
+    keywords: KeywordParameters = KeywordParameters()
     backbone: BackboneParameters = BackboneParameters()
 
 
@@ -144,6 +147,12 @@ ATTENTION: dict[str, Callable[[int], CrossAttention]] = {
     "fusion_att": FusionAttention,
     "similarity_att": SimilarityAttention,
 }
+QUERIES: dict[QueryMode, str] = {
+    "none": "",
+    "sentence": "queries are sentences, whose known keyword words stand for keywords",
+    "keywords": "queries are the keywords of the image, the same ones for all of its captions",
+    "both": "queries are sentences with the keywords of their image",
+}
 
 
 @register("AMFMN", AmfmnParameters)
@@ -169,14 +178,19 @@ class AMFMN(RetrievalModel):
         att_type: str,
         vgmf: bool,
         block_mib: int,
+        keywords: KeywordFusion | None = None,
     ) -> None:
-        """Join two encoders of the same `embed_dim` by the attention `att_type`; see `CrossAttentionParameters`."""
+        """Join two encoders of the same `embed_dim` by the attention `att_type`; see `CrossAttentionParameters`.
+
+        With `keywords`, which the words of a `CaptionEncoder` go to, a text is a caption and keywords.
+        """
         super().__init__()
         self.image_encoder = image_encoder
         self.caption_encoder = caption_encoder
         self.attention = ATTENTION[att_type](embed_dim)
         self.vgmf = nn.Linear(2 * embed_dim, embed_dim) if vgmf else None
         self.block_bytes = block_mib * 2**20
+        self.keywords = keywords
 
     @classmethod
     def from_parameters(
@@ -186,7 +200,9 @@ class AMFMN(RetrievalModel):
         block = cast(AmfmnParameters, parameters)
         images = multiscale_encoder(block.multiscale, block.backbone, block.embed.embed_dim, image_size, load_weights)
         captions = caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
-        attention = block.cross_attention
+        attention, keywords = block.cross_attention, None
+        if block.keywords.mode != "none":
+            keywords = KeywordFusion(captions.word_table.embedding_dim, block.embed.embed_dim)
         return cls(
             images,
             captions,
@@ -194,7 +210,18 @@ class AMFMN(RetrievalModel):
             attention.att_type,
             attention.vgmf,
             attention.block_mib,
+            keywords,
         )
+
+    @classmethod
+    def query_mode(cls, options: Options) -> QueryMode:
+        """See `RetrievalModel.query_mode`."""
+        return cast(AmfmnParameters, options.model).keywords.mode
+
+    @classmethod
+    def protocol_note(cls, options: Options) -> str:
+        """See `RetrievalModel.protocol_note`: what the queries were."""
+        return QUERIES[cls.query_mode(options)]
 
     def encode_image(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_image`."""
@@ -202,7 +229,11 @@ class AMFMN(RetrievalModel):
 
     def encode_text(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_text`."""
-        return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+        sentences = cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+        if self.keywords is None:
+            return sentences
+        words = cast(CaptionEncoder, self.caption_encoder).word_table
+        return cast(Tensor, self.keywords(sentences, batch.need("keywords"), words))
 
     def explain(self, batch: Batch) -> Explanation:
         """See `RetrievalModel.explain`: MVSA's attention."""

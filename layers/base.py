@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from layers.registry import ModelParameters
     from option import Options
     from vocab import Vocabulary
+
+QueryMode = Literal["none", "sentence", "keywords", "both"]
+"""What a text query is made of; "none": captions, for models that know no keywords. See `queries`."""
 
 Criterion = Callable[[Tensor], dict[str, Tensor]]
 
@@ -88,6 +91,11 @@ class RetrievalModel(nn.Module):
     def protocol_note(cls, options: Options) -> str:
         """What a recall table must say about the model of these options beyond its name; mostly nothing."""
         return ""
+
+    @classmethod
+    def query_mode(cls, options: Options) -> QueryMode:
+        """What the text queries of these options are made of; `Batch.keywords` comes with any mode but "none"."""
+        return "none"
 
     def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
         """What the optimiser trains, in groups that each have their learning rate (`params`, `lr`)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,11 @@ class CaptionEncoder(nn.Module):
         super().__init__()
         self.sequence = sequence
         self.projection = nn.Linear(width, embed_dim)
+
+    @property
+    def word_table(self) -> nn.Embedding:
+        """The word vectors, [words + 1, E]; row 0 is padding."""
+        return cast(nn.Embedding, self.sequence.embedding)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Embed captions: tokens [B, L] zero-padded, lengths [B] (CPU) -> [B, D], not negative."""

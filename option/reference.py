@@ -69,6 +69,7 @@ SOURCES = {
     "model.multiscale": "AMFMN, eq. 1-8",
     "model.cross_attention.att_type": "AMFMN, eq. 12-14",
     "model.cross_attention.vgmf": "AMFMN, eq. 15-17",
+    "model.keywords": "AMFMN",
     "model.seq2vec": YAML_FILES,
     "model.seq2vec.word_dim": "",
     "model.seq2vec.hidden_dim": "",

@@ -136,6 +136,16 @@ class Dataset(Pictures):
         description="when the region file lacks a picture; error: the run ends; zeros: it counts as one without "
         "regions",
     )
+    keywords_path: GivenPath | None = Field(
+        default=None,
+        description="folder of train_keywords.txt and test_keywords.txt, made by `python -m data.keywords` (AMFMN); "
+        "null: data_path",
+    )
+
+    @property
+    def keywords_folder(self) -> Path:
+        """The folder of the keywords: `keywords_path`, or `data_path`."""
+        return self.keywords_path or self.data_path
 
     augmentation: Literal["published", "overhead"] = Field(
         default="published",

@@ -35,6 +35,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"cross_attention.att_type": "fusion_att"},
         {"cross_attention.att_type": "similarity_att"},
         {"cross_attention.att_type": "similarity_att", "cross_attention.vgmf": True},
+        {"keywords.mode": "both"},
     ],
     "SWAN": [{}, {"tcge.rounding": "none"}, {"is_finetune": True}],
     "GaLR": [
@@ -100,7 +101,17 @@ def random_batch(size: int, image_size: int = SIZE, seed: int = 0) -> Batch:
         audio=pictures[2],
         nodes=torch.randn(size, 20, 20, generator=draw),
         adjacency=torch.randn(size, 20, 20, generator=draw).softmax(dim=-1),
+        keywords=random_keywords(size, draw),
     )
+
+
+def random_keywords(size: int, draw: torch.Generator) -> Tensor:
+    """1 to 3 keywords of 1 or 2 words for each item, [size, 6]; none for the second item."""
+    keywords = torch.randint(1, 20, (size, 3, 2), generator=draw)
+    keywords[..., 0] *= torch.randint(0, 2, (size, 3), generator=draw)
+    counts = torch.randint(1, 4, (size, 1), generator=draw)
+    counts[1:2] = 0
+    return (keywords * (torch.arange(3) < counts)[..., None]).flatten(1)
 
 
 def rows(batch: Batch, ids: list[int], padding: int = 0) -> Batch:
