@@ -26,5 +26,9 @@ regions="data/${name}_regions.h5"
 if grep -q "local_path: $regions" "$option" && [[ ! -f "$regions" ]]; then
   step "regions" "$python" -m data.regions build --images "data/${name}_precomp/images" --out "$regions"
 fi
+keywords="data/${name}_keywords"
+if grep -q "keywords_path: $keywords" "$option" && [[ ! -f "$keywords/test_keywords.txt" ]]; then
+  step "keywords" "$python" -m data.keywords "data/${name}_precomp" --out "$keywords"
+fi
 step "training" "$python" train.py --path_opt "$option" --resume "$@"
 step "test" "$python" test.py --path_opt "$option" "$@"
