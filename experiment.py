@@ -205,7 +205,7 @@ def regions_of(options: Options, names: Sequence[str]) -> Regions | None:
 
 def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabulary) -> Captions:
     """What the captions of a list become for the model, see `queries.build_queries`."""
-    mode = registered()[options.model.name].model.query_mode(options)
+    mode = registered()[options.model.name].model.query_mode(options.model)
     return build_queries(annotations, vocabulary, mode, options.dataset.keywords_folder)
 
 

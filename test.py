@@ -33,7 +33,6 @@ from experiment import (
     parse_folds,
     place,
     read_vocabulary,
-    run_folder,
 )
 from export import Embeddings, check_exportable, write_embeddings, write_ranks
 from html_report import Report, TestSet, check_target
@@ -111,9 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.json is not None:
         write_text_atomic(given.json, _json(result))
     if given.checkpoint is None:
-        _write_results(options, folds, result, shown, whole=given.folds is None)
+        folder = results_folder(options, content)
+        _write_results(folder, folds, result, shown, whole=given.folds is None)
         if given.folds is None:
-            write_ranks(experiment_folder(options) / "ranks.h5", annotations, options, ranks)
+            write_ranks(folder / "ranks.h5", annotations, options, ranks)
     if given.export is not None:
         write_embeddings(given.export, annotations, options, vocabulary, exported)
         print(f"\nEmbeddings written to {given.export}.")
@@ -240,22 +240,31 @@ def _describe(method: Method | None, constants: Rerank) -> str:
     return f"{method}, {constants.candidates} candidates{weights}"
 
 
-def _write_results(options: Options, folds: Sequence[int], result: Mapping[str, Any], tables: str, whole: bool) -> None:
-    """Each fold's scores into its folder, and where all folds were scored the whole result beside them.
+def results_folder(options: Options, content: Mapping[str, Any]) -> Path:
+    """Where results go: into the experiment's folder, or into one there if the queries are others than in training.
 
-    The files of models with keywords bear the query mode in their names: one model can be tested in several.
+    Args:
+        options: of the test.
+        content: of one of the checkpoints, which was loaded with these options.
     """
+    registration, folder = registered()[options.model.name], experiment_folder(options)
+    mode = registration.model.query_mode(options.model)
+    if mode == "none":  # published checkpoints say nothing of their options
+        return folder
+    trained = registration.parameters.model_validate(content["options"]["model"])
+    return folder if registration.model.query_mode(trained) == mode else folder / f"by_{mode}"
+
+
+def _write_results(folder: Path, folds: Sequence[int], result: Mapping[str, Any], tables: str, whole: bool) -> None:
+    """Each fold's scores into its folder, and where all folds were scored the whole result beside them."""
     rows = result["rows"]
-    mode = registered()[options.model.name].model.query_mode(options)
-    name = "test" if mode == "none" else f"test_{mode}"
     for fold in folds:
-        write_text_atomic(run_folder(options, fold) / f"{name}.json", _json(rows[f"fold {fold}"]))
+        write_text_atomic(folder / str(fold) / "test.json", _json(rows[f"fold {fold}"]))
     if whole:
-        folder = experiment_folder(options)
-        write_text_atomic(folder / f"{name}.json", _json(result))
-        write_text_atomic(folder / f"{name}.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
-        write_text_atomic(folder / f"{name}.md", f"{tables}\n\n{result['protocol']}\n")
-        print(f"\nWritten to {folder}/{name}.json, {name}.csv and {name}.md.")
+        write_text_atomic(folder / "test.json", _json(result))
+        write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
+        write_text_atomic(folder / "test.md", f"{tables}\n\n{result['protocol']}\n")
+        print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
 
 
 def _refuse_missing(checkpoints: Mapping[str, Path], path_opt: str, overrides: Sequence[str]) -> None:

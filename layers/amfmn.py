@@ -214,14 +214,14 @@ class AMFMN(RetrievalModel):
         )
 
     @classmethod
-    def query_mode(cls, options: Options) -> QueryMode:
+    def query_mode(cls, parameters: ModelParameters) -> QueryMode:
         """See `RetrievalModel.query_mode`."""
-        return cast(AmfmnParameters, options.model).keywords.mode
+        return cast(AmfmnParameters, parameters).keywords.mode
 
     @classmethod
     def protocol_note(cls, options: Options) -> str:
         """See `RetrievalModel.protocol_note`: what the queries were."""
-        return QUERIES[cls.query_mode(options)]
+        return QUERIES[cls.query_mode(options.model)]
 
     def encode_image(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_image`."""

@@ -93,8 +93,8 @@ class RetrievalModel(nn.Module):
         return ""
 
     @classmethod
-    def query_mode(cls, options: Options) -> QueryMode:
-        """What the text queries of these options are made of; `Batch.keywords` comes with any mode but "none"."""
+    def query_mode(cls, parameters: ModelParameters) -> QueryMode:
+        """What text queries are made of by a `model` block; `Batch.keywords` comes with any mode but "none"."""
         return "none"
 
     def parameter_groups(self, options: Options) -> list[dict[str, Any]]:

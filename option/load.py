@@ -270,7 +270,7 @@ def _note_without_effect(
     by_reason = defaultdict(list)
     if options.dataset.local_path is not None and not registered()[model].model.uses_regions:
         by_reason[f"{model} has no regions"].append("dataset.local_path")
-    if options.dataset.keywords_path is not None and registered()[model].model.query_mode(options) == "none":
+    if options.dataset.keywords_path is not None and registered()[model].model.query_mode(options.model) == "none":
         by_reason[
             "model.keywords.mode is none" if "model.keywords.mode" in known else f"{model} has no keywords"
         ].append("dataset.keywords_path")

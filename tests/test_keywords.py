@@ -87,7 +87,7 @@ class TestFile:
         with pytest.raises(InputError, match=r"test_keywords.txt: no such file.*dataset.keywords_path.*data.keywords"):
             read_keywords(keyword_list(tmp_path, "test"), 1)
 
-    @settings(max_examples=20)
+    @settings(max_examples=20, deadline=None)
     @given(st.lists(st.lists(st.tuples(FINE_GRAINED, TARGETS), min_size=1, max_size=3), max_size=4))
     def test_reads_what_it_writes(self, keywords: list[list[Keyword]]) -> None:
         with TemporaryDirectory() as folder:
@@ -157,15 +157,14 @@ class TestExtraction:
         assert extract_keywords(["It is very strange .", "strange"], lexicon, 5) == (("-", "strange"),)
         assert extract_keywords(["  ", " . "], lexicon, 5) == (UNNAMED,)
 
-    @settings(max_examples=30)
+    @settings(max_examples=30, deadline=None)
     @given(st.lists(st.text(max_size=30), min_size=1, max_size=5))
     def test_any_text_gives_keywords_that_can_be_read(self, captions: list[str]) -> None:
         lexicon = Lexicon({"trees": 1}, frozenset({"green"}))
         found = extract_keywords(captions, lexicon, 3)
         assert 1 <= len(found) <= 3
-        with TemporaryDirectory() as folder:
-            write_keywords(Path(folder, "x"), [found])
-            assert read_keywords(Path(folder, "x"), 1) == [found]
+        assert all(len(keyword) == 2 and " ".join(keyword).split() == list(keyword) for keyword in found)
+        assert not any("," in word or word != word.lower() for keyword in found for word in keyword)
 
     def test_command(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         listed(tmp_path / "data", CAPTIONS, per_image=2)
@@ -222,6 +221,7 @@ class TestQueries:
         assert found.tolist() == [[0, 2, 0, 1], [0, 0, 0, 0], [0, 2, 0, 2]]
         assert sentence_keywords(tokens, torch.tensor([5])).tolist() == [[0, 0]] * 3
 
+    @settings(deadline=None)
     @given(st.lists(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=3, max_size=3), min_size=1))
     def test_compact_equals_its_slow_twin(self, rows: list[list[tuple[int, bool]]]) -> None:
         ids, kept = (torch.tensor([[pair[place] for pair in row] for row in rows]) for place in (0, 1))
@@ -291,7 +291,7 @@ def slow_fusion(fusion: KeywordFusion, sentence: Tensor, keywords: list[int], wo
     sentence = sentence / (sentence.norm() + 1e-8)
     if not states:
         return sentence
-    first_map, _, second_map = fusion.projection
+    first_map, second_map = cast(nn.Linear, fusion.projection[0]), cast(nn.Linear, fusion.projection[2])
     keyword = second_map(torch.relu(first_map(torch.stack(states).mean(dim=0))))
     keyword = keyword / (keyword.norm() + 1e-8)
     weight = torch.sigmoid(fusion.gate(torch.cat([sentence, keyword])))
@@ -334,7 +334,8 @@ class TestFusion:
         torch.testing.assert_close(found, sentences[2] / sentences[2].norm(), atol=1e-7, rtol=0)
 
     def test_embeddings_come_close_in_mixed_precision(self) -> None:
-        fusion, sentences, words = (part.float() for part in self.parts())
+        fusion, sentences, words = self.parts()
+        fusion, sentences, words = fusion.float(), sentences.float(), words.float()
         found = fusion(sentences, torch.tensor(self.KEYWORDS), words)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = fusion(sentences.bfloat16(), torch.tensor(self.KEYWORDS), words)
@@ -376,7 +377,7 @@ class TestRuns:
         }
         assert note[mode] in capsys.readouterr().out
         folder = experiment.parent / "checkpoint" / mode / "0"
-        scores = json.loads((folder / f"test_{mode}.json").read_text())
+        scores = json.loads((folder / "test.json").read_text())
         assert 0 <= scores["mR"] <= 100
         if mode != "both":
             return
@@ -384,8 +385,8 @@ class TestRuns:
         for other in ("sentence", "keywords"):
             test_entry.main([*arguments, f"model.keywords.mode={other}"])
             assert note[other] in capsys.readouterr().out
-        assert {path.name for path in folder.glob("test*.json")} == {f"test_{mode}.json" for mode in MODES}
-        assert json.loads((folder / "test_both.json").read_text()) == scores
+            assert (folder.parent / f"by_{other}" / "0" / "test.json").is_file()
+        assert json.loads((folder / "test.json").read_text()) == scores
         with pytest.raises(InputError, match=r"model.keywords.mode: both in the checkpoint, none now"):
             test_entry.main([*arguments, "model.keywords.mode=none"])
         content = read_checkpoint(folder / "AMFMN_best.pth.tar")
