@@ -21,9 +21,8 @@ from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan
 from layers.registry import registered
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
-from option import Options, SceneOptions
-from option.pretraining import UnpairedSources
-from option.schema import Dataset, Descent, Logs, Pictures, Training
+from option import ModalityOptions, Options, SceneOptions
+from option.schema import Descent, Logs, Pictures, Training
 from queries import build_queries
 from report import as_csv
 from training_state import TrainingState
@@ -85,17 +84,20 @@ def parse_folds(text: str | None, count: int) -> list[int]:
     return folds
 
 
-def read_vocabulary(dataset: Dataset | UnpairedSources) -> Vocabulary:
-    """The vocabulary of `dataset.vocab_path`.
+def read_vocabulary(options: Options | ModalityOptions) -> Vocabulary:
+    """The words that the model reads: its own where it brings them, else those of `dataset.vocab_path`.
 
     Raises:
         InputError: it is missing (the message names the command that makes it) or broken.
     """
-    path = Path(dataset.vocab_path)
+    own = registered()[options.model.name].model.own_vocabulary(options.model)
+    if own is not None:
+        return own
+    path = Path(options.dataset.vocab_path)
     if not path.is_file():
         raise InputError(
             f"dataset.vocab_path: no vocabulary {path}. Make it with: "
-            f"python -m vocab --data_path {dataset.data_path} --data_name NAME --out {path}"
+            f"python -m vocab --data_path {options.dataset.data_path} --data_name NAME --out {path}"
         )
     return Vocabulary.load(path)
 

@@ -81,7 +81,7 @@ def pretrain_modalities(options: ModalityOptions, device: torch.device, resume: 
         logger.info("%s is finished (%d epochs).", folder, begun["epoch"])
         return result
     with log_to(folder / "train.log"):
-        vocabulary = read_vocabulary(options.dataset)
+        vocabulary = read_vocabulary(options)
         sources = open_sources(options, vocabulary, folder / "cache", device)
         sides = start_adversaries(options, options.model, vocabulary, device, begun)
         write_text_atomic(folder / "options.yaml", option.to_yaml(options))

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.checkpoint is not None:
         checkpoints = {given.checkpoint.name: given.checkpoint}
     _refuse_missing(checkpoints, given.path_opt, given.set)
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
     scenes = scene_numbers(annotations)
     _check_targets(given, options, annotations)

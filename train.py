@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     media: Media | None = None
     for fold in folds:
         folder = run_folder(options, fold)

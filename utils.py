@@ -61,7 +61,10 @@ def _umask() -> int:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, or one that the models' authors published, without running code from it.
+    """Read a checkpoint of ours, or one that a model's authors published, without running code from it.
+
+    Returns:
+        Its content, the weights under the key `model`, also where they were stored as `state_dict` or alone.
 
     Raises:
         InputError: the file is missing, or is not a checkpoint, or holds more than tensors and plain values.
@@ -76,8 +79,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)})."
         ) from fault
+    if isinstance(content, dict) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return {"model": content}
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        return {"model": content["state_dict"]}
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(f"{path} is not a checkpoint: expected a dictionary with the weights under the key `model`.")
+        raise InputError(
+            f"{path} is not a checkpoint: expected the weights under the key `model` or `state_dict`, or nothing else."
+        )
     return content
 
 

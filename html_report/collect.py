@@ -203,9 +203,9 @@ def _pairs(loader: EvaluationLoader, captions: Tensor) -> Batch:
 
 def _words(subject: TestSet, caption: int, shares: Sequence[float]) -> list[tuple[str, float]]:
     """The words of a caption as the model reads them, each with its share."""
-    known = subject.vocabulary.word2idx
     words = tokenize(subject.annotations.captions[caption]) or [UNKNOWN]
-    return [(word if word in known else UNKNOWN, share) for word, share in zip(words, shares, strict=False)]
+    knows = subject.vocabulary.knows
+    return [(word if knows(word) else UNKNOWN, share) for word, share in zip(words, shares, strict=False)]
 
 
 def _drawn_regions(subject: TestSet, images: Sequence[int]) -> list[Image.Image]:

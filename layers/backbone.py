@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,15 +19,15 @@ _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
 
 
-def _import_resnets() -> ModuleType:
-    """Import `torchvision.models.resnet`, also where torchvision's compiled part does not fit the installed torch.
+def import_torchvision(module: str) -> ModuleType:
+    """Import a module of torchvision, also where torchvision's compiled part does not fit the installed torch.
 
     torchvision as published on PyPI is compiled against the CUDA build of torch. Beside a CPU-only torch its library
-    can't be loaded, and the import ends in "operator torchvision::nms does not exist". The ResNets need none of these
+    can't be loaded, and the import ends in "operator torchvision::nms does not exist". The models need none of these
     operators, so declaring their names without an implementation is enough.
     """
     try:
-        import torchvision.models.resnet as resnet
+        return importlib.import_module(module)
     except RuntimeError as fault:
         if "torchvision::" not in str(fault):
             raise
@@ -36,8 +37,7 @@ def _import_resnets() -> ModuleType:
         for operator in _COMPILED_OPERATORS:
             library.define(f"{operator}(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)  # a Library undeclares its operators when it is collected
-        import torchvision.models.resnet as resnet
-    return cast(ModuleType, resnet)
+        return importlib.import_module(module)
 
 
 class BackboneParameters(Parameters):
@@ -60,7 +60,7 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
     Raises:
         InputError: the weights can't be had or don't fit.
     """
-    constructors = _import_resnets()
+    constructors = import_torchvision("torchvision.models.resnet")
     network: nn.Module = getattr(constructors, architecture)(weights=None)
     if pretrained == "imagenet":
         _load_backbone(network, _download(constructors, architecture), "ImageNet")
@@ -72,7 +72,7 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
 
 def resnet_parameters(model: nn.Module) -> list[nn.Parameter]:
     """All parameters of a model that lie inside torchvision's ResNets."""
-    kind = _import_resnets().ResNet
+    kind = import_torchvision("torchvision.models.resnet").ResNet
     return [parameter for part in model.modules() if isinstance(part, kind) for parameter in part.parameters()]
 
 

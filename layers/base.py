@@ -88,6 +88,11 @@ class RetrievalModel(nn.Module):
         return cls.from_parameters(options.model, options.dataset.image_size, vocabulary, load_weights)
 
     @classmethod
+    def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary | None:
+        """The words whose ids the model reads, where they come with it; None: those of `dataset.vocab_path`."""
+        return None
+
+    @classmethod
     def protocol_note(cls, options: Options) -> str:
         """What a recall table must say about the model of these options beyond its name; mostly nothing."""
         return ""

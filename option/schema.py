@@ -127,7 +127,9 @@ class Dataset(Pictures):
     audio_path: GivenPath | None = Field(
         default=None, description="folder of the spectrogram pictures, made by `python -m data.audio` (MCRN)"
     )
-    vocab_path: GivenPath = Field(description="vocabulary JSON, made by `python -m vocab`")
+    vocab_path: GivenPath = Field(
+        description="vocabulary JSON, made by `python -m vocab`; CLIP brings its own and reads none"
+    )
     local_path: GivenPath | None = Field(
         default=None, description="region file, made by `python -m data.regions`; null: GaLR is global only"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ SMALL = {
     "fusion.mca_HIDDEN_SIZE_HEAD": 16,
     "discriminator.in_size": 128,
     "backbone.pretrained": "none",
+    "architecture": str(Path(__file__).with_name("clip_tiny.json")),
 }
 
 

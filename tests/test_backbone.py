@@ -22,7 +22,7 @@ State = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def resnets() -> ModuleType:
     """`torchvision.models.resnet`, imported as the backbones do it."""
-    return backbone._import_resnets()
+    return backbone.import_torchvision("torchvision.models.resnet")
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,7 @@ class TestRuns:
         options = load_options(experiment)
         annotations = read_annotations(options.dataset.data_path, "train")
         media = Media.of(options, [annotations], CPU)
-        vocabulary = read_vocabulary(options.dataset)
+        vocabulary = read_vocabulary(options)
         training = train_loader(options, 0, vocabulary, annotations, media, CPU)
         evaluation = evaluation_loader(options, annotations, vocabulary, media, CPU)
         assert options.dataset.local_path is not None

@@ -205,7 +205,7 @@ def test_all_folds_have_curves_and_are_named(saved: Path, page: Node) -> None:
 def test_framed_answers_and_places_are_the_true_ones(saved: Path, page: Node) -> None:
     options = option.load_options(saved)
     annotations = read_annotations(options.dataset.data_path, "test")
-    vocabulary, device = read_vocabulary(options.dataset), torch.device("cpu")
+    vocabulary, device = read_vocabulary(options), torch.device("cpu")
     loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], device), device)
     model, _ = test_entry.load_model(options, vocabulary, best_checkpoint(options, 0), device)
     scores = torch.cat(list(score_source(model, *encode(model, loader, device), loader.caption_row)()))

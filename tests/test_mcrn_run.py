@@ -51,7 +51,7 @@ def loader_of(options: Options, batch_size: int = 5) -> EvaluationLoader:
     dataset = options.dataset.model_copy(update={"batch_size_val": batch_size})
     options = options.model_copy(update={"dataset": dataset})
     annotations = read_annotations(options.dataset.data_path, "test", options.dataset.audio_path)
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
 
 
@@ -100,7 +100,7 @@ def test_spectrograms_and_views_of_evaluation(experiment: Path) -> None:
 def test_training_batches_carry_all_sources_of_the_same_pairs(experiment: Path) -> None:
     options = load_options(experiment)
     annotations = read_annotations(options.dataset.data_path, "train", options.dataset.audio_path)
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     loader = train_loader(options, 0, vocabulary, annotations, Media.of(options, [annotations], CPU), CPU)
     assert loader.audio is not None
     assert annotations.audio_names is not None

@@ -16,7 +16,7 @@ import option
 import pretrain as pretrain_entry
 from experiment import read_vocabulary
 from layers import build_model
-from layers.backbone import SceneClassifier, _import_resnets, read_backbone_file
+from layers.backbone import SceneClassifier, import_torchvision, read_backbone_file
 from option.pretraining import SceneBackbone, ScenePictures
 from scene_pretraining import list_pictures, split_classes
 from tests.tiny import make_precomp, write_experiment
@@ -142,7 +142,7 @@ class TestRun:
         file = pretrained / "backbone.pth"
         path = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
         options = option.load_options(path, [f"model.backbone.pretrained={file}"])
-        started = build_model(options, read_vocabulary(options.dataset)).state_dict()
+        started = build_model(options, read_vocabulary(options)).state_dict()
         weights = read_backbone_file(file)
         assert weights["fc.weight"].shape == (3, 512)
         for name, value in weights.items():
@@ -190,5 +190,5 @@ def test_every_architecture_exists_with_its_weights(architecture: str) -> None:
     with torch.device("meta"):
         model = SceneClassifier(architecture, "none", 30)
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 30)
-    names = [name.lower() for name in vars(_import_resnets())]
+    names = [name.lower() for name in vars(import_torchvision("torchvision.models.resnet"))]
     assert names.count(f"{architecture}_weights") == 1

@@ -71,6 +71,10 @@ class Vocabulary:
         unknown = self.word2idx[UNKNOWN]
         return [self.word2idx.get(token, unknown) for token in tokenize(caption)] or [unknown]
 
+    def knows(self, word: str) -> bool:
+        """Whether a token is read as itself, not as `<unk>`."""
+        return word in self.word2idx
+
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
         """Read the JSON file that `save` writes, which is also the published form.

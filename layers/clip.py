@@ -1,0 +1,211 @@
+"""CLIP: any two-tower model that open_clip builds, zero-shot or fine-tuned under the same protocol as the others.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021; with remote-sensing
+weights RemoteCLIP (Liu et al., 2024) and GeoRSCLIP (Zhang et al., 2024). Letters: B batch, S image side in pixels,
+L token ids, C longest text that the model reads, D embedding.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from augmentation import IMAGENET_MEAN, IMAGENET_STD
+from layers.backbone import import_torchvision
+from layers.base import RetrievalModel
+from layers.registry import ModelParameters, register
+from layers.released import load_released
+from utils import InputError, first_line, logger, read_checkpoint
+from vocab import UNKNOWN, Vocabulary
+
+if TYPE_CHECKING:
+    from dataloader import Batch
+
+TEXT_TOWER = ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
+TOWERS = {"image": ("visual.",), "text": TEXT_TOWER}
+"""How the names of the parameters of either tower begin; `text` also stands for `text_projection`."""
+
+
+class ClipParameters(ModelParameters):
+    """The `model` block of CLIP."""
+
+    name: Literal["CLIP"] = "CLIP"
+    architecture: str = Field(
+        default="ViT-B-32", description="open_clip's name, or the path of a configuration in its JSON form"
+    )
+    pretrained: str = Field(
+        default="none",
+        description="none (random), the path of a checkpoint such as RemoteCLIP's, or one of open_clip's tags, which "
+        "downloads",
+    )
+    freeze: Literal["none", "image", "text"] = Field(
+        default="none", description="the tower whose weights stay as they start"
+    )
+
+
+class BytePairs(Vocabulary):
+    """The byte pairs of an open_clip tokenizer as a vocabulary: no word is unknown to it.
+
+    Ids are the tokenizer's plus 1, since 0 is padding here.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take the pieces of a tokenizer of the kind that CLIP was published with."""
+        pieces = sorted(tokenizer.encoder, key=tokenizer.encoder.__getitem__)
+        super().__init__({piece: index for index, piece in enumerate([*pieces, UNKNOWN], start=1)})
+        object.__setattr__(self, "tokenizer", tokenizer)
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of a caption between the marks of its start and end, cut to what the model reads."""
+        tokenizer = cast(Any, self).tokenizer
+        ids = tokenizer(caption)[0]
+        end = int((ids == tokenizer.eot_token_id).nonzero()[0])
+        return [int(index) + 1 for index in ids[: end + 1]]
+
+    def knows(self, word: str) -> bool:
+        """Every word can be spelled."""
+        return True
+
+
+@register("CLIP", ClipParameters)
+class CLIP(RetrievalModel):
+    """Two towers of open_clip that meet in a cosine.
+
+    Differs from open_clip's own evaluation: pictures are squeezed to a square by bilinear resampling, as for every
+    model here, where open_clip scales bicubically and cuts the middle; they are the same for square pictures but for
+    the resampling. The learned temperature of the weights is not used: the order of a cosine does not depend on it, and
+    training has a temperature of its own (`optim.contrastive.temperature`).
+    """
+
+    released_names = MappingProxyType({"": "clip.", "logit_scale": None, "logit_bias": None})
+
+    def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], freeze: str) -> None:
+        """Take the two towers.
+
+        Args:
+            clip: an open_clip model.
+            mean: channel means that its pictures are normalised with, in 0..1.
+            std: their standard deviations.
+            freeze: `none`, `image` or `text`: which tower keeps its weights.
+        """
+        super().__init__()
+        self.scale: Tensor
+        self.shift: Tensor
+        for unused in ("logit_scale", "logit_bias"):
+            if isinstance(getattr(clip, unused, None), nn.Parameter):
+                delattr(clip, unused)
+        self.clip = clip
+        scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]
+        shift = [(ours - theirs) / by for ours, theirs, by in zip(IMAGENET_MEAN, mean, std, strict=True)]
+        self.register_buffer("scale", torch.tensor(scale)[:, None, None], persistent=False)
+        self.register_buffer("shift", torch.tensor(shift)[:, None, None], persistent=False)
+        for name, parameter in clip.named_parameters():
+            if freeze != "none" and name.startswith(TOWERS[freeze]):
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: ModelParameters, image_size: int, vocabulary: Vocabulary, load_weights: bool
+    ) -> CLIP:
+        """See `RetrievalModel.from_parameters`."""
+        block = cast(ClipParameters, parameters)
+        open_clip, name = import_open_clip(), architecture_name(block.architecture)
+        is_file = Path(block.pretrained).is_file()
+        tag = block.pretrained if load_weights and not is_file and block.pretrained != "none" else None
+        try:
+            clip = open_clip.create_model(name, pretrained=tag)
+        except Exception as fault:  # a download, a file of the hub or a configuration: each has errors of its own
+            raise InputError(
+                f"model.architecture {block.architecture}, model.pretrained {block.pretrained}: open_clip can't build "
+                f"it ({first_line(fault)}). model.pretrained takes none, the path of a checkpoint, or one of: "
+                f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'no tag for this architecture'}."
+            ) from fault
+        preparation = open_clip.get_model_preprocess_cfg(clip)
+        side = preparation["size"]
+        sides = (side, side) if isinstance(side, int) else tuple(side)
+        if sides != (image_size, image_size):
+            raise InputError(
+                f"dataset.image_size: {block.architecture} reads pictures of {sides[0]} pixels, got {image_size}."
+            )
+        model = cls(clip, tuple(preparation["mean"]), tuple(preparation["std"]), block.freeze)
+        if load_weights and is_file:
+            load_released(model, read_checkpoint(Path(block.pretrained))["model"])
+            logger.info("CLIP starts from %s.", block.pretrained)
+        elif load_weights and tag is None:
+            logger.warning("CLIP starts from random weights (model.pretrained: none).")
+        return model
+
+    @classmethod
+    def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary:
+        """The byte pairs of the architecture.
+
+        Raises:
+            InputError: open_clip is missing, or it cuts the texts of this architecture otherwise.
+        """
+        block = cast(ClipParameters, parameters)
+        tokenizer = import_open_clip().get_tokenizer(architecture_name(block.architecture))
+        if not hasattr(tokenizer, "encoder"):
+            raise InputError(
+                f"model.architecture {block.architecture}: its texts are cut by another tokenizer than CLIP's byte "
+                "pairs, which is not supported; choose one with CLIP's, such as ViT-B-32, ViT-L-14 or RN50."
+            )
+        return BytePairs(tokenizer)
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """Embed pictures [B, 3, S, S], not normalised. Returns [B, D]."""
+        pictures = batch.need("images") * self.scale + self.shift  # from ImageNet's normalisation to the model's
+        return cast(Tensor, cast(Any, self.clip).encode_image(pictures))
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """Embed captions [B, L], not normalised. Returns [B, D]."""
+        clip = cast(Any, self.clip)
+        ids = (batch.need("tokens") - 1).clamp(min=0)[:, : clip.context_length]
+        padded = F.pad(ids, (0, clip.context_length - ids.shape[1]))  # [B, C]: positions are learned for all of them
+        return cast(Tensor, clip.encode_text(padded))
+
+
+def import_open_clip() -> ModuleType:
+    """open_clip, which only this model needs.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    import_torchvision("torchvision")  # which open_clip imports, and which may not fit the installed torch
+    try:
+        import open_clip
+    except ImportError as fault:
+        raise InputError(f"CLIP needs open_clip: bash exec/environment.sh clip ({first_line(fault)})") from fault
+    return cast(ModuleType, open_clip)
+
+
+def architecture_name(architecture: str) -> str:
+    """open_clip's name of an architecture; one that is a JSON file is made known to it first.
+
+    Raises:
+        InputError: there is no such architecture, or the file is no configuration.
+    """
+    open_clip = import_open_clip()
+    if architecture.endswith(".json"):
+        path = Path(architecture)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(content)
+        except (OSError, ValueError, TypeError, RecursionError) as fault:
+            raise InputError(f"model.architecture: {path} can't be read ({first_line(fault)}).") from fault
+        if missing:
+            raise InputError(f"model.architecture: {path} lacks {', '.join(sorted(missing))} (open_clip's JSON form).")
+        open_clip.add_model_config(path)
+        return path.stem
+    if architecture not in open_clip.list_models():
+        near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"model.architecture: open_clip has no {architecture!r}.{hint}")
+    return architecture
