@@ -2,30 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import option
 from layers.base import RetrievalModel
 from layers.registry import Parameters
-from layers.released import load_released
+from layers.released import load_fitting, load_released
+from machine import explain
+from mismatch import Gate
 from option import ModalityOptions, Options
-from utils import InputError, logger, read_checkpoint, write_atomic
+from utils import InputError, RunFault, logger, read_checkpoint, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> None:
-    """Write a checkpoint of ours: a state and the options that it was reached with."""
+    """Write a checkpoint of ours: a state and the options that it was reached with.
+
+    Raises:
+        InputError: the state has diverged; see `refuse_diverged`.
+        OSError: it can't be written; what was there before stays.
+    """
+    refuse_diverged(path, state)
     content = {"format": FORMAT, "options": option.dump(options), **state}
     write_atomic(path, lambda file: torch.save(content, file))
 
 
-def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary) -> dict[str, Any]:
+def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
+    """Raise before a state with numbers that are not finite takes the place of a sound one.
+
+    Raises:
+        InputError: it has some; the message names the first.
+    """
+    broken = [name for name, value in dotted(state).items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path} was not written: {len(broken)} tensors of the run hold numbers that are not finite "
+            f"({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}): the training has diverged. Try a lower "
+            "optim.lr, optim.grad_clip=2, or optim.amp=off."
+        )
+
+
+@contextmanager
+def ending_clearly(folder: Path) -> Iterator[None]:
+    """End whatever stops the work of a run in one message that says what happened and what is saved.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        RunFault: for a fault of the machine, or one that the data or the training showed midway.
+    """
+    try:
+        yield
+    except Exception as fault:
+        text = str(fault) if isinstance(fault, InputError) else explain(fault)
+        if text is None:
+            raise
+        last = folder / "last.pth"
+        saved = f"{last} is whole, as it was saved last: " if last.is_file() else "No epoch was saved yet: "
+        end = "" if text.endswith((".", "\n")) else "."
+        raise RunFault(f"{text}{end}\n{saved}once that is mended, --resume goes on from there.") from fault
+
+
+def load_weights(
+    model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary, gate: Gate | None = None
+) -> dict[str, Any]:
     """Load a checkpoint, ours or a published one, into a model built from `options`.
+
+    Args:
+        model: changed in place.
+        path: the checkpoint.
+        options: what the model was built from.
+        vocabulary: the words whose ids the captions become.
+        gate: what happens to a mismatch; refused by default.
 
     Returns:
         The whole checkpoint.
@@ -35,9 +92,9 @@ def load_weights(model: RetrievalModel, path: Path, options: Options, vocabulary
     """
     content = read_checkpoint(path)
     if content.get("format") == FORMAT:
-        fit_weights(model, content, path, options, vocabulary)
+        fit_weights(model, content, path, options, vocabulary, gate)
     else:
-        load_released(model, content["model"])
+        load_released(model, content["model"], gate)
         logger.info("Loaded the released checkpoint %s.", path)
     return content
 
@@ -48,24 +105,22 @@ def fit_weights(
     path: Path,
     options: Options | ModalityOptions,
     vocabulary: Vocabulary,
+    gate: Gate | None = None,
 ) -> None:
     """Load the weights of a checkpoint of ours.
 
     Raises:
         InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
     """
+    gate = gate or Gate()
     if content["vocabulary"] != vocabulary.digest:
-        raise InputError(
+        gate.refuse(
             f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
-            "words. Give the vocabulary that it was trained with (--set dataset.vocab_path=FILE)."
+            "words",
+            "Give the vocabulary that it was trained with (--set dataset.vocab_path=FILE).",
         )
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as fault:
-        raise InputError(
-            f"{path} does not fit {options.model.name} as built from these options."
-            + _differences(content["options"], option.dump(options))
-        ) from fault
+    differences = _differences(content.get("options", {}), option.dump(options))
+    load_fitting(model, content["model"], str(path), differences, gate)
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
@@ -77,7 +132,7 @@ def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
         if key.startswith(("model.", "dataset.image_size", "dataset.local_path"))
         and stored_flat.get(key) != given_flat.get(key)
     ]
-    return " They differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
+    return "The options differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

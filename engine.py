@@ -21,6 +21,7 @@ from tqdm import tqdm
 import metrics
 from dataloader import Batch, EvaluationLoader
 from layers.base import RetrievalModel
+from out_of_memory import backward_in_memory
 from training_state import TrainingState, optimiser_step
 from utils import InputError, logger
 
@@ -58,6 +59,7 @@ class Plan:
         accumulate: batches whose gradients are summed before the optimiser steps.
         grad_clip: greatest norm of the whole gradient; 0 leaves it alone.
         amp: `off`, `bf16` or `fp16`.
+        on_oom: what happens to a step that does not fit into memory, `stop` or `halve`.
         select: the validation score that the best epoch has the highest of.
     """
 
@@ -68,6 +70,7 @@ class Plan:
     accumulate: int = 1
     grad_clip: float = 0.0
     amp: str = "off"
+    on_oom: str = "stop"
     select: str = "mR"
 
 
@@ -100,6 +103,7 @@ def fit(
 
     Raises:
         InputError: the loss or an embedding is not finite; what was saved before stays.
+        RunFault: a step does not fit into memory.
     """
     while state.epoch < plan.epochs:
         started = time.perf_counter()
@@ -140,6 +144,7 @@ def train_epoch(
 
     Raises:
         InputError: the loss is not finite.
+        RunFault: a step does not fit into memory.
     """
     state.model.train()
     meter = Meter()
@@ -152,16 +157,21 @@ def train_epoch(
         disable=None,
     )
     state.optimizer.zero_grad(set_to_none=True)
-    for step, batch in enumerate(meter.timed(bar), start=1):
+
+    def backward(batch: Batch) -> dict[str, Tensor]:
         with autocast(device, plan.amp):
             losses = losses_of(batch)
         state.scaler.scale(losses["loss"]).backward()
+        return losses
+
+    for step, batch in enumerate(meter.timed(bar), start=1):
+        losses = backward_in_memory(state, batch, backward, plan.on_oom)
         if step % plan.accumulate == 0 or step == steps:
             optimiser_step(state, plan.grad_clip)
         meter.add(losses, len(batch))
         if step % plan.print_freq == 0 or step == steps:
             means = meter.means()
-            check_finite(means["loss"], state.epoch + 1, step)
+            check_finite(means["loss"], state.epoch + 1, step, meter.take_recent())
             bar.set_postfix(loss=f"{means['loss']:.3f}")
             for name, value in means.items():
                 writer.add_scalar(f"train/{name}", value, state.epoch * steps + step)
@@ -175,6 +185,7 @@ class Meter:
     def __init__(self) -> None:
         """Start the clock."""
         self.sums: dict[str, Tensor | float] = defaultdict(float)
+        self.recent: list[Tensor] = []
         self.items = 0
         self.waited = 0.0
         self.started = time.perf_counter()
@@ -193,8 +204,14 @@ class Meter:
     def add(self, losses: dict[str, Tensor], items: int) -> None:
         """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
         self.items += items
+        self.recent.append(losses["loss"].detach())
         for name, value in losses.items():
             self.sums[name] += value.detach()
+
+    def take_recent(self) -> list[Tensor]:
+        """The loss of each batch since this was last asked for."""
+        recent, self.recent = self.recent, []
+        return recent
 
     def means(self) -> dict[str, float]:
         """Losses per item so far, images (one per item) per second, share of waiting."""
@@ -203,16 +220,24 @@ class Meter:
         return means | {"images_per_second": self.items / seconds, "data_wait_share": self.waited / seconds}
 
 
-def check_finite(loss: float, epoch: int, step: int) -> None:
+def check_finite(loss: float, epoch: int, step: int, recent: Sequence[Tensor] = ()) -> None:
     """Stop a training whose loss is infinite or no number.
+
+    Args:
+        loss: mean so far.
+        epoch: from 1.
+        step: the last one of the epoch that counts, from 1.
+        recent: losses of the last batches up to this step, to find the first that is at fault.
 
     Raises:
         InputError: it is; the message says what helps.
     """
     if not math.isfinite(loss):
+        first = next((place for place, value in enumerate(recent) if not value.isfinite()), None)
+        where = f"by step {step}" if first is None else f"at step {step - len(recent) + 1 + first}"
         raise InputError(
-            f"the loss became {loss} in epoch {epoch} by step {step}. Try a lower optim.lr, optim.grad_clip=2, or "
-            "optim.amp=off; the last whole epoch is saved, and --resume goes on from it."
+            f"the loss became {loss} in epoch {epoch} {where}. Try a lower optim.lr, optim.grad_clip=2, or "
+            "optim.amp=off."
         )
 
 

@@ -19,6 +19,7 @@ from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan
+from event_log import write_table
 from layers.registry import registered
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
 from option import ModalityOptions, Options, SceneOptions
@@ -26,7 +27,7 @@ from option.schema import Descent, Logs, Pictures, Training
 from queries import build_queries
 from report import as_csv
 from training_state import TrainingState
-from utils import InputError, derive_seed, first_line, logger, write_text_atomic
+from utils import InputError, derive_seed, first_line, logger
 from vocab import Vocabulary
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -44,6 +45,20 @@ def entry_parser(description: str) -> argparse.ArgumentParser:
 def add_folds(parser: argparse.ArgumentParser) -> None:
     """The argument that chooses folds."""
     parser.add_argument("--folds", help="only these folds, e.g. 0,2")
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """The argument that lets mismatches through, see `mismatch.Gate`."""
+    parser.add_argument(
+        "--force", action="store_true", help="load weights of another vocabulary, model or data set all the same"
+    )
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """The argument that only looks for faults, see `preflight`."""
+    parser.add_argument(
+        "--check", action="store_true", help="read everything that the run needs, list all faults, and do no work"
+    )
 
 
 def command(script: str, path_opt: str, overrides: Sequence[str], *flags: str) -> str:
@@ -297,6 +312,7 @@ def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
         accumulate=optim.accumulate,
         grad_clip=optim.grad_clip,
         amp=optim.amp,
+        on_oom=optim.on_oom,
         select=select,
     )
 
@@ -381,6 +397,6 @@ def keeper(
             weights = {"model": state.scored.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
             save_checkpoint(best, weights | extra, options)
         save_checkpoint(folder / "last.pth", state.state_dict() | extra, options)
-        write_text_atomic(folder / "history.csv", as_csv(state.history))
+        write_table(folder / "history.csv", as_csv(state.history))
 
     return save

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import option
-from checkpoints import begun_run, fit_weights, save_checkpoint
+from checkpoints import begun_run, ending_clearly, fit_weights, save_checkpoint
 from dataloader import Batch
 from engine import ScalarWriter, autocast, check_finite
+from event_log import EventLog, write_table
 from experiment import carry_on, place, read_vocabulary, start_state
 from layers.losses import generator_loss, modality_loss
 from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modality
@@ -85,14 +85,15 @@ def pretrain_modalities(options: ModalityOptions, device: torch.device, resume: 
         sources = open_sources(options, vocabulary, folder / "cache", device)
         sides = start_adversaries(options, options.model, vocabulary, device, begun)
         write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-        with SummaryWriter(str(folder), purge_step=sides.generating.epoch * sources.steps + 1) as writer:
+        done = sides.generating.epoch * sources.steps
+        with ending_clearly(folder), EventLog(folder, done + 1) as writer:
             while sides.generating.epoch < options.optim.epochs:
                 one_epoch(sides, sources, options, device, writer)
                 extra = {"vocabulary": vocabulary.digest}
                 weights = {"model": sides.model.state_dict(), "epoch": sides.generating.epoch}
                 save_checkpoint(result, weights | extra, options)
                 save_checkpoint(folder / "last.pth", sides.state_dict() | extra, options)
-                write_text_atomic(folder / "history.csv", as_csv(sides.generating.history))
+                write_table(folder / "history.csv", as_csv(sides.generating.history))
     return result
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import option
-from experiment import entry_parser
+from experiment import add_check, entry_parser
 from modality_pretraining import pretrain_modalities
 from option import SceneOptions
+from preflight import check_pretraining
 from scene_pretraining import pretrain_scenes
 from utils import choose_device, logger, run_entry_point
 
@@ -20,9 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pretraining that the YAML describes."""
     parser = entry_parser("Pretrain what a retrieval model starts from.")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    add_check(parser)
     given = parser.parse_args(arguments)
     options = option.load_pretraining_options(given.path_opt, given.set)
     device = choose_device(given.device)
+    if given.check:
+        print(check_pretraining(given.path_opt, options, device, given.resume))
+        return
     if isinstance(options, SceneOptions):
         start = f"model.backbone.pretrained={pretrain_scenes(options, device, given.resume)}"
     else:

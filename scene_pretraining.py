@@ -15,11 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 import option
 from augmentation import margin_size, normalise
-from checkpoints import begun_run, is_finished
+from checkpoints import begun_run, ending_clearly, is_finished, refuse_diverged
 from data.annotations import check_images, read_annotations
 from data.lists import read_names
 from data.picture_store import PictureStore
@@ -27,6 +26,7 @@ from data.pictures import picture_names
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import Batch, stored_batches
 from engine import autocast, fit
+from event_log import EventLog
 from experiment import PictureLibrary, carry_on, keeper, place, plan_of, start_state
 from layers.backbone import SceneClassifier
 from option import SceneOptions
@@ -242,10 +242,11 @@ def _run(
     def save(state: TrainingState, is_best: bool) -> None:
         if is_best:
             content = {"state_dict": model.resnet.state_dict(), "classes": list(pictures.classes), "epoch": state.epoch}
+            refuse_diverged(result, content)
             write_atomic(result, lambda file: torch.save(content, file))
         keep(state, is_best)  # last, so that a run that counts as finished has its backbone
 
-    with SummaryWriter(str(folder), purge_step=state.epoch * len(loader) + 1) as writer:
+    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + 1) as writer:
         fit(
             state,
             loader,

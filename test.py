@@ -16,7 +16,7 @@ from torch import Tensor
 import limits
 import metrics
 import option
-from checkpoints import load_weights
+from checkpoints import FORMAT, load_weights
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
@@ -24,6 +24,7 @@ from engine import encode, rank_tasks, recall_table, score_source
 from experiment import (
     Media,
     add_folds,
+    add_force,
     audio_folder_of,
     best_checkpoint,
     command,
@@ -39,8 +40,10 @@ from html_report import Report, TestSet, check_target
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
+from mismatch import Gate
 from option import Options
 from option.schema import Rerank
+from provenance import check_data_set, check_fold
 from report import RERANKED, as_csv, as_markdown, score_tables
 from rerank import Method, rerank
 from utils import InputError, choose_device, logger, run_entry_point, write_text_atomic
@@ -53,6 +56,7 @@ BESIDE = Path("report.html")
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = entry_parser("Score every fold's best checkpoint on the test split.")
     add_folds(parser)
+    add_force(parser)
     parser.add_argument("--checkpoint", type=Path, help="score this file alone: ours, or one published by the authors")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     parser.add_argument(
@@ -86,12 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check_targets(given, options, annotations)
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device)
+    gate = Gate(given.force)
     rows: dict[str, dict[str, float]] = {}
     ranks: dict[str, metrics.Ranks] = {}
     exported: dict[str, Embeddings] = {}
     report = Report(TestSet(options, annotations, vocabulary, loader, scenes))
     for label, path in checkpoints.items():
-        model, content = load_model(options, vocabulary, path, device)
+        fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
+        model, content = load_model(options, vocabulary, path, device, gate, fold)
         images, texts = encode(model, loader, device, options.optim.amp)
         blocks = score_source(model, images, texts, loader.caption_row)
         tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
@@ -103,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             exported[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
         if given.report is not None:
             report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
-    result = summary(options, rows, loader, scenes, given.rerank, device)
+    result = summary(options, rows, loader, scenes, given.rerank, device, gate.passed)
     tables = result.pop("tables")
     shown = as_markdown(tables)
     print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
@@ -150,11 +156,31 @@ def scene_numbers(annotations: Annotations) -> Tensor | None:
 
 
 def load_model(
-    options: Options, vocabulary: Vocabulary, path: Path, device: torch.device
+    options: Options,
+    vocabulary: Vocabulary,
+    path: Path,
+    device: torch.device,
+    gate: Gate | None = None,
+    fold: int | None = None,
 ) -> tuple[RetrievalModel, dict[str, Any]]:
-    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds."""
+    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds.
+
+    Args:
+        options: what the model is built from.
+        vocabulary: the words whose ids the captions become.
+        path: the checkpoint.
+        device: where the model goes.
+        gate: what happens to a mismatch; refused by default.
+        fold: what the checkpoint should be of; None: any.
+
+    Raises:
+        InputError: the checkpoint can't be read, or belongs to something else than the options describe.
+    """
     model = build_model(options, vocabulary, load_weights=False)
-    content = load_weights(model, path, options, vocabulary)
+    content = load_weights(model, path, options, vocabulary, gate)
+    if content.get("format") == FORMAT:
+        check_data_set(content, path, options.dataset.data_path, gate or Gate())
+        check_fold(content, path, fold, option.dump(options)["k_fold"], gate or Gate())
     logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
     return place(model, device), content
 
@@ -198,8 +224,9 @@ def summary(
     scenes: Tensor | None,
     method: Method | None,
     device: torch.device,
+    forced: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything that a reader of the table needs, as plain values."""
+    """Everything that a reader of the table needs, as plain values; `forced` are the mismatches let through."""
     mean = metrics.mean_and_deviation(list(rows.values()))
     chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
     ceiling = limits.ceiling(loader.text_image, loader.caption_row)
@@ -209,7 +236,7 @@ def summary(
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
     model = registered()[options.model.name].model
-    note = model.protocol_note(options)
+    note = "; ".join(filter(None, [model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
     selected_by = "mR" if model.selected_by == "mR" else "the mean mR of the three tasks"
     protocol = (
         f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "

@@ -8,18 +8,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 import option
-from checkpoints import begun_run, fit_weights, is_finished, load_weights
+from checkpoints import begun_run, ending_clearly, fit_weights, is_finished, load_weights
 from data.annotations import Annotations
 from data.prior import PriorSimilarity
 from data.splits import recorded_or_new
 from dataloader import Batch
 from engine import evaluate, fit
+from event_log import EventLog
 from experiment import (
     Media,
+    add_check,
     add_folds,
+    add_force,
     audio_folder_of,
     best_checkpoint,
     carry_on,
@@ -39,9 +41,12 @@ from experiment import (
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.objective import Objective, build_objective
+from mismatch import Gate
 from optimisation import slow_backbones
 from option import Options
 from pairs import PairSource
+from preflight import check_training
+from provenance import LIST_DIGEST, check_data_set, train_digest
 from utils import choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
@@ -51,10 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = entry_parser("Train every fold of one experiment.")
     add_folds(parser)
     parser.add_argument("--resume", action="store_true", help="go on where the folds stopped; skip finished ones")
+    add_force(parser)
+    add_check(parser)
     given = parser.parse_args(arguments)
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
+    if given.check:
+        print(check_training(given.path_opt, options, folds, device, given.resume, Gate(given.force)))
+        return
     vocabulary = read_vocabulary(options)
     media: Media | None = None
     for fold in folds:
@@ -78,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             if media is None or not (media.holds(train) and media.holds(val)):
                 media = Media.of(options, (train, val), device)
-            train_fold(options, fold, vocabulary, train, val, media, device, begun)
+            train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force)
     logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set))
 
 
@@ -91,6 +101,7 @@ def train_fold(
     media: Media,
     device: torch.device,
     begun: dict[str, Any] | None,
+    force: bool = False,
 ) -> None:
     """Train one fold and keep its best and its last epoch.
 
@@ -103,14 +114,16 @@ def train_fold(
         media: pictures and spectrograms of both.
         device: where to train.
         begun: the checkpoint to go on from.
+        force: go on with weights of another vocabulary, model or data set.
 
     Raises:
         InputError: data, weights or checkpoint are at fault.
+        RunFault: something stopped the training midway.
     """
     folder = run_folder(options, fold)
     validation = evaluation_loader(options, val, vocabulary, media, device)
     loader = train_loader(options, fold, vocabulary, train, media, device)
-    model = start_model(options, fold, vocabulary, device, begun)
+    model = start_model(options, fold, vocabulary, device, begun, Gate(force))
     optim = options.optim
     objective = build_objective(optim).to(device)
     groups = slow_backbones(model, model.parameter_groups(options), optim.lr_backbone)
@@ -119,8 +132,9 @@ def train_fold(
         carry_on(state, begun, folder, "k_fold.experiment_name")
     source = pair_source(options, train)
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-    save = keeper(folder, best_checkpoint(options, fold), options, vocabulary=vocabulary.digest, fold=fold)
-    with SummaryWriter(str(folder), purge_step=state.epoch * len(loader) + 1) as writer:
+    known = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
+    save = keeper(folder, best_checkpoint(options, fold), options, **known)
+    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + 1) as writer:
         fit(
             state,
             loader,
@@ -156,7 +170,12 @@ def pair_source(options: Options, train: Annotations) -> PairSource:
 
 
 def start_model(
-    options: Options, fold: int, vocabulary: Vocabulary, device: torch.device, begun: dict[str, Any] | None
+    options: Options,
+    fold: int,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    begun: dict[str, Any] | None,
+    gate: Gate | None = None,
 ) -> RetrievalModel:
     """The model as at the start of a run, or as a checkpoint holds it.
 
@@ -166,6 +185,7 @@ def start_model(
         vocabulary: sizes the word table.
         device: where the model goes.
         begun: the checkpoint to go on from.
+        gate: what happens to a mismatch; refused by default.
 
     Raises:
         InputError: weights that the options name, or the checkpoint, do not fit.
@@ -173,9 +193,11 @@ def start_model(
     torch.manual_seed(derive_seed(options.optim.seed, "model", fold))
     model = build_model(options, vocabulary, load_weights=begun is None)
     if begun is not None:
-        fit_weights(model, begun, run_folder(options, fold) / "last.pth", options, vocabulary)
+        last = run_folder(options, fold) / "last.pth"
+        check_data_set(begun, last, options.dataset.data_path, gate or Gate())
+        fit_weights(model, begun, last, options, vocabulary, gate)
     elif options.optim.resume is not None:
-        load_weights(model, options.optim.resume, options, vocabulary)
+        load_weights(model, options.optim.resume, options, vocabulary, gate)
     return place(model, device)
 
 

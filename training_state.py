@@ -19,6 +19,7 @@ class TrainingState:
         objective: what else is learned besides the model.
         warmup: stepped after each step of the optimiser.
         average: moving average of the model's weights and running statistics.
+        parts: into how many a batch is cut to fit into memory, see `out_of_memory`.
     """
 
     model: nn.Module
@@ -28,6 +29,7 @@ class TrainingState:
     objective: nn.Module = field(default_factory=nn.Identity)
     warmup: torch.optim.lr_scheduler.LRScheduler | None = None
     average: AveragedModel | None = None
+    parts: int = 1
     epoch: int = 0
     best: float = float("-inf")
     validations_since_best: int = 0
@@ -48,6 +50,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "parts": self.parts,
             "epoch": self.epoch,
             "best": self.best,
             "validations_since_best": self.validations_since_best,
@@ -71,6 +74,7 @@ class TrainingState:
         for part in ("model", "optimizer", "scheduler", "scaler"):
             getattr(self, part).load_state_dict(state[part])
         self.objective.load_state_dict(state.get("objective", {}))  # absent in runs begun before there was a choice
+        self.parts = state.get("parts", 1)  # absent in runs begun before batches could be cut
         for value in ("epoch", "best", "validations_since_best", "history"):
             setattr(self, value, state[value])
         torch.set_rng_state(state["random_cpu"].cpu())

@@ -17,6 +17,7 @@ from dataloader import Captions
 from experiment import PictureLibrary, warn_of_blanks
 from layers.mcrn import Modality
 from option import ModalityOptions
+from option.pretraining import UnpairedSources
 from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
 from utils import InputError, derive_seed, logger
 from vocab import UNKNOWN, Vocabulary
@@ -51,6 +52,41 @@ class _Items(NamedTuple):
     loader: Callable[[Tensor, Schedule], ViewLoader]
 
 
+@dataclass(frozen=True)
+class SourceFiles:
+    """Which files a pretraining without pairs reads; None where there is nothing of a modality.
+
+    Attributes:
+        annotations: captions and their pictures.
+        images: the pictures' folder and their names in it.
+        audio: the spectrograms' folder and the names of the different ones.
+    """
+
+    annotations: Annotations | None
+    images: tuple[Path, tuple[str, ...]] | None
+    audio: tuple[Path, tuple[str, ...]] | None
+
+
+def find_sources(dataset: UnpairedSources) -> SourceFiles:
+    """The files of whatever modalities the options name.
+
+    Raises:
+        InputError: a list or a file is missing or at fault.
+    """
+    annotations, images, audio = None, None, None
+    if dataset.data_path is not None:
+        annotations = read_annotations(dataset.data_path, "train", dataset.audio_path)
+        image_folder = dataset.image_path or dataset.data_path / "images"
+        check_images(annotations, image_folder)
+        images = image_folder, annotations.image_names
+    elif dataset.image_path is not None:
+        images = dataset.image_path, picture_names(dataset.image_path)
+    if dataset.audio_path is not None:
+        spoken = annotations.audio_names if annotations is not None else None
+        audio = dataset.audio_path, tuple(dict.fromkeys(spoken)) if spoken else picture_names(dataset.audio_path)
+    return SourceFiles(annotations, images, audio)
+
+
 def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder: Path, device: torch.device) -> Sources:
     """Open whatever modalities the options name.
 
@@ -63,21 +99,14 @@ def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder:
     Raises:
         InputError: a file is missing or at fault, or a modality has too few items.
     """
-    dataset, annotations = options.dataset, None
+    files = find_sources(options.dataset)
     items: dict[Modality, _Items] = {}
-    if dataset.data_path is not None:
-        annotations = read_annotations(dataset.data_path, "train", dataset.audio_path)
-        image_folder = dataset.image_path or dataset.data_path / "images"
-        check_images(annotations, image_folder)
-        items["image"] = _stored(PictureLoader, options, image_folder, annotations.image_names, cache_folder, device)
-        items["text"] = _captions(options, annotations, vocabulary, device)
-    elif dataset.image_path is not None:
-        names = picture_names(dataset.image_path)
-        items["image"] = _stored(PictureLoader, options, dataset.image_path, names, cache_folder, device)
-    if dataset.audio_path is not None:
-        spoken = annotations.audio_names if annotations is not None else None
-        names = tuple(dict.fromkeys(spoken)) if spoken else picture_names(dataset.audio_path)
-        items["audio"] = _stored(SpectrogramLoader, options, dataset.audio_path, names, cache_folder, device)
+    if files.images is not None:
+        items["image"] = _stored(PictureLoader, options, *files.images, cache_folder, device)
+    if files.annotations is not None:
+        items["text"] = _captions(options, files.annotations, vocabulary, device)
+    if files.audio is not None:
+        items["audio"] = _stored(SpectrogramLoader, options, *files.audio, cache_folder, device)
     if len(items) == 1:
         logger.warning("Only one modality (%s): there is nothing for the discriminator to tell apart.", *items)
     return _split(items, options)

@@ -9,12 +9,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import torch
 from tqdm import tqdm
+
+from machine import explain, system_error
 
 logger = logging.getLogger("rsretrieval")
 logger.setLevel(logging.INFO)
@@ -27,13 +29,30 @@ class InputError(Exception):
     """
 
 
+class RunFault(InputError):
+    """A fault that ends a run midway; what was saved before stays, and a resumed run goes on from it. Exit status 3."""
+
+
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file so that a reader sees either the old content or the whole new one, even after a crash.
 
     Args:
         path: the file; its folder is made.
         write: called with the temporary file beside it, open for writing and for reading back.
+
+    Raises:
+        OSError: it can't be written; carries the name of the file. What was there before stays.
     """
+    try:
+        _write_atomic(path, write)
+    except (OSError, RuntimeError) as fault:
+        error = system_error(fault)
+        if error is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from fault
+
+
+def _write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -148,11 +167,32 @@ class _ConsoleFormat(logging.Formatter):
         return level + record.getMessage()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk silences, with one warning, where Python's own prints a traceback for every line."""
+
+    broken = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, unless an earlier one could not be written."""
+        if not self.broken:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that the log ends here."""
+        self.broken = True
+        logger.warning("%s can't be written any more (%s); the work goes on.", self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        """Close it; what is still to be written may be lost."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append the project's log, with times, to a file as long as the context lasts."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     try:
@@ -163,14 +203,27 @@ def log_to(path: Path) -> Iterator[None]:
 
 
 def run_entry_point(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point: a fault in what the user gave ends in its message and exit status 2, not in a traceback."""
+    """Run an entry point, whose faults end in one message and an exit status, not in a traceback.
+
+    2: a fault in what the user gave, found before the work; 3: one that ended the work, such as a full disk; 130: the
+    keyboard.
+    """
     start_logging()
     try:
         main()
+    except RunFault as fault:
+        logger.error("%s", fault)
+        sys.exit(3)
     except InputError as fault:
         logger.error("%s", fault)
         sys.exit(2)
     except KeyboardInterrupt:
         logger.error("stopped by the keyboard; what was saved stays, and train.py --resume goes on from it")
         sys.exit(130)
+    except (OSError, RuntimeError, MemoryError) as fault:
+        text = explain(fault)
+        if text is None:
+            raise
+        logger.error("%s.", text)
+        sys.exit(3)
     sys.exit(0)

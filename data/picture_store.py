@@ -46,7 +46,7 @@ def choose_cache(requested: str, count: int, size: int, device: torch.device) ->
     needed = count * 3 * size * size
     if device.type == "cuda" and needed < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    return "ram" if needed < _RAM_SHARE * _available_memory() else "disk"
+    return "ram" if needed < _RAM_SHARE * available_memory() else "disk"
 
 
 class PictureStore:
@@ -265,7 +265,7 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
-def _available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes of memory that can still be taken from the machine, or from its container (cgroup 2) if that has less."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo, limit = Path("/proc/meminfo"), cgroup / "memory.max"

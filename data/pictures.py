@@ -14,6 +14,8 @@ Rules of decoding, whatever the file is called: its content must be JPEG, PNG or
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,17 @@ def decode(path: Path, max_pixels: int) -> Image.Image:
     Raises:
         InputError: the file is missing, empty, damaged, too large, or of a kind that is not read.
     """
+    with opened(path, max_pixels) as image:
+        return _to_rgb(path, image)
+
+
+@contextmanager
+def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture of which only the header is read so far; whatever goes wrong with it meanwhile names the file.
+
+    Raises:
+        InputError: see `decode`.
+    """
     try:
         # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
@@ -62,11 +75,13 @@ def decode(path: Path, max_pixels: int) -> Image.Image:
                     f"{path}: {image.width} x {image.height} pixels, at most {max_pixels} are allowed "
                     "(dataset.max_pixels): scale the picture down, or cut it into tiles"
                 )
-            return _to_rgb(path, image)
+            _refuse_unknown_mode(path, image)
+            yield image
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such picture") from error
+        away = "" if path.parent.is_dir() else "; its folder is not there either: is the disk mounted?"
+        raise InputError(f"{path}: no such picture{away}") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of nearly any class
         raise InputError(f"{path}: {_reason(path, error)}") from error
 
@@ -91,19 +106,26 @@ def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     """An opened picture as RGB, by the rules of this module."""
-    # Pillow 10.0 gives 16-bit PNG, but no other PNG, the mode of 32-bit grey.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        image.load()
+    grey_of_16_bits = _is_16_bit_grey(image)
+    image.load()
+    if grey_of_16_bits:
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode not in _MODES:
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _is_16_bit_grey(image: Image.Image) -> bool:
+    # Pillow 10.0 gives 16-bit PNG, but no other PNG, the mode of 32-bit grey.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _refuse_unknown_mode(path: Path, image: Image.Image) -> None:
+    if image.mode not in _MODES and not _is_16_bit_grey(image):
         raise InputError(
             f"{path}: pixels of kind {image.mode!r} (Pillow's name) have no known range of brightness or colours; "
             "convert the picture to 8-bit RGB or 16-bit grey"
         )
-    image.load()
-    image.info.pop("transparency", None)
-    return image.convert("RGB")
 
 
 def _reason(path: Path, error: Exception) -> str:

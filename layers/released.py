@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from layers.base import RetrievalModel
+from mismatch import Gate, misfits
 from utils import InputError
 
-SHOWN = 5
 
-
-def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor]) -> None:
+def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor], gate: Gate | None = None) -> None:
     """Load a released state dict into one of our models.
 
     Args:
         model: a registered model, built with the options and the vocabulary of the checkpoint.
         state_dict: names as released, with or without `module.` before them.
+        gate: see `load_fitting`.
 
     Raises:
         InputError: names or shapes don't fit; the model is left as it was.
@@ -33,10 +33,13 @@ def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor]) -> No
         given,
         "the released checkpoint",
         "A different embedding shape means another vocabulary; other names mean another model or att_type.",
+        gate,
     )
 
 
-def load_fitting(module: nn.Module, given: Mapping[str, Tensor], source: str, advice: str) -> None:
+def load_fitting(
+    module: nn.Module, given: Mapping[str, Tensor], source: str, advice: str, gate: Gate | None = None
+) -> None:
     """Load weights that must have exactly the names and shapes of a module.
 
     Args:
@@ -44,24 +47,25 @@ def load_fitting(module: nn.Module, given: Mapping[str, Tensor], source: str, ad
         given: the weights, under our names.
         source: where they come from, in words, for the message.
         advice: what a misfit can mean, a sentence.
+        gate: refuses a misfit, which is the default, or loads what fits and leaves the rest as it is.
 
     Raises:
-        InputError: names or shapes don't fit; the module is left as it was.
+        InputError: names or shapes don't fit, or forced, nothing does; the module is left as it was.
     """
     wanted = module.state_dict()
-    kind = type(module).__name__
-    faults = [f"missing: {name}" for name in wanted if name not in given]
-    faults += [f"not known to {kind}: {name}" for name in given if name not in wanted]
-    faults += [
-        f"{name}: {list(value.shape)} in the checkpoint, {list(wanted[name].shape)} in the model"
-        for name, value in given.items()
-        if name in wanted and value.shape != wanted[name].shape
-    ]
-    if faults:
-        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        shown = "\n  ".join(faults[:SHOWN])
-        raise InputError(f"{source} does not fit {kind} as built from these options:\n  {shown}{more}\n{advice}")
-    module.load_state_dict(given)
+    untouched, table = misfits(wanted, given)
+    if table:
+        kind = type(module).__name__
+        misfit = f"{source} does not fit {kind} as built from these options"
+        if untouched == len(wanted):
+            raise InputError(f"{misfit}, not in one tensor:{table}\n{advice}")
+        misfit += f" ({untouched} of {len(wanted)} tensors would not come from it):{table}"
+        (gate or Gate()).refuse(misfit, advice)
+    module.load_state_dict({name: given[name] for name in wanted if _fits(given.get(name), wanted[name])}, strict=False)
+
+
+def _fits(value: Tensor | None, wanted: Tensor) -> bool:
+    return value is not None and value.shape == wanted.shape
 
 
 def translate(names: Mapping[str, str | None], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -200,6 +200,11 @@ class Training(Descent):
     accumulate: int = Field(
         default=1, ge=1, description="batches whose gradients are summed for one optimiser step [batches]"
     )
+    on_oom: Literal["stop", "halve"] = Field(
+        default="stop",
+        description="when a step does not fit into memory; stop: say what would fit; halve: from then on work off each "
+        "batch in two parts, then four, whose items are negatives of their own part only",
+    )
     patience: int = Field(
         default=0, ge=0, description="validations without a better score before stopping; 0: never [validations]"
     )

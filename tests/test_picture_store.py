@@ -278,7 +278,7 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_cache("device", 10**9, 256, cuda) == "device"
 
     picture = 3 * 256 * 256
-    monkeypatch.setattr(picture_store, "_available_memory", lambda: 201 * picture)
+    monkeypatch.setattr(picture_store, "available_memory", lambda: 201 * picture)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * picture, 1000 * picture))
     assert choose_cache("auto", 100, 256, CPU) == "ram"
     assert choose_cache("auto", 101, 256, CPU) == "disk"
@@ -289,13 +289,13 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_available_memory(tmp_path: Path) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    machine = picture_store._available_memory(tmp_path)
+    machine = picture_store.available_memory(tmp_path)
     assert 2**20 < machine <= total
     (tmp_path / "memory.max").write_text("max\n")
-    assert picture_store._available_memory(tmp_path) > machine / 2
+    assert picture_store.available_memory(tmp_path) > machine / 2
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.stat").write_text("anon 400000\nfile 500000\n")
-    assert picture_store._available_memory(tmp_path) == 600_000
+    assert picture_store.available_memory(tmp_path) == 600_000
 
 
 def test_bad_arguments_and_too_many_pictures(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

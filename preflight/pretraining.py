@@ -1,0 +1,101 @@
+"""`pretrain.py --check`: what `train.py --check` looks at, as far as a pretraining needs it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from augmentation import audio_margin_size, margin_size
+from checkpoints import begun_run
+from experiment import read_vocabulary
+from layers.backbone import SceneClassifier
+from layers.mcrn import MCRN
+from option import ModalityOptions, SceneOptions
+from preflight.findings import Findings
+from preflight.resources import (
+    Stored,
+    check_memory,
+    check_output,
+    check_pictures,
+    checkpoint_bytes,
+    describe_headers,
+    each_weight_alone,
+)
+from scene_pretraining import list_pictures
+from unpaired_sources import find_sources
+
+
+def check_pretraining(source: str, options: SceneOptions | ModalityOptions, device: torch.device, resume: bool) -> str:
+    """Read everything that a pretraining needs.
+
+    Args:
+        source: the options' file, for the headline.
+        options: the run.
+        device: where to train.
+        resume: go on with what was begun.
+
+    Returns:
+        What would be trained, on what, in a paragraph.
+
+    Raises:
+        InputError: lists all faults that were found.
+    """
+    found = Findings()
+    if isinstance(options, SceneOptions):
+        data, stores, model = _check_scenes(found, options)
+    else:
+        data, stores, model = _check_modalities(found, options)
+    folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
+    begun = found.attempt("Earlier runs", partial(begun_run, folder, resume, "logs.experiment_name"))
+    memory, on_disk = check_memory(found, options.dataset, stores, device)
+    last, best = (0, 0) if model is None else checkpoint_bytes(model, averaged=False)
+    output = check_output(found, folder, on_disk + last + (0 if begun else last + 2 * best))
+    found.refuse(source)
+    return (
+        f"{source}: no faults. {data} {options.optim.epochs} epochs on {device}. Decoded pictures are kept in: "
+        f"{memory}. {output}."
+    )
+
+
+Checked = tuple[str, list[Stored], nn.Module | None]
+
+
+def _check_scenes(found: Findings, options: SceneOptions) -> Checked:
+    dataset, backbone = options.dataset, options.backbone
+    pictures = found.attempt("Pictures", partial(list_pictures, dataset))
+    classes = 2 if pictures is None else len(pictures.classes)
+    model = found.attempt("Weights", partial(SceneClassifier, backbone.architecture, backbone.pretrained, classes))
+    if pictures is None:
+        return "", [], model
+    headers = check_pictures(found, "Pictures", pictures.folder, pictures.names, dataset)
+    count = len(pictures.names)
+    text = (
+        f"{backbone.architecture} learns {classes} scene classes from {count:,} pictures of "
+        f"{describe_headers(headers)}, {100 * dataset.val_share:.0f} % of them held out."
+    )
+    return text, [(count, margin_size(dataset.image_size)), (count, dataset.image_size)], model
+
+
+def _check_modalities(found: Findings, options: ModalityOptions) -> Checked:
+    dataset, parts, stores = options.dataset, [], list[Stored]()
+    vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, dataset))
+    files = found.attempt("Sources", partial(find_sources, dataset))
+    images, audio = (files.images, files.audio) if files else (None, None)
+    for kind, named, stored_size in (("pictures", images, margin_size), ("spectrograms", audio, audio_margin_size)):
+        if named:
+            folder, names = named
+            headers = check_pictures(found, kind.capitalize(), folder, names, dataset)
+            parts.append(f"{len(names):,} {kind} of {describe_headers(headers)}")
+            stores.append((len(names), stored_size(dataset.image_size)))
+    if files and files.annotations:
+        parts.append(f"{len(files.annotations.captions):,} captions")
+    model = None
+    if vocabulary is not None:
+        build = partial(MCRN.from_parameters, image_size=dataset.image_size, vocabulary=vocabulary, load_weights=True)
+        model = found.attempt("Weights", partial(build, options.model))
+        for block in each_weight_alone(options.model) if model is None else ():
+            found.attempt("Weights", partial(build, block))
+    return f"MCRN learns without pairs from {', '.join(parts)}.", stores, model

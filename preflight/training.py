@@ -1,0 +1,201 @@
+"""`train.py --check`: options, lists, vocabulary, pictures, regions, weights, earlier runs, memory and disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+import vocab
+from augmentation import audio_margin_size, margin_size
+from checkpoints import begun_run, fit_weights, load_weights
+from data.annotations import Annotations, blank_captions, check_images, list_files, read_annotations
+from data.lists import read_lines
+from data.splits import UNNAMED_SCENE, fold_annotations, recorded_or_new, scene_classes
+from dataloader import batches_of
+from experiment import audio_folder_of, experiment_folder, read_vocabulary, regions_of, run_folder
+from layers import build_model
+from layers.base import RetrievalModel
+from mismatch import Gate
+from option import Options
+from preflight.findings import Findings
+from preflight.resources import (
+    check_memory,
+    check_output,
+    check_pictures,
+    checkpoint_bytes,
+    describe_headers,
+    each_weight_alone,
+)
+from provenance import check_data_set
+from vocab import Vocabulary
+
+MOST_UNKNOWN = 0.9
+"""Share of unknown words above which the vocabulary must be another data set's; the published ones reach a half."""
+
+
+def check_training(
+    source: str, options: Options, folds: Sequence[int], device: torch.device, resume: bool, gate: Gate
+) -> str:
+    """Read everything that a training needs.
+
+    Args:
+        source: the options' file, for the headline.
+        options: the experiment.
+        folds: those to be trained.
+        device: where.
+        resume: go on with what was begun.
+        gate: what happens to weights of another vocabulary, model or data set.
+
+    Returns:
+        What would be trained, on what, in a paragraph.
+
+    Raises:
+        InputError: lists all faults that were found.
+    """
+    found, dataset = Findings(), options.dataset
+    vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, dataset))
+    lists = _read_lists(found, options)
+    splits = [split for fold in folds if (split := found.attempt("Folds", partial(_split, options, fold, resume)))]
+    for side in lists:
+        found.attempt("Pictures", partial(check_images, side, dataset.image_folder))
+    names = [name for side in lists for name in side.image_names]
+    headers = check_pictures(found, "Pictures", dataset.image_folder, names, dataset)
+    _check_spectrograms(found, options, lists)
+    if lists:
+        found.attempt("Regions", partial(regions_of, options, list(dict.fromkeys(names))))
+    words = _check_words(found, lists, vocabulary)
+    data = found.attempt("Scene classes", partial(_describe_data, lists))
+    model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
+    size = dataset.image_size
+    # Every fold trains on other pictures of the train list, at the larger size, and validates on the rest.
+    kept = len(lists[0].image_names) if lists else 0
+    kept_audio = len(set(lists[0].audio_names or ())) if lists else 0
+    stores = [(kept, margin_size(size)), (kept, size), (kept_audio, audio_margin_size(size)), (kept_audio, size)]
+    memory, on_disk = check_memory(found, dataset, [store for store in stores if store[0]], device)
+    last, best = (0, 0) if model is None else checkpoint_bytes(model, options.optim.ema > 0)
+    begun = sum((run_folder(options, fold) / "last.pth").is_file() for fold in folds)
+    output = check_output(found, experiment_folder(options), on_disk + (len(folds) - begun) * (last + best) + last)
+    found.refuse(source)
+    assert model is not None
+    return " ".join(
+        [
+            f"{source}: no faults.",
+            _describe_work(options, model, splits, device),
+            f"{data} Pictures are {describe_headers(headers)}.",
+            words,
+            f"Decoded pictures are kept in: {memory}. {output}.",
+        ]
+    )
+
+
+def _read_lists(found: Findings, options: Options) -> list[Annotations]:
+    """The train list and, where there is one, the test list."""
+    folder, lists = options.dataset.data_path, []
+    audio_folder = found.attempt("Spectrograms", partial(audio_folder_of, options))
+    for split in ("train", "test"):
+        names, captions = list_files(folder, split)
+        if split == "test" and not (names.exists() or captions.exists()):
+            continue
+        annotations = found.attempt("Captions", partial(read_annotations, folder, split))
+        if annotations is None:
+            found.attempt("Captions", partial(read_lines, captions))  # it may have faults of its own
+        elif audio_folder is not None:
+            heard = found.attempt("Spectrograms", partial(read_annotations, folder, split, audio_folder))
+            lists.append(heard or annotations)
+        else:
+            lists.append(annotations)
+    return lists
+
+
+def _split(options: Options, fold: int, resume: bool) -> tuple[Annotations, Annotations]:
+    """The split that training would take; nothing is written."""
+    k_fold, data_path, audio_folder = options.k_fold, options.dataset.data_path, audio_folder_of(options)
+    folder = run_folder(options, fold)
+    if resume and all((folder / "split" / f"{side}.txt").exists() for side in ("train", "val")):
+        return recorded_or_new(data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, True, audio_folder)
+    return fold_annotations(data_path, k_fold.strategy, fold, k_fold.nums, k_fold.seed, audio_folder)
+
+
+def _check_spectrograms(found: Findings, options: Options, lists: Sequence[Annotations]) -> None:
+    audio_folder = options.dataset.audio_path
+    names = [name for annotations in lists for name in annotations.audio_names or ()]
+    if audio_folder is not None and names:
+        check_pictures(found, "Spectrograms", audio_folder, names, options.dataset)
+
+
+def _check_words(found: Findings, lists: Sequence[Annotations], vocabulary: Vocabulary | None) -> str:
+    """How much of the captions the vocabulary knows."""
+    if vocabulary is None or not lists:
+        return ""
+    counts = vocab.count_tokens(caption for annotations in lists for caption in annotations.captions)
+    unknown = Counter({word: count for word, count in counts.items() if word not in vocabulary.word2idx})
+    if not counts:
+        found.add("Captions", f"{lists[0].folder}: none of the captions has a word; mend them")
+    share = unknown.total() / max(counts.total(), 1)
+    if share > MOST_UNKNOWN:
+        frequent = ", ".join(word for word, _ in unknown.most_common(5))
+        found.add(
+            "Vocabulary",
+            f"dataset.vocab_path: {100 * share:.1f} % of the captions' words are not in it ({frequent}): it is of "
+            "other captions. Build one: python -m vocab --data_path FOLDER --data_name NAME",
+        )
+    return (
+        f"The vocabulary has {len(vocabulary):,} entries; {100 * share:.1f} % of all words of the captions are unknown "
+        f"to it ({len(unknown):,} of {len(counts):,} different ones)."
+    )
+
+
+def _check_weights(
+    found: Findings, options: Options, vocabulary: Vocabulary, folds: Sequence[int], resume: bool, gate: Gate
+) -> RetrievalModel | None:
+    """Build the model from every file that the options name, and fit what earlier runs have left."""
+    started = found.attempt("Weights", partial(build_model, options, vocabulary))
+    if started is None:
+        for block in each_weight_alone(options.model):
+            alone = options.model_copy(update={"model": block})
+            found.attempt("Weights", partial(build_model, alone, vocabulary))
+    model = started or found.attempt("Weights", partial(build_model, options, vocabulary, False))
+    if model is None:
+        return None
+    if options.optim.resume is not None:
+        found.attempt("Weights", partial(load_weights, model, options.optim.resume, options, vocabulary, gate))
+    for fold in folds:
+        folder = run_folder(options, fold)
+        begun = found.attempt("Earlier runs", partial(begun_run, folder, resume, "k_fold.experiment_name"))
+        if begun is not None:
+            last, data_path = folder / "last.pth", options.dataset.data_path
+            found.attempt("Earlier runs", partial(check_data_set, begun, last, data_path, gate))
+            found.attempt("Earlier runs", partial(fit_weights, model, begun, last, options, vocabulary, gate))
+    return model
+
+
+def _describe_work(
+    options: Options,
+    model: RetrievalModel,
+    splits: Sequence[tuple[Annotations, Annotations]],
+    device: torch.device,
+) -> str:
+    optim, (train, val) = options.optim, splits[0]
+    parameters = list(model.parameters())
+    trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
+    usable = int((~blank_captions(train, vocab.tokenize)).sum())
+    steps = len(batches_of(torch.arange(usable), options.dataset.batch_size)) if usable else 0
+    return (
+        f"{options.model.name} with {sum(map(torch.numel, parameters)):,} weights, of which {trained:,} are trained: "
+        f"{len(splits)} fold{'s' if len(splits) > 1 else ''} on {device}, at most {optim.epochs} epochs of {steps:,} "
+        f"steps (batches of {options.dataset.batch_size}, loss {' + '.join(optim.loss)}). A fold trains on {usable:,} "
+        f"captions of {len(train.image_names):,} pictures and validates on {len(val.image_names):,} pictures."
+    )
+
+
+def _describe_data(lists: Sequence[Annotations]) -> str:
+    parts = [
+        f"{len(annotations.image_names):,} pictures with {len(annotations.captions):,} captions in {annotations.name}"
+        for annotations in lists
+    ]
+    blank = sum(int(blank_captions(annotations, vocab.tokenize).sum()) for annotations in lists)
+    classes = {scene for annotations in lists for scene in scene_classes(annotations)} - {UNNAMED_SCENE}
+    return f"Data: {', '.join(parts)}, {blank:,} captions without a word; {len(classes) or 'no'} scene classes."

@@ -1,0 +1,88 @@
+"""Which data set, fold and split a checkpoint was trained with, and whether they are those that are given now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.annotations import Annotations, read_annotations
+from mismatch import Gate
+from utils import InputError
+
+LIST_DIGEST = "train_list"
+"""Key of a checkpoint: `train_digest` of the data set that it was trained on."""
+
+
+def list_digest(annotations: Annotations) -> str:
+    """SHA-256 (hexadecimal) of a list's picture names and captions, in their order: what training learns from."""
+    content = json.dumps([annotations.image_names, annotations.captions, annotations.caption_image.tolist()])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def train_digest(data_path: Path) -> str | None:
+    """`list_digest` of a data set's train list; None where there is none that can be read."""
+    try:
+        return list_digest(read_annotations(data_path, "train"))
+    except InputError:
+        return None
+
+
+def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate: Gate) -> None:
+    """Refuse a checkpoint of another data set.
+
+    Args:
+        content: the checkpoint; one that does not say its data set is let through.
+        path: its file.
+        data_path: the data set's folder.
+        gate: what happens to a mismatch.
+
+    Raises:
+        InputError: see `Gate.refuse`.
+    """
+    trained = content.get("options", {}).get("dataset", {}).get("data_path")
+    stored = content.get(LIST_DIGEST)
+    if trained is None:
+        return
+    digest = train_digest(data_path)
+    # Checkpoints that do not know their list at least know their folder, which may lie elsewhere by now.
+    same = stored == digest if stored is not None and digest is not None else Path(trained).name == data_path.name
+    if not same:
+        gate.refuse(
+            f"{path} was trained on {trained}, whose train list is another than that of {data_path}",
+            "Its scores there would be those of another data set, or test pictures may have been learned. Give the "
+            "data set that it was trained on (--set dataset.data_path=FOLDER).",
+        )
+
+
+def check_fold(content: Mapping[str, Any], path: Path, fold: int | None, k_fold: Mapping[str, Any], gate: Gate) -> None:
+    """Refuse a checkpoint of another fold or of another split than the options describe.
+
+    Args:
+        content: the checkpoint; one that does not say its split is let through.
+        path: its file.
+        fold: what it should be of; None: any.
+        k_fold: the block of the options.
+        gate: what happens to a mismatch.
+
+    Raises:
+        InputError: see `Gate.refuse`.
+    """
+    stored = content.get("options", {}).get("k_fold")
+    if stored is None:
+        return
+    if fold is not None and content.get("fold", fold) != fold:
+        gate.refuse(
+            f"{path} is of fold {content['fold']}, expected fold {fold}",
+            "The mean would count one training twice. Put each fold's own checkpoint into its folder.",
+        )
+    keys = ["strategy", "seed", *(["nums"] if "kfold" in (stored.get("strategy"), k_fold["strategy"]) else [])]
+    differing = [key for key in keys if key in stored and stored[key] != k_fold[key]]
+    if differing:
+        pairs = ", ".join(f"k_fold.{key} {stored[key]} (now {k_fold[key]})" for key in differing)
+        gate.refuse(
+            f"{path} was trained on another split: {pairs}",
+            "The table would name a split that its folds do not have. Give the same --set as in training.",
+        )
