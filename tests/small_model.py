@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import preflight.training
 import test as test_entry
 import train as train_entry
 from dataloader import Batch
@@ -45,6 +46,7 @@ def use_small_model(patch: pytest.MonkeyPatch, before_loss: BeforeLoss | None = 
 
     patch.setattr(train_entry, "build_model", build)
     patch.setattr(test_entry, "build_model", build)
+    patch.setattr(preflight.training, "build_model", build)
 
 
 def out_of_memory_above(items: int, fault: Exception) -> BeforeLoss:
