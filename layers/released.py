@@ -59,8 +59,8 @@ def load_fitting(
         misfit = f"{source} does not fit {kind} as built from these options"
         if untouched == len(wanted):
             raise InputError(f"{misfit}, not in one tensor:{table}\n{advice}")
-        misfit += f" ({untouched} of {len(wanted)} tensors would not come from it):{table}"
-        (gate or Gate()).refuse(misfit, advice)
+        share = f" ({untouched} of {len(wanted)} tensors would not come from it)" if untouched else ""
+        (gate or Gate()).refuse(f"{misfit}{share}:{table}", advice)
     module.load_state_dict({name: given[name] for name in wanted if _fits(given.get(name), wanted[name])}, strict=False)
 
 
