@@ -15,7 +15,7 @@ from layers.base import RetrievalModel
 from layers.registry import Parameters
 from layers.released import load_fitting, load_released
 from machine import explain
-from mismatch import Gate
+from mismatch import Gate, refuse
 from option import ModalityOptions, Options
 from utils import InputError, RunFault, logger, read_checkpoint, write_atomic
 from vocab import Vocabulary
@@ -82,7 +82,7 @@ def load_weights(
         path: the checkpoint.
         options: what the model was built from.
         vocabulary: the words whose ids the captions become.
-        gate: what happens to a mismatch; refused by default.
+        gate: whether the user insists on a mismatch; None: nobody can.
 
     Returns:
         The whole checkpoint.
@@ -112,9 +112,9 @@ def fit_weights(
     Raises:
         InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
     """
-    gate = gate or Gate()
     if content["vocabulary"] != vocabulary.digest:
-        gate.refuse(
+        refuse(
+            gate,
             f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
             "words",
             "Give the vocabulary that it was trained with (--set dataset.vocab_path=FILE).",

@@ -17,7 +17,7 @@ SHOWN = 3
 
 @dataclass
 class Gate:
-    """Where mismatches are refused, or with `forced` let through.
+    """Whether the user insists on what does not belong together.
 
     Attributes:
         forced: whether the user insists.
@@ -27,21 +27,24 @@ class Gate:
     forced: bool = False
     passed: list[str] = field(default_factory=list)
 
-    def refuse(self, what: str, advice: str) -> None:
-        """Name a mismatch.
 
-        Args:
-            what: the mismatch, in words.
-            advice: what to do about it, a sentence.
+def refuse(gate: Gate | None, what: str, advice: str) -> None:
+    """Name a mismatch.
 
-        Raises:
-            InputError: it is not forced.
-        """
-        if not self.forced:
-            stop = "" if "\n" in what else "."
-            raise InputError(f"{what}{stop}\n" + f"{advice} To go on all the same: --force.".lstrip())
-        logger.warning("forced: %s", what)
-        self.passed.append(what.partition("\n")[0].rstrip(":"))
+    Args:
+        gate: whether the user insists; None where nobody can.
+        what: the mismatch, in words.
+        advice: what to do about it, a sentence.
+
+    Raises:
+        InputError: it is not forced.
+    """
+    if gate is None or not gate.forced:
+        stop = "" if "\n" in what else "."
+        insist = "" if gate is None else "To go on all the same: --force."
+        raise InputError(f"{what}{stop}\n{advice} {insist}".rstrip())
+    logger.warning("forced: %s", what)
+    gate.passed.append(what.partition("\n")[0].rstrip(":"))
 
 
 def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[int, str]:

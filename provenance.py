@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import Annotations, read_annotations
-from mismatch import Gate
+from mismatch import Gate, refuse
 from utils import InputError
 
 LIST_DIGEST = "train_list"
@@ -30,17 +30,17 @@ def train_digest(data_path: Path) -> str | None:
         return None
 
 
-def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate: Gate) -> None:
+def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate: Gate | None) -> None:
     """Refuse a checkpoint of another data set.
 
     Args:
         content: the checkpoint; one that does not say its data set is let through.
         path: its file.
         data_path: the data set's folder.
-        gate: what happens to a mismatch.
+        gate: see `mismatch.refuse`.
 
     Raises:
-        InputError: see `Gate.refuse`.
+        InputError: see `mismatch.refuse`.
     """
     trained = content.get("options", {}).get("dataset", {}).get("data_path")
     stored = content.get(LIST_DIGEST)
@@ -50,14 +50,17 @@ def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate
     # Checkpoints that do not know their list at least know their folder, which may lie elsewhere by now.
     same = stored == digest if stored is not None and digest is not None else Path(trained).name == data_path.name
     if not same:
-        gate.refuse(
+        refuse(
+            gate,
             f"{path} was trained on {trained}, whose train list is another than that of {data_path}",
             "Its scores there would be those of another data set, or test pictures may have been learned. Give the "
             "data set that it was trained on (--set dataset.data_path=FOLDER).",
         )
 
 
-def check_fold(content: Mapping[str, Any], path: Path, fold: int | None, k_fold: Mapping[str, Any], gate: Gate) -> None:
+def check_fold(
+    content: Mapping[str, Any], path: Path, fold: int | None, k_fold: Mapping[str, Any], gate: Gate | None
+) -> None:
     """Refuse a checkpoint of another fold or of another split than the options describe.
 
     Args:
@@ -65,16 +68,17 @@ def check_fold(content: Mapping[str, Any], path: Path, fold: int | None, k_fold:
         path: its file.
         fold: what it should be of; None: any.
         k_fold: the block of the options.
-        gate: what happens to a mismatch.
+        gate: see `mismatch.refuse`.
 
     Raises:
-        InputError: see `Gate.refuse`.
+        InputError: see `mismatch.refuse`.
     """
     stored = content.get("options", {}).get("k_fold")
     if stored is None:
         return
     if fold is not None and content.get("fold", fold) != fold:
-        gate.refuse(
+        refuse(
+            gate,
             f"{path} is of fold {content['fold']}, expected fold {fold}",
             "The mean would count one training twice. Put each fold's own checkpoint into its folder.",
         )
@@ -82,7 +86,8 @@ def check_fold(content: Mapping[str, Any], path: Path, fold: int | None, k_fold:
     differing = [key for key in keys if key in stored and stored[key] != k_fold[key]]
     if differing:
         pairs = ", ".join(f"k_fold.{key} {stored[key]} (now {k_fold[key]})" for key in differing)
-        gate.refuse(
+        refuse(
+            gate,
             f"{path} was trained on another split: {pairs}",
             "The table would name a split that its folds do not have. Give the same --set as in training.",
         )

@@ -170,7 +170,7 @@ def load_model(
         vocabulary: the words whose ids the captions become.
         path: the checkpoint.
         device: where the model goes.
-        gate: what happens to a mismatch; refused by default.
+        gate: whether the user insists on a mismatch.
         fold: what the checkpoint should be of; None: any.
 
     Raises:
@@ -179,8 +179,8 @@ def load_model(
     model = build_model(options, vocabulary, load_weights=False)
     content = load_weights(model, path, options, vocabulary, gate)
     if content.get("format") == FORMAT:
-        check_data_set(content, path, options.dataset.data_path, gate or Gate())
-        check_fold(content, path, fold, option.dump(options)["k_fold"], gate or Gate())
+        check_data_set(content, path, options.dataset.data_path, gate)
+        check_fold(content, path, fold, option.dump(options)["k_fold"], gate)
     logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
     return place(model, device), content
 

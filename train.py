@@ -185,7 +185,7 @@ def start_model(
         vocabulary: sizes the word table.
         device: where the model goes.
         begun: the checkpoint to go on from.
-        gate: what happens to a mismatch; refused by default.
+        gate: whether the user insists on a mismatch.
 
     Raises:
         InputError: weights that the options name, or the checkpoint, do not fit.
@@ -194,7 +194,7 @@ def start_model(
     model = build_model(options, vocabulary, load_weights=begun is None)
     if begun is not None:
         last = run_folder(options, fold) / "last.pth"
-        check_data_set(begun, last, options.dataset.data_path, gate or Gate())
+        check_data_set(begun, last, options.dataset.data_path, gate)
         fit_weights(model, begun, last, options, vocabulary, gate)
     elif options.optim.resume is not None:
         load_weights(model, options.optim.resume, options, vocabulary, gate)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from layers.base import RetrievalModel
-from mismatch import Gate, misfits
+from mismatch import Gate, misfits, refuse
 from utils import InputError
 
 
@@ -47,7 +47,7 @@ def load_fitting(
         given: the weights, under our names.
         source: where they come from, in words, for the message.
         advice: what a misfit can mean, a sentence.
-        gate: refuses a misfit, which is the default, or loads what fits and leaves the rest as it is.
+        gate: where the user insists, what fits is loaded and the rest stays as it is; None: nobody can.
 
     Raises:
         InputError: names or shapes don't fit, or forced, nothing does; the module is left as it was.
@@ -60,7 +60,7 @@ def load_fitting(
         if untouched == len(wanted):
             raise InputError(f"{misfit}, not in one tensor:{table}\n{advice}")
         share = f" ({untouched} of {len(wanted)} tensors would not come from it)" if untouched else ""
-        (gate or Gate()).refuse(f"{misfit}{share}:{table}", advice)
+        refuse(gate, f"{misfit}{share}:{table}", advice)
     module.load_state_dict({name: given[name] for name in wanted if _fits(given.get(name), wanted[name])}, strict=False)
 
 

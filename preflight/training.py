@@ -47,7 +47,7 @@ def check_training(
         folds: those to be trained.
         device: where.
         resume: go on with what was begun.
-        gate: what happens to weights of another vocabulary, model or data set.
+        gate: whether the user insists on weights of another vocabulary, model or data set.
 
     Returns:
         What would be trained, on what, in a paragraph.
