@@ -202,8 +202,8 @@ class Training(Descent):
     )
     on_oom: Literal["stop", "halve"] = Field(
         default="stop",
-        description="when a step does not fit into memory; stop: say what would fit; halve: from then on work off each "
-        "batch in two parts, then four, whose items are negatives of their own part only",
+        description="when memory runs out in a step; stop: say what would fit; halve: batches in 2, 4, ... parts with "
+        "negatives of their own",
     )
     patience: int = Field(
         default=0, ge=0, description="validations without a better score before stopping; 0: never [validations]"
