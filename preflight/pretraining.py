@@ -81,7 +81,7 @@ def _check_scenes(found: Findings, options: SceneOptions) -> Checked:
 
 def _check_modalities(found: Findings, options: ModalityOptions) -> Checked:
     dataset, parts, stores = options.dataset, [], list[Stored]()
-    vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, dataset))
+    vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, options))
     files = found.attempt("Sources", partial(find_sources, dataset))
     images, audio = (files.images, files.audio) if files else (None, None)
     for kind, named, stored_size in (("pictures", images, margin_size), ("spectrograms", audio, audio_margin_size)):

@@ -15,7 +15,7 @@ from data.annotations import Annotations, blank_captions, check_images, list_fil
 from data.lists import read_lines
 from data.splits import UNNAMED_SCENE, fold_annotations, recorded_or_new, scene_classes
 from dataloader import batches_of
-from experiment import audio_folder_of, experiment_folder, read_vocabulary, regions_of, run_folder
+from experiment import audio_folder_of, experiment_folder, queries_of, read_vocabulary, regions_of, run_folder
 from layers import build_model
 from layers.base import RetrievalModel
 from mismatch import Gate
@@ -56,7 +56,7 @@ def check_training(
         InputError: lists all faults that were found.
     """
     found, dataset = Findings(), options.dataset
-    vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, dataset))
+    vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, options))
     lists = _read_lists(found, options)
     splits = [split for fold in folds if (split := found.attempt("Folds", partial(_split, options, fold, resume)))]
     for side in lists:
@@ -66,6 +66,9 @@ def check_training(
     _check_spectrograms(found, options, lists)
     if lists:
         found.attempt("Regions", partial(regions_of, options, list(dict.fromkeys(names))))
+    if vocabulary is not None:
+        for side in lists:
+            found.attempt("Keywords", partial(queries_of, options, side, vocabulary))
     words = _check_words(found, lists, vocabulary)
     data = found.attempt("Scene classes", partial(_describe_data, lists))
     model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
@@ -131,7 +134,7 @@ def _check_words(found: Findings, lists: Sequence[Annotations], vocabulary: Voca
     if vocabulary is None or not lists:
         return ""
     counts = vocab.count_tokens(caption for annotations in lists for caption in annotations.captions)
-    unknown = Counter({word: count for word, count in counts.items() if word not in vocabulary.word2idx})
+    unknown = Counter({word: count for word, count in counts.items() if not vocabulary.knows(word)})
     if not counts:
         found.add("Captions", f"{lists[0].folder}: none of the captions has a word; mend them")
     share = unknown.total() / max(counts.total(), 1)
