@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 import vocab
 from augmentation import audio_margin_size, margin_size
-from checkpoints import save_checkpoint
+from checkpoints import load_weights, save_checkpoint
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan
 from event_log import write_table
+from layers import build_model
+from layers.base import RetrievalModel
 from layers.registry import registered
+from mismatch import Gate
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
 from option import ModalityOptions, Options, SceneOptions
 from option.schema import Descent, Logs, Pictures, Training
@@ -294,6 +297,16 @@ def evaluation_loader(
         audio=media.spectrograms(annotations, size),
         views=views,
     )
+
+
+def load_model(
+    options: Options, vocabulary: Vocabulary, path: Path, device: torch.device, gate: Gate | None = None
+) -> tuple[RetrievalModel, dict[str, Any]]:
+    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds; see `load_weights`."""
+    model = build_model(options, vocabulary, load_weights=False)
+    content = load_weights(model, path, options, vocabulary, gate)
+    logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
+    return place(model, device), content
 
 
 def place(model: Module, device: torch.device) -> Module:

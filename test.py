@@ -16,7 +16,7 @@ from torch import Tensor
 import limits
 import metrics
 import option
-from checkpoints import FORMAT, load_weights
+from checkpoints import FORMAT
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
@@ -31,13 +31,12 @@ from experiment import (
     entry_parser,
     evaluation_loader,
     experiment_folder,
+    load_model,
     parse_folds,
-    place,
     read_vocabulary,
 )
 from export import Embeddings, check_exportable, write_embeddings, write_ranks
 from html_report import Report, TestSet, check_target
-from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from mismatch import Gate
@@ -46,7 +45,7 @@ from option.schema import Rerank
 from provenance import check_data_set, check_fold
 from report import RERANKED, as_csv, as_markdown, score_tables
 from rerank import Method, rerank
-from utils import InputError, choose_device, logger, run_entry_point, write_text_atomic
+from utils import InputError, choose_device, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
 BESIDE = Path("report.html")
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report(TestSet(options, annotations, vocabulary, loader, scenes))
     for label, path in checkpoints.items():
         fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
-        model, content = load_model(options, vocabulary, path, device, gate, fold)
+        model, content = load_scored(options, vocabulary, path, device, gate, fold)
         images, texts = encode(model, loader, device, options.optim.amp)
         blocks = score_source(model, images, texts, loader.caption_row)
         tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
@@ -155,7 +154,7 @@ def scene_numbers(annotations: Annotations) -> Tensor | None:
     return torch.tensor([number.get(name, metrics.NO_SCENE) for name in classes])
 
 
-def load_model(
+def load_scored(
     options: Options,
     vocabulary: Vocabulary,
     path: Path,
@@ -163,7 +162,7 @@ def load_model(
     gate: Gate | None = None,
     fold: int | None = None,
 ) -> tuple[RetrievalModel, dict[str, Any]]:
-    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds.
+    """`experiment.load_model` of a checkpoint that belongs to the data set it is scored on.
 
     Args:
         options: what the model is built from.
@@ -176,13 +175,11 @@ def load_model(
     Raises:
         InputError: the checkpoint can't be read, or belongs to something else than the options describe.
     """
-    model = build_model(options, vocabulary, load_weights=False)
-    content = load_weights(model, path, options, vocabulary, gate)
+    model, content = load_model(options, vocabulary, path, device, gate)
     if content.get("format") == FORMAT:
         check_data_set(content, path, options.dataset.data_path, gate)
         check_fold(content, path, fold, option.dump(options)["k_fold"], gate)
-    logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
-    return place(model, device), content
+    return model, content
 
 
 def more_scores(

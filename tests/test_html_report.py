@@ -26,7 +26,7 @@ from data.annotations import read_annotations
 from data.region_file import write_regions
 from dataloader import Batch
 from engine import encode, score_source
-from experiment import Media, best_checkpoint, evaluation_loader, read_vocabulary, run_folder
+from experiment import Media, best_checkpoint, evaluation_loader, load_model, read_vocabulary, run_folder
 from html_report.charts import Line, line_chart
 from html_report.findings import (
     answers,
@@ -207,7 +207,7 @@ def test_framed_answers_and_places_are_the_true_ones(saved: Path, page: Node) ->
     annotations = read_annotations(options.dataset.data_path, "test")
     vocabulary, device = read_vocabulary(options), torch.device("cpu")
     loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], device), device)
-    model, _ = test_entry.load_model(options, vocabulary, best_checkpoint(options, 0), device)
+    model, _ = load_model(options, vocabulary, best_checkpoint(options, 0), device)
     scores = torch.cat(list(score_source(model, *encode(model, loader, device), loader.caption_row)()))
     ranks = rank(scores, loader.text_image)
     names, captions = annotations.image_names, annotations.captions

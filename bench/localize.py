@@ -1,0 +1,255 @@
+"""Times localization against a plain path that works as the published code does: `python -m bench.localize ...`.
+
+The plain path writes every window to a JPEG file and reads it back, encodes one window at a time, for every query anew,
+and averages in a loop over the pixels. It is timed on a sample of windows and rows, and scaled to the whole picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+import option
+from augmentation import normalise
+from data.large_picture import LargePicture, open_large
+from data.pictures import load_square, to_square
+from dataloader import Batch
+from engine import embed
+from experiment import entry_parser, load_model, read_vocabulary
+from layers.base import RetrievalModel
+from localization import encode_queries, mean_map, score_windows, window_grid
+from localize import MEDIAN, WINDOWS, parse_sides
+from report import markdown
+from utils import InputError, choose_device, run_entry_point, write_text_atomic
+
+MEAN_TOLERANCE = 1e-5  # of the mean scores, which lie in -1..1
+LEVEL_TOLERANCE = 1  # of 255, where a mean score lies on the border of two levels
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The plain path for one query.
+
+    Attributes:
+        query: [1, D].
+        folder: where the windows are written.
+        ending: `.jpg`, or `.png` to compare without loss.
+    """
+
+    model: RetrievalModel
+    query: Tensor
+    image_size: int
+    amp: str
+    folder: Path
+    ending: str
+
+    @torch.no_grad()
+    def score(self, picture: LargePicture, window: Sequence[int]) -> float:
+        """Cut, write, read, encode and score one window."""
+        side, row, column = window
+        path = self.folder / f"{side}_{row}_{column}{self.ending}"
+        cut = picture.read(row, column, side, side)
+        Image.fromarray(to_square(cut, self.image_size).transpose(1, 2, 0)).save(path)
+        pixels = torch.from_numpy(load_square(path, self.image_size, self.image_size**2))[None].to(self.query.device)
+        batch = Batch(images=normalise(pixels))
+        image = embed(self.model, self.model.encode_image, [batch], "window", self.query.device, self.amp)
+        return float(self.model.score(image, self.query))
+
+    def mean(self, picture: LargePicture, windows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The mean score over each pixel [H, W]."""
+        total, count = np.zeros((2, picture.height, picture.width))
+        for window in windows.tolist():
+            add_window(total, count, window, self.score(picture, window))
+        average_rows(total, count)
+        return total
+
+
+def add_window(total: NDArray[np.float64], count: NDArray[np.float64], window: Sequence[int], score: float) -> None:
+    """Add a window's score to all its pixels."""
+    side, row, column = window
+    total[row : row + side, column : column + side] += score
+    count[row : row + side, column : column + side] += 1
+
+
+def average_rows(total: NDArray[np.float64], count: NDArray[np.float64]) -> None:
+    """Divide sums by numbers, pixel by pixel."""
+    for row in range(total.shape[0]):
+        for column in range(total.shape[1]):
+            total[row, column] = total[row, column] / count[row, column]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both paths work with.
+
+    Attributes:
+        queries: [Q, D].
+    """
+
+    model: RetrievalModel
+    queries: Tensor
+    image_size: int
+    batch_size: int
+    amp: str
+    threads: int
+
+    def scores(self, picture: LargePicture, windows: NDArray[np.int64], amp: str) -> NDArray[np.float32]:
+        """This project's scores [N, Q]."""
+        sizes = {"image_size": self.image_size, "batch_size": self.batch_size, "threads": self.threads}
+        return score_windows(self.model, picture, windows, self.queries, amp=amp, **sizes)
+
+    def plain(self, folder: Path, ending: str, amp: str) -> Plain:
+        """The plain path for the first query."""
+        return Plain(self.model, self.queries[:1], self.image_size, amp, folder, ending)
+
+
+def differences(setting: Setting, picture: LargePicture, sides: Sequence[int], median: int) -> dict[str, float]:
+    """How far the maps of both paths are apart, in float32: mean scores and levels, without and with JPEG's loss."""
+    windows = window_grid(picture.height, picture.width, sides)
+    ours = mean_map(windows, setting.scores(picture, windows, "off")[:, 0])
+    found = {"windows": float(len(windows))}
+    for name, ending in (("lossless", ".png"), ("jpeg", ".jpg")):
+        with tempfile.TemporaryDirectory() as folder:
+            plain = setting.plain(Path(folder), ending, "off").mean(picture, windows)
+        whole = np.arange(picture.height + 1), np.arange(picture.width + 1)
+        levels = type(ours)(*whole, plain).levels(median).astype(np.int64)
+        found[f"mean_{name}"] = float(np.abs(ours.pixels(ours.values) - plain).max())
+        found[f"levels_{name}"] = float(np.abs(ours.levels(median) - levels).max())
+    return found
+
+
+def time_ours(setting: Setting, picture: LargePicture, sides: Sequence[int], median: int) -> dict[str, float]:
+    """Seconds of this project on the whole picture, with peak memory of the process in MiB."""
+    before = peak_memory()
+    start = time.perf_counter()
+    windows = window_grid(picture.height, picture.width, sides)
+    scores = setting.scores(picture, windows, setting.amp)
+    encoded = time.perf_counter()
+    for column in scores.T:
+        mean_map(windows, column).levels(median)
+    maps = (time.perf_counter() - encoded) / scores.shape[1]
+    return {
+        "windows": float(len(windows)),
+        "encode": encoded - start,
+        "map": maps,
+        "memory_before": before,
+        "memory": peak_memory(),
+    }
+
+
+def time_plain(
+    setting: Setting, picture: LargePicture, sides: Sequence[int], sample: int, rows: int
+) -> dict[str, float]:
+    """Seconds of the plain path for one query on the whole picture, scaled from a sample of windows and rows."""
+    windows = window_grid(picture.height, picture.width, sides)
+    chosen = windows[np.linspace(0, len(windows) - 1, min(sample, len(windows))).astype(int)].tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        plain = setting.plain(Path(folder), ".jpg", setting.amp)
+        plain.score(picture, chosen[0])
+        start = time.perf_counter()
+        for window in chosen:
+            plain.score(picture, window)
+        encode = (time.perf_counter() - start) * len(windows) / len(chosen)
+    total, count = np.zeros((2, picture.height, picture.width))
+    start = time.perf_counter()
+    for window in chosen:
+        add_window(total, count, window, 0.5)
+    add = (time.perf_counter() - start) * len(windows) / len(chosen)
+    rows = min(rows, picture.height)
+    start = time.perf_counter()
+    average_rows(total[:rows], np.ones((rows, picture.width)))
+    average = (time.perf_counter() - start) * picture.height / rows
+    return {"sample": float(len(chosen)), "rows": float(rows), "encode": encode, "map": add + average}
+
+
+def peak_memory() -> float:
+    """Largest memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(ours: dict[str, float], plain: dict[str, float], queries: int) -> str:
+    """Seconds of both paths and how many times faster this project is."""
+    cells = [["seconds", "this project", "plain", "times"]]
+    for name, mine, other in (
+        ("windows read, encoded, scored, 1 query", ours["encode"], plain["encode"]),
+        ("map, 1 query", ours["map"], plain["map"]),
+        ("all, 1 query", ours["encode"] + ours["map"], plain["encode"] + plain["map"]),
+        (
+            f"all, {queries} queries",
+            ours["encode"] + queries * ours["map"],
+            queries * (plain["encode"] + plain["map"]),
+        ),
+    ):
+        cells.append([name, f"{mine:,.1f}", f"{other:,.1f}", f"{other / mine:.1f}"])
+    return markdown(cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print both paths' seconds and how far their maps are apart."""
+    parser = entry_parser("Time localization against a plain path that works as the published code does.")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--image", type=Path, required=True, help="the picture")
+    parser.add_argument("--query", action="append", required=True, help="may be repeated")
+    parser.add_argument("--windows", default=WINDOWS, help=f"sides of the windows in pixels ({WINDOWS})")
+    parser.add_argument("--part", type=int, default=1024, help="side of the part on which the maps are compared (1024)")
+    parser.add_argument("--sample", type=int, default=200, help="windows that the plain path is timed on (200)")
+    parser.add_argument("--rows", type=int, default=100, help="rows that the plain path is timed on (100)")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    given = parser.parse_args(arguments)
+    result = measure(given)
+    queries = len(given.query)
+    print(f"\n{table(result['ours'], result['plain'], queries)}\n")
+    apart, ours, plain = result["differences"], result["ours"], result["plain"]
+    print(
+        f"{given.image}: {ours['windows']:.0f} windows; the plain path timed on {plain['sample']:.0f} windows and "
+        f"{plain['rows']:.0f} rows. Peak memory {ours['memory']:.0f} MiB ({ours['memory_before']:.0f} before the "
+        f"picture).\nOn {result['part']} x {result['part']} pixels the mean scores differ by at most "
+        f"{apart['mean_lossless']:.1e} (levels: {apart['levels_lossless']:.0f} of 255), with the loss of JPEG by "
+        f"{apart['mean_jpeg']:.1e} ({apart['levels_jpeg']:.0f} of 255)."
+    )
+    if given.json is not None:
+        write_text_atomic(given.json, json.dumps(result, indent=2) + "\n")
+    if apart["mean_lossless"] > MEAN_TOLERANCE or apart["levels_lossless"] > LEVEL_TOLERANCE:
+        raise InputError(f"the maps differ by more than {MEAN_TOLERANCE} in the mean or {LEVEL_TOLERANCE} level.")
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Both paths on one machine, this project's first, so that its peak memory is its own."""
+    options = option.load_options(given.path_opt, given.set)
+    sides, device = parse_sides(given.windows), choose_device(given.device)
+    vocabulary = read_vocabulary(options.dataset)
+    model, _ = load_model(options, vocabulary, given.checkpoint, device)
+    queries = encode_queries(model, given.query, vocabulary, device, options.optim.amp)
+    dataset = options.dataset
+    setting = Setting(
+        model, queries, dataset.image_size, dataset.batch_size_val, options.optim.amp, max(1, dataset.workers)
+    )
+    with open_large(given.image, dataset.max_pixels) as picture, tempfile.TemporaryDirectory() as folder:
+        side = min(given.part, picture.height, picture.width)
+        fitting = [window for window in sides if window <= side]
+        if not fitting or max(sides) > min(picture.height, picture.width):
+            raise InputError(f"{given.image} and --part must not be smaller than a window.")
+        ours = time_ours(setting, picture, sides, MEDIAN)
+        plain = time_plain(setting, picture, sides, given.sample, given.rows)
+        part = Path(folder) / "part.png"
+        picture.read(0, 0, side, side).save(part)
+        with open_large(part, dataset.max_pixels) as cut:
+            apart = differences(setting, cut, fitting, MEDIAN)
+    return {"ours": ours, "plain": plain, "part": side, "differences": apart}
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

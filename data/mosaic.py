@@ -1,0 +1,123 @@
+"""Lays a data set's pictures out as one large picture with known places: `python -m data.mosaic`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from data.annotations import Annotations, Split, check_images, read_annotations
+from data.pictures import load_square
+from data.polygons import Place, write_places
+from data.splits import scene_classes
+from utils import InputError, run_entry_point, write_atomic
+
+PICTURE, PLACES = "mosaic.tif", "anno.json"
+MAX_PIXELS = 100_000_000
+
+
+def class_blocks(classes: Sequence[str], rows: int, columns: int, generator: np.random.Generator) -> NDArray[np.str_]:
+    """A class for each block [rows, columns]: each class equally often, as far as that goes, in random places."""
+    count = rows * columns
+    order = [name for _ in range(-(-count // len(classes))) for name in generator.permutation(classes)][:count]
+    return np.asarray(generator.permutation(order)).reshape(rows, columns)
+
+
+def common_captions(annotations: Annotations, classes: Sequence[str]) -> dict[str, str]:
+    """The most frequent caption of each class; of equally frequent ones the first in the list."""
+    captions: dict[str, list[str]] = defaultdict(list)
+    for caption, image in zip(annotations.captions, annotations.caption_image, strict=True):
+        if caption.strip():
+            captions[classes[image]].append(caption.strip())
+    return {name: Counter(found).most_common(1)[0][0] for name, found in captions.items()}
+
+
+def places_of(blocks: NDArray[np.str_], captions: dict[str, str], block_side: int, side: int) -> list[Place]:
+    """One entry per class, with a rectangle for each of its blocks.
+
+    Args:
+        blocks: class of each block.
+        captions: of each class.
+        block_side: pixels; the last block of a row or column is cut off at the picture's edge.
+        side: of the picture, pixels.
+    """
+    places = []
+    for name in sorted(set(blocks.flat) & captions.keys()):
+        corners = np.argwhere(blocks == name)[:, ::-1] * block_side  # x, y
+        ends = np.minimum(corners + block_side, side) - 1
+        rectangles = [
+            np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=np.float64)
+            for (left, top), (right, bottom) in zip(corners, ends, strict=True)
+        ]
+        places.append(Place(PICTURE, captions[name], tuple(rectangles)))
+    return places
+
+
+def lay_out(
+    blocks: NDArray[np.str_], pictures: dict[str, list[Path]], tile: int, tiles_per_block: int, side: int, seed: int
+) -> NDArray[np.uint8]:
+    """The picture [side, side, 3]: every block is filled with random pictures of its class.
+
+    Args:
+        blocks: class of each block.
+        pictures: files of each class.
+        tile: side of a picture in the mosaic, pixels.
+        tiles_per_block: pictures side by side in a block.
+        side: pixels; the last tile of a row or column is cut off.
+        seed: of the choice.
+    """
+    generator = np.random.default_rng(seed)
+    mosaic = np.zeros((side, side, 3), dtype=np.uint8)
+    count = -(-side // tile)
+    for row in tqdm(range(count), desc="rows of tiles", leave=False):
+        for column in range(count):
+            files = pictures[str(blocks[row // tiles_per_block, column // tiles_per_block])]
+            square = load_square(files[generator.integers(len(files))], tile, MAX_PIXELS).transpose(1, 2, 0)
+            part = mosaic[row * tile :, column * tile :][:tile, :tile]
+            part[:] = square[: part.shape[0], : part.shape[1]]
+    return mosaic
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write mosaic.tif and anno.json."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.mosaic",
+        description="Lay a data set's pictures out as one large picture with known places, to measure localization on.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the data set, with images/ in it")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=f"gets {PICTURE} and {PLACES}")
+    parser.add_argument("--split", choices=get_args(Split), default="test", help="which list (test)")
+    parser.add_argument("--size", type=int, default=10_000, help="side of the mosaic in pixels (10000)")
+    parser.add_argument("--tile", type=int, default=256, help="side of a picture in it (256)")
+    parser.add_argument("--block", type=int, default=4, help="pictures side by side in a block of one class (4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the places (0)")
+    given = parser.parse_args(arguments)
+    for name, least in (("tile", 2), ("block", 1), ("size", given.tile), ("seed", 0)):
+        if getattr(given, name) < least:
+            raise InputError(f"--{name} {getattr(given, name)}: expected at least {least}.")
+    annotations = read_annotations(given.folder, given.split)
+    image_folder = given.folder / "images"
+    check_images(annotations, image_folder)
+    classes = scene_classes(annotations)
+    pictures: dict[str, list[Path]] = defaultdict(list)
+    for name, scene in zip(annotations.image_names, classes, strict=True):
+        pictures[scene].append(image_folder / name)
+    block_side = given.tile * given.block
+    count = -(-given.size // block_side)
+    blocks = class_blocks(sorted(pictures), count, count, np.random.default_rng(given.seed))
+    places = places_of(blocks, common_captions(annotations, classes), block_side, given.size)
+    mosaic = Image.fromarray(lay_out(blocks, pictures, given.tile, given.block, given.size, given.seed))
+    write_atomic(given.out / PICTURE, lambda file: mosaic.save(file, format="TIFF"))
+    write_places(given.out / PLACES, places)
+    print(f"{given.out / PICTURE}: {given.size} x {given.size} pixels, {len(places)} classes; places in {PLACES}")
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
