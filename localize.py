@@ -6,11 +6,12 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -70,11 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the maps of all queries, or score them by the annotated places."""
     given = _read_arguments(arguments)
     sides = parse_sides(given.windows)
-    if not (1 <= given.median <= LARGEST_MEDIAN and given.median % 2):
-        raise InputError(f"--median {given.median}: expected an odd number from 1 to {LARGEST_MEDIAN}.")
-    if given.out.exists() and not given.out.is_dir():
-        raise InputError(f"--out {given.out}: this is a file; give a folder.")
-    opencv()
+    _check_arguments(given)
     options = option.load_options(given.path_opt, given.set)
     refuse_regions(options)
     device = choose_device(given.device)
@@ -82,19 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = _tasks(given)
     for task in tasks:
         check_queries(task, given.annotations, vocabulary)
+        check_picture(task, given.annotations, sides, options.dataset.max_pixels)
     model, _ = load_model(options, vocabulary, given.checkpoint, device)
     entries: list[dict[str, Any]] = []
     for task in tasks:
         with open_large(task.picture, options.dataset.max_pixels) as picture:
-            if task.places:
-                refuse_outside(given.annotations, task.places, task.numbers, picture.width, picture.height)
             maps = localize(model, options, vocabulary, picture, task, sides, device)
-            overview = picture.overview(SIDE)
-            for index, each in enumerate(maps):
-                levels = each.levels(given.median)
-                entry = {"number": task.numbers[index], "picture": str(task.picture), "query": task.queries[index]}
-                entries.append(entry | {"lowest": float(each.values.min()), "highest": float(each.values.max())})
-                _write_query(given.out, entries[-1], levels, picture, overview, task.places[index : index + 1])
+            entries += _write_maps(given.out, task, picture, maps, given.median)
     entries.sort(key=lambda entry: entry["number"])
     result: dict[str, Any] = {"windows": sides, "median": given.median, "queries": entries}
     if given.annotations is not None:
@@ -103,6 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{indicator_table(entries, result['mean'])}")
     write_text_atomic(given.out / "localization.json", json.dumps(result, indent=2) + "\n")
     print(f"\nWritten to {given.out}.")
+
+
+def _check_arguments(given: argparse.Namespace) -> None:
+    """Find out before the work what it would fail of."""
+    if not (1 <= given.median <= LARGEST_MEDIAN and given.median % 2):
+        raise InputError(f"--median {given.median}: expected an odd number from 1 to {LARGEST_MEDIAN}.")
+    if given.out.exists() and not given.out.is_dir():
+        raise InputError(f"--out {given.out}: this is a file; give a folder.")
+    opencv()
 
 
 def localize(
@@ -117,14 +117,8 @@ def localize(
     """The map of each query in a picture, whose windows are encoded once for all of them.
 
     Raises:
-        InputError: the picture is smaller than a window, or damaged, or the model's weights have diverged.
+        InputError: the picture is damaged, or the model's weights have diverged.
     """
-    if min(picture.width, picture.height) < max(sides):
-        fitting = [side for side in sides if side <= min(picture.width, picture.height)]
-        raise InputError(
-            f"{task.picture}: {picture.width} x {picture.height} pixels are less than a window of {max(sides)}; "
-            f"try --windows {','.join(map(str, fitting)) or min(picture.width, picture.height)}"
-        )
     start = time.perf_counter()
     windows = window_grid(picture.height, picture.width, sides)
     scores = score_windows(
@@ -184,6 +178,20 @@ def check_queries(task: Task, annotations: Path | None, vocabulary: Vocabulary) 
             raise InputError(f"{place}: the model's vocabulary has none of its words; use words of its captions.")
 
 
+def check_picture(task: Task, annotations: Path | None, sides: Sequence[int], max_pixels: int) -> None:
+    """Raise an InputError for a picture that can't be opened, is smaller than a window, or lacks annotated points."""
+    with open_large(task.picture, max_pixels) as picture:
+        width, height = picture.width, picture.height
+    if min(width, height) < max(sides):
+        fitting = [side for side in sides if side <= min(width, height)] or [min(width, height)]
+        raise InputError(
+            f"{task.picture}: {width} x {height} pixels are less than a window of {max(sides)}; "
+            f"try --windows {','.join(map(str, fitting))}"
+        )
+    if annotations is not None:
+        refuse_outside(annotations, task.places, task.numbers, width, height)
+
+
 def indicator_table(entries: Sequence[dict[str, Any]], mean: dict[str, float]) -> str:
     """A Markdown table of the four indicators of each entry, and their means."""
     cells = [["entry", *(name.capitalize() for name in mean), "picture", "caption"]]
@@ -210,28 +218,33 @@ def _tasks(given: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def _write_query(
-    out: Path,
-    entry: dict[str, Any],
-    levels: NDArray[np.uint8],
-    picture: LargePicture,
-    overview: Any,
-    places: Sequence[Place],
-) -> None:
-    """The files of one query; adds to its entry where the peaks are and, where places are known, its indicators."""
-    name = f"{entry['number']:03d}_{re.sub(r'[^a-z0-9]+', '_', entry['query'].lower())[:40].strip('_')}"
-    centres = attention_centres(levels)
-    polygons = places[0].polygons if places else ()
-    entry["attention_centres"] = centres.round(1).tolist()
-    drawing = draw_map(overview, levels, entry["query"], centres, polygons)
-    write_atomic(out / f"{name}.png", lambda file: drawing.save(file, format="PNG"))
-    if places:
-        entry["indicators"] = asdict(indicators(levels, centres, polygons))
-        return
-    write_atomic(out / f"{name}.npy", lambda file: np.save(file, levels))
-    if picture.georeference is not None:
-        write_geotiff(out / f"{name}.tif", levels, picture.georeference, entry["query"])
-    print(f"{name}: attention centres at (x, y) {centres.round().astype(int).tolist()}")
+def _write_maps(
+    out: Path, task: Task, picture: LargePicture, maps: Iterable[MeanMap], median: int
+) -> Iterator[dict[str, Any]]:
+    """Write the files of each query of a picture; gives what is to be said of each as plain values."""
+    overview = picture.overview(SIDE)
+    for index, (number, query, mean) in enumerate(zip(task.numbers, task.queries, maps, strict=True)):
+        name = f"{number:03d}_{re.sub(r'[^a-z0-9]+', '_', query.lower())[:40].strip('_')}"
+        levels = mean.levels(median)
+        centres = attention_centres(levels)
+        polygons = task.places[index].polygons if task.places else ()
+        drawing = draw_map(overview, levels, query, centres, polygons)
+        write_atomic(out / f"{name}.png", partial(drawing.save, format="PNG"))
+        entry = {"number": number, "picture": str(task.picture), "query": query}
+        entry |= {"lowest": float(mean.values.min()), "highest": float(mean.values.max())}
+        entry["attention_centres"] = centres.round(1).tolist()
+        if task.places:
+            entry["indicators"] = asdict(indicators(levels, centres, polygons))
+        else:
+            write_atomic(out / f"{name}.npy", partial(_save, levels=levels))
+            if picture.georeference is not None:
+                write_geotiff(out / f"{name}.tif", levels, picture.georeference, query)
+            print(f"{name}: attention centres at (x, y) {centres.round().astype(int).tolist()}")
+        yield entry
+
+
+def _save(file: BinaryIO, levels: NDArray[np.uint8]) -> None:
+    np.save(file, levels)
 
 
 if __name__ == "__main__":

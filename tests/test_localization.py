@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ CPU = torch.device("cpu")
 class Held:
     """A picture in memory that remembers the widest part that was read of it."""
 
-    georeference = None
+    georeference: tuple[Any, Any] | None = None
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.image = Image.fromarray(pixels)
