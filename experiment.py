@@ -27,7 +27,7 @@ from mismatch import Gate
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
 from option import ModalityOptions, Options, SceneOptions
 from option.schema import Descent, Logs, Pictures, Training
-from queries import build_queries
+from queries import build_queries, typed_queries
 from report import as_csv
 from training_state import TrainingState
 from utils import InputError, derive_seed, first_line, logger
@@ -227,6 +227,12 @@ def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabular
     """What the captions of a list become for the model, see `queries.build_queries`."""
     mode = registered()[options.model.name].model.query_mode(options.model)
     return build_queries(annotations, vocabulary, mode, options.dataset.keywords_folder)
+
+
+def typed_queries_of(options: Options, sentences: Sequence[str], vocabulary: Vocabulary) -> Captions:
+    """What sentences that belong to no image become for the model, see `queries.typed_queries`."""
+    mode, dataset = registered()[options.model.name].model.query_mode(options.model), options.dataset
+    return typed_queries(sentences, vocabulary, mode, dataset.data_path, dataset.keywords_folder)
 
 
 def warn_of_blanks(annotations: Annotations) -> Tensor:

@@ -25,7 +25,6 @@ from dataloader import Batch, Captions
 from engine import embed
 from layers.base import RetrievalModel
 from localization_metrics import TOP_LEVEL, opencv
-from vocab import Vocabulary
 
 READ_AHEAD = 32  # windows side by side that are read as one part of the picture
 SIDE, ROW, COLUMN = range(3)  # of a window
@@ -80,12 +79,9 @@ def _prepare(band: Image.Image, side: int, image_size: int, left: int) -> NDArra
     return to_square(band.crop((left, 0, left + side, side)), image_size)
 
 
-def encode_queries(
-    model: RetrievalModel, queries: Sequence[str], vocabulary: Vocabulary, device: torch.device, amp: str
-) -> Tensor:
-    """Embeddings [Q, D] of sentences, on the device."""
-    captions = Captions.encode(queries, vocabulary)
-    batches = (captions.batch(torch.tensor([row])).to(device) for row in range(len(queries)))
+def encode_queries(model: RetrievalModel, queries: Captions, device: torch.device, amp: str = "off") -> Tensor:
+    """Embeddings [Q, D] of queries, on the device."""
+    batches = (queries.batch(torch.tensor([row])).to(device) for row in range(len(queries.lengths)))
     return embed(model, model.encode_text, batches, "query", device, amp)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import option
 from data.large_picture import LargePicture, open_large, write_geotiff
 from data.polygons import Place, read_places, refuse_outside
-from experiment import entry_parser, load_model, read_vocabulary
+from experiment import entry_parser, load_model, read_vocabulary, typed_queries_of
 from layers.base import RetrievalModel
 from layers.registry import registered
 from localization import MeanMap, encode_queries, mean_map, score_windows, window_grid
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = option.load_options(given.path_opt, given.set)
     refuse_regions(options)
     device = choose_device(given.device)
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     tasks = _tasks(given)
     for task in tasks:
         check_queries(task, given.annotations, vocabulary)
@@ -125,7 +125,7 @@ def localize(
         model,
         picture,
         windows,
-        encode_queries(model, task.queries, vocabulary, device, options.optim.amp),
+        encode_queries(model, typed_queries_of(options, task.queries, vocabulary), device, options.optim.amp),
         image_size=options.dataset.image_size,
         batch_size=options.dataset.batch_size_val,
         amp=options.optim.amp,
@@ -174,7 +174,7 @@ def check_queries(task: Task, annotations: Path | None, vocabulary: Vocabulary) 
         words = tokenize(query)
         if not words:
             raise InputError(f"{place}: it has no word; say what to look for.")
-        if not any(word in vocabulary.word2idx and word != UNKNOWN for word in words):
+        if not any(vocabulary.knows(word) and word != UNKNOWN for word in words):
             raise InputError(f"{place}: the model's vocabulary has none of its words; use words of its captions.")
 
 

@@ -16,6 +16,7 @@ from data.annotations import Annotations, read_annotations
 from data.keyword_file import NO_WORD, Keyword, keyword_list, keywords_of, read_keywords
 from dataloader import Captions
 from layers.base import QueryMode
+from utils import InputError
 from vocab import UNKNOWN, Vocabulary
 
 
@@ -33,16 +34,40 @@ def build_queries(annotations: Annotations, vocabulary: Vocabulary, mode: QueryM
     Raises:
         InputError: the keywords can't be read; see `data.keyword_file`.
     """
+    if mode in ("none", "sentence"):
+        return typed_queries(annotations.captions, vocabulary, mode, annotations.folder, folder)
     captions = Captions.encode(annotations.captions, vocabulary)
-    if mode == "none":
-        return captions
-    if mode == "sentence":
-        known = known_words(_train_keywords(annotations.folder, folder), vocabulary)
-        return replace(captions, keywords=sentence_keywords(captions.tokens, known))
     own = keyword_ids(keywords_of(annotations, folder), vocabulary)[torch.from_numpy(annotations.caption_image)]
     if mode == "both":
         return replace(captions, keywords=own)
     return Captions(*compact(own, own != 0), own)
+
+
+def typed_queries(
+    sentences: Sequence[str], vocabulary: Vocabulary, mode: QueryMode, data_folder: Path, folder: Path
+) -> Captions:
+    """Queries made of sentences alone, without an image.
+
+    Args:
+        sentences: one per query.
+        vocabulary: the words whose ids the queries hold.
+        mode: "none" or "sentence", see `build_queries`.
+        data_folder: of the data set that the model was trained on.
+        folder: of its files of keywords.
+
+    Raises:
+        InputError: the keywords can't be read, or `mode` takes those of an image.
+    """
+    if mode not in ("none", "sentence"):
+        raise InputError(
+            f"model.keywords.mode={mode} takes the keywords of an image, which a sentence alone has none of; "
+            "give --set model.keywords.mode=sentence."
+        )
+    captions = Captions.encode(sentences, vocabulary)
+    if mode == "none":
+        return captions
+    known = known_words(_train_keywords(data_folder, folder), vocabulary)
+    return replace(captions, keywords=sentence_keywords(captions.tokens, known))
 
 
 def keyword_ids(keywords: Sequence[Sequence[Keyword]], vocabulary: Vocabulary) -> Tensor:

@@ -28,7 +28,7 @@ from data.large_picture import LargePicture, open_large
 from data.pictures import load_square, to_square
 from dataloader import Batch
 from engine import embed
-from experiment import entry_parser, load_model, read_vocabulary
+from experiment import entry_parser, load_model, read_vocabulary, typed_queries_of
 from layers.base import RetrievalModel
 from localization import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from localize import MEDIAN, WINDOWS, parse_sides
@@ -235,9 +235,10 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Both paths on one machine, this project's first, so that its peak memory is its own."""
     options = option.load_options(given.path_opt, given.set)
     sides, device = parse_sides(given.windows), choose_device(given.device)
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     model, _ = load_model(options, vocabulary, given.checkpoint, device)
-    queries = encode_queries(model, given.query, vocabulary, device, options.optim.amp)
+    typed = typed_queries_of(options, given.query, vocabulary)
+    queries = encode_queries(model, typed, device, options.optim.amp)
     dataset = options.dataset
     setting = Setting(
         model, queries, dataset.image_size, dataset.batch_size_val, options.optim.amp, max(1, dataset.workers)

@@ -34,7 +34,7 @@ from layers.amfmn import AMFMN
 from layers.base import QueryMode
 from layers.keywords import KeywordFusion
 from option import load_options
-from queries import build_queries, compact, keyword_ids, known_words, sentence_keywords
+from queries import build_queries, compact, keyword_ids, known_words, sentence_keywords, typed_queries
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError, read_checkpoint
 from vocab import Vocabulary
@@ -265,6 +265,12 @@ class TestQueries:
             assert distinct.lengths.tolist() == sorted(distinct.lengths.tolist(), reverse=True)
         batch = both.batch(torch.tensor([3, 0]))
         assert batch.need("keywords").tolist() == [own[3], own[0]]
+        assert typed_queries(["white port"], VOCABULARY, "none", tmp_path, tmp_path).keywords is None
+        typed = typed_queries(["white port"], VOCABULARY, "sentence", tmp_path, tmp_path)
+        assert cast(Tensor, typed.keywords).tolist() == [[0, 5]]
+        for mode in MODES[1:]:
+            with pytest.raises(InputError, match=rf"model\.keywords\.mode={mode} takes the keywords of an image"):
+                typed_queries(["white port"], VOCABULARY, mode, tmp_path, tmp_path)
 
 
 def same(rows: Tensor) -> list[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from augmentation import normalise
 from data.large_picture import LargePicture
 from data.pictures import to_square
-from dataloader import Batch
+from dataloader import Batch, Captions
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
@@ -140,7 +140,7 @@ def test_scores_are_those_of_windows_and_queries_one_by_one(
     queries = [WORDS[3], f"{WORDS[5]} {WORDS[1]} {WORDS[2]}"]
     picture = noise(64, 72)
     windows = window_grid(64, 72, [48])
-    texts = encode_queries(model, queries, vocabulary, CPU, "off")
+    texts = encode_queries(model, Captions.encode(queries, vocabulary), CPU)
     scores = score_windows(model, picture, windows, texts, image_size=64, batch_size=3)
     assert scores.shape == (len(windows), 2)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_model_that_knows_finds_both_places() -> None:
     windows = window_grid(1024, 1536, [128, 256])
     model = Reddest()
     known = Vocabulary({"red": 1, "green": 2, "<unk>": 3})
-    texts = encode_queries(model, list(places), known, CPU, "off")
+    texts = encode_queries(model, Captions.encode(list(places), known), CPU)
     scores = score_windows(model, picture, windows, texts, image_size=32, batch_size=64)
     for (_, row, column), own in zip(places.values(), scores.T, strict=True):
         levels = mean_map(windows, own).levels(51)

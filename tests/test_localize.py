@@ -19,6 +19,7 @@ import option
 from bench import localize as bench
 from checkpoints import save_checkpoint
 from data.large_picture import open_large
+from dataloader import Captions
 from experiment import load_model, read_vocabulary
 from layers import build_model
 from localization import encode_queries, mean_map, score_windows, window_grid
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("localize")
     path = write_experiment(folder, make_precomp(folder / "tiny_precomp"))
     options = option.load_options(path, [])
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     torch.manual_seed(0)
     model = build_model(options, vocabulary, load_weights=False)
     save_checkpoint(folder / "model.pth.tar", {"model": model.state_dict(), "vocabulary": vocabulary.digest}, options)
@@ -74,10 +75,10 @@ def test_two_queries_write_maps_drawings_and_coordinates(
     stems = ["000_a_red_roof", "001_blue"]
     assert names == sorted([f"{s}.{e}" for s in stems for e in ("npy", "png", "tif")] + ["localization.json"])
     options = option.load_options(folder / "tiny.yaml", [])
-    vocabulary = read_vocabulary(options.dataset)
+    vocabulary = read_vocabulary(options)
     model, _ = load_model(options, vocabulary, folder / "model.pth.tar", torch.device("cpu"))
     windows = window_grid(144, 180, [64, 96])
-    texts = encode_queries(model, ["A red roof!", "blue"], vocabulary, torch.device("cpu"), "off")
+    texts = encode_queries(model, Captions.encode(["A red roof!", "blue"], vocabulary), torch.device("cpu"))
     with open_large(folder / "picture.png", 10**6) as picture:  # the same pixels
         scores = score_windows(model, picture, windows, texts, image_size=64, batch_size=5)
     result = json.loads((tmp_path / "out" / "localization.json").read_text())
