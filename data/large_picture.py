@@ -208,7 +208,8 @@ def _refuse_turned(path: Path) -> None:
 
 
 def _damaged(path: Path, fault: Exception) -> InputError:
-    return InputError(f"{path}: the picture is damaged or cut short ({first_line(fault)}): copy it again")
+    reason = fault.__cause__ if isinstance(fault.__cause__, Exception) else fault  # rasterio says only where to look
+    return InputError(f"{path}: the picture is damaged or cut short ({first_line(reason)}): copy it again")
 
 
 def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
