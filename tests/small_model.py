@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import experiment
 import preflight.training
-import test as test_entry
 import train as train_entry
 from dataloader import Batch
 from layers.base import Criterion, RetrievalModel
@@ -45,7 +45,7 @@ def use_small_model(patch: pytest.MonkeyPatch, before_loss: BeforeLoss | None = 
         return SmallModel(len(vocabulary), before_loss)
 
     patch.setattr(train_entry, "build_model", build)
-    patch.setattr(test_entry, "build_model", build)
+    patch.setattr(experiment, "build_model", build)
     patch.setattr(preflight.training, "build_model", build)
 
 
