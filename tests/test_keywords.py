@@ -402,7 +402,7 @@ class TestRuns:
         found = {}
         for mode in ("keywords", "both"):
             options = load_options(experiment, overrides(experiment, mode))
-            vocabulary = read_vocabulary(options.dataset)
+            vocabulary = read_vocabulary(options)
             annotations = read_annotations(options.dataset.data_path, "test")
             loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
             texts = [tuple(keywords) for keywords in keywords_of(annotations, options.dataset.keywords_folder)]
@@ -417,7 +417,7 @@ class TestRuns:
 
     def test_batches_carry_the_keywords_of_their_images(self, experiment: Path) -> None:
         options = load_options(experiment, overrides(experiment, "both"))
-        vocabulary = read_vocabulary(options.dataset)
+        vocabulary = read_vocabulary(options)
         whole = read_annotations(options.dataset.data_path, "train")
         train = whole.subset([20, 3, 11, 8, 5])
         media = Media.of(options, [whole], CPU)
@@ -428,7 +428,7 @@ class TestRuns:
 
     def test_the_released_model_knows_no_keywords(self, experiment: Path) -> None:
         options = load_options(experiment)
-        vocabulary = read_vocabulary(options.dataset)
+        vocabulary = read_vocabulary(options)
         model = cast(AMFMN, build_model(options, vocabulary))
         assert model.keywords is None
         assert not [name for name in model.state_dict() if "keywords" in name]
