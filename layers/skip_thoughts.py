@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from layers.bayesian_gru import final_states, packed_rows
 from utils import InputError, logger
 
 WORD_DIM = 620
@@ -108,25 +109,17 @@ class BayesianUniSkip(SkipThoughts):
         self.state_new = nn.Linear(STATE_DIM, STATE_DIM, bias=False)
 
     def encode_sorted(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """See `SkipThoughts`. The input's products of all time steps are one matrix product per gate."""
-        first = words.new_zeros(len(words), STATE_DIM)
-        drop = self.training and self.dropout > 0
-        inputs = [
-            gate(words * self.mask(words)[:, None] if drop else words).unbind(1)  # L times [B, H]
-            for gate in (self.input_reset, self.input_update, self.input_new)
-        ]
-        masks = [self.mask(first) if drop else None for _ in range(3)]
-
-        def step(position: int, state: Tensor) -> Tensor:
-            running = len(state)
-            reset, update, new = (gate[position][:running] for gate in inputs)
-            for_reset, for_update, for_new = (state if mask is None else state * mask[:running] for mask in masks)
-            reset = torch.sigmoid(reset + self.state_reset(for_reset))
-            update = torch.sigmoid(update + self.state_update(for_update))
-            new = torch.tanh(new + reset * self.state_new(for_new))
-            return new + update * (state - new)
-
-        return last_states(step, lengths.tolist(), first)
+        """See `SkipThoughts`. Only real words are computed, and the input's products of all are one per gate."""
+        packed = pack_padded_sequence(words, lengths, batch_first=True)
+        batch_sizes = packed.batch_sizes.tolist()
+        gates = (self.input_reset, self.input_update, self.input_new)
+        weights = (self.state_reset.weight, self.state_update.weight, self.state_new.weight)
+        if not self.training or self.dropout == 0:
+            return final_states([gate(packed.data) for gate in gates], weights, None, batch_sizes)
+        rows = packed_rows(batch_sizes).to(words.device)
+        inputs = [gate(packed.data * self.mask(words)[rows]) for gate in gates]  # 3 x [W, H]
+        state = words.new_empty(len(words), STATE_DIM)
+        return final_states(inputs, weights, [self.mask(state) for _ in gates], batch_sizes)
 
     def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
         """See `SkipThoughts`."""
