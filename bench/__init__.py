@@ -1,1 +1,1 @@
-"""Measures speed and memory; never run by the tests."""
+"""What measures speed and memory, beside a path that computes as the published code does; the tests never time it."""

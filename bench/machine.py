@@ -1,0 +1,74 @@
+"""What the machine can do, measured in the same run as what is compared with it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+GEMM_SIDE = 2048
+COPY_BYTES = 2**28
+PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Median time of some work, after one run that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        work()
+        wait_for(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def gemm_rate(amp: str, device: torch.device) -> float:
+    """GFLOP/s of a product of two matrices of 2048 x 2048 in the precision of `amp`."""
+    left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(PRECISIONS[amp]) for _ in range(2))
+    return 2 * GEMM_SIDE**3 / seconds_of(lambda: left @ right, device) / 1e9
+
+
+def copy_rate(device: torch.device) -> float:
+    """GB/s, read and written, of a copy of 256 MiB."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * COPY_BYTES / seconds_of(lambda: target.copy_(source), device) / 1e9
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: the most that this process has held of the GPU, or on the CPU of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def description(device: torch.device, threads: int) -> dict[str, object]:
+    """The machine and what it is busy with: what a reader of a table needs."""
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    processor = models[0] if models else platform.processor()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "processors": os.cpu_count(),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,156 @@
+"""Time training steps beside the published path: python -m bench.train --path_opt option/UCM_AMFMN.yaml."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import table
+from bench.arguments import bench_parser, column, measure, positive, reference_of
+from bench.machine import description, peak_memory, wait_for
+from bench.naive import loop_adam
+from bench.naive_data import train_batches
+from bench.process import Figures
+from bench.subject import Experiment
+from bench.variants import Variant, ladder, sides
+from dataloader import Batch
+from engine import autocast
+from experiment import start_state, train_loader
+from layers.objective import build_objective
+from optimisation import slow_backbones
+from train import pair_source, training_losses
+from training_state import optimiser_step
+from utils import choose_device, run_entry_point
+
+PARTS = ("data", "forward", "backward", "optimiser")
+CHANGES = ("allocator", "once", "ours", "channels_last", "fused")
+
+
+class TrainingSteps:
+    """Training steps of one side, each part timed."""
+
+    def __init__(
+        self, path_opt: str, overrides: list[str], variant: Variant, steps: int, device_name: str | None
+    ) -> None:
+        """Build model, optimiser and loader, and take one step that does not count."""
+        device = choose_device(device_name)
+        cache = [] if variant.once else ["dataset.cache=off"]
+        experiment = Experiment.of(path_opt, [*overrides, *cache], "train", device)
+        options = experiment.options
+        self.loader = train_loader(options, 0, experiment.vocabulary, experiment.annotations, experiment.media, device)
+        model = experiment.model(variant).train()
+        groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
+        objective = build_objective(options.optim).to(device)
+        self.state = start_state(model, groups, options.optim, device, objective)
+        if not variant.fused:
+            self.state.optimizer = loop_adam(groups)
+        self.losses_of = partial(training_losses, model, objective, pair_source(options, experiment.annotations))
+        self.variant, self.steps, self.device = variant, steps, device
+        self.grad_clip = options.optim.grad_clip
+        self.batches = self._batches()
+        with FlopCounterMode(display=False) as counter:
+            self._step()
+        self.operations = counter.get_total_flops()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches without end."""
+        for epoch in itertools.count():
+            batches = self.loader.epoch(epoch) if self.variant.once else train_batches(self.loader, epoch)
+            yield from (batch.to(self.device) for batch in batches)
+
+    def _step(self) -> list[float]:
+        """Seconds of each of `PARTS` of one step."""
+        marks = [time.perf_counter()]
+        batch = next(self.batches)
+        self._mark(marks)
+        with autocast(self.device, self.variant.amp):
+            losses = self.losses_of(batch)
+        self._mark(marks)
+        losses["loss"].backward()
+        self._mark(marks)
+        optimiser_step(self.state, self.grad_clip)
+        self._mark(marks)
+        return [end - start for start, end in itertools.pairwise(marks)]
+
+    def _mark(self, marks: list[float]) -> None:
+        wait_for(self.device)
+        marks.append(time.perf_counter())
+
+    def run(self) -> Figures:
+        """Median seconds of a step and of its parts, peak memory, and operations."""
+        steps = [self._step() for _ in range(self.steps)]
+        seconds = statistics.median(map(sum, steps))
+        parts = {name: statistics.median(step[place] for step in steps) for place, name in enumerate(PARTS)}
+        return {
+            "seconds": seconds,
+            **parts,
+            "peak_mib": peak_memory(self.device),
+            "gflop": self.operations / 1e9,
+            "gflop_per_second": self.operations / seconds / 1e9,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of all sides."""
+    parser = bench_parser("Time training steps of the published path and of ours, in turn.")
+    parser.add_argument("--batch", type=positive, help="pairs per batch; default: dataset.batch_size")
+    parser.add_argument("--steps", type=positive, default=2, help="steps in each measurement")
+    parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")
+    given = parser.parse_args(arguments)
+    overrides = [*given.set, *([f"dataset.batch_size={given.batch}"] if given.batch else [])]
+    variants = ladder(CHANGES, given.amp[-1]) if given.ladder else sides(given.amp, not given.alone)
+    makers = {variant.name: (given.path_opt, overrides, variant, given.steps, given.device) for variant in variants}
+    device = choose_device(given.device)
+    rounds = measure(variants, TrainingSteps, makers, device, given.threads, given.rounds, given.against)
+    reference = reference_of(given, variants)
+    ratio = table.ratios(rounds, reference, "seconds")
+    machine = description(device, given.threads)
+    header = [
+        "side",
+        "s/step",
+        "spread",
+        f"{reference} / side",
+        *(f"{part} %" for part in PARTS),
+        "peak MiB",
+        "GFLOP/step",
+        "GFLOP/s",
+        "% of GEMM",
+    ]
+    rows = [_row(side, figures, ratio[side]) for side, figures in rounds.items()]
+    table.show(
+        f"Training steps, {given.path_opt} {' '.join(overrides)}".rstrip(),
+        header,
+        rows,
+        [table.machine_line(machine, rounds), "GFLOP: of matrix products and convolutions, as computed by that side."],
+        {"machine": machine, "rounds": rounds, "ratios": ratio},
+        given.json,
+    )
+
+
+def _row(side: str, rounds: list[Figures], ratio: list[float]) -> list[str]:
+    """One line of the table."""
+    middle = table.medians(rounds)
+    share = 100 / middle["seconds"]
+    of_gemm = ""
+    if "gflop_per_second" in middle:
+        of_gemm = f"{100 * middle['gflop_per_second'] / middle['gemm_gflop_per_second']:.0f}"
+    return [
+        side,
+        f"{middle['seconds']:.3g}",
+        table.spread([figures["seconds"] for figures in rounds]),
+        table.in_turn(ratio),
+        *(column(middle, part, scale=share) for part in PARTS),
+        column(middle, "peak_mib"),
+        column(middle, "gflop"),
+        column(middle, "gflop_per_second"),
+        of_gemm,
+    ]
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

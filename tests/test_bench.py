@@ -1,0 +1,199 @@
+"""The bench's published path gives the numbers of ours; its tables and processes do what they say. Nothing is timed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import table
+from bench.arguments import external_seconds
+from bench.naive import loop_adam, published_twin
+from bench.naive_data import blockwise_scores, train_batches
+from bench.process import Side
+from bench.variants import ALLOCATOR, OURS, PUBLISHED, ladder, sides
+from data.annotations import read_annotations
+from dataloader import Batch, Captions, EvaluationLoader, TrainLoader
+from engine import encode, score_blocks
+from experiment import Media, evaluation_loader, place, train_loader
+from layers import build_model
+from layers.base import RetrievalModel
+from layers.registry import registered
+from layers.skip_thoughts import SkipThoughts
+from option import Options, load_options
+from option.schema import leaves
+from tests.bench_subject import EnvironmentSubject
+from tests.criteria import triplet_criterion
+from tests.test_layers import random_batch
+from tests.tiny import make_precomp, write_experiment
+from utils import InputError
+from vocab import Vocabulary
+
+CRITERION = triplet_criterion(margin=0.2, hardest=False)
+MODELS = [name for name in registered() if name in ("AMFMN", "GaLR", "SWAN", "MCRN")]
+
+
+@pytest.fixture(params=MODELS)
+def model(
+    request: pytest.FixtureRequest, tiny_options: Callable[..., Options], vocabulary: Vocabulary
+) -> RetrievalModel:
+    """A small model with the published caption encoder, without dropout."""
+    known = leaves(registered()[request.param].parameters, "model")
+    changes: dict[str, Any] = {key.removeprefix("model."): 0.0 for key in known if "drop" in key.lower()}
+    if "model.seq2vec.arch" in known:
+        changes |= {"seq2vec.arch": "skipthoughts"}
+    torch.manual_seed(0)
+    return place(build_model(tiny_options(request.param, changes), vocabulary), torch.device("cpu"))
+
+
+def gradients(model: RetrievalModel, batch: Batch) -> dict[str, Tensor]:
+    """The gradients of a batch's loss where it reaches, but for what the published code builds and does not use."""
+    model.train().training_loss(batch, CRITERION)["loss"].backward()
+    parameters = {name: p.grad for name, p in model.named_parameters() if "unused_" not in name}
+    return {name: gradient for name, gradient in parameters.items() if gradient is not None}
+
+
+def test_the_published_path_has_the_same_loss(model: RetrievalModel) -> None:
+    twin, batch = published_twin(model), random_batch(4)
+    with torch.no_grad():
+        loss, expected = (side.train().training_loss(batch, CRITERION)["loss"] for side in (model, twin))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+def test_the_published_path_has_the_same_gradients(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, batch = published_twin(model).double(), random_batch(4)
+    model.double()
+    for side in (model, twin):
+        monkeypatch.setattr(side, "score", side.pair_scores)  # which does not round to float32
+    exact = {name: v.double() for name, v in vars(batch).items() if v is not None and v.is_floating_point()}
+    ours, theirs = (gradients(side, replace(batch, **exact)) for side in (model, twin))
+    assert ours.keys() == theirs.keys()
+    # The batch norms magnify rounding: 1e-10 of the greatest is noise.
+    floor = 1e-10 * max(float(gradient.abs().max()) for gradient in theirs.values())
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-6, atol=floor, msg=name)
+
+
+def test_the_published_path_has_the_same_scores(model: RetrievalModel) -> None:
+    twin, batch = published_twin(model).eval(), random_batch(4)
+    model.eval()
+    with torch.inference_mode():
+        ours, theirs = (side.score(side.encode_image(batch), side.encode_text(batch)) for side in (model, twin))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert ours.std() > 1e-5
+    unused = [name for name, _ in twin.named_parameters() if "unused_" in name]
+    assert unused or not any(isinstance(part, SkipThoughts) for part in twin.modules())
+
+
+def loaders(tmp_path: Path, **changes: str) -> tuple[Options, Vocabulary, TrainLoader, EvaluationLoader]:
+    """A small experiment's loaders, the pictures in memory."""
+    yaml = write_experiment(tmp_path, make_precomp(tmp_path / "data", train=6, test=4))
+    options = load_options(yaml)
+    vocabulary = Vocabulary.load(Path(options.dataset.vocab_path))
+    train, test = (read_annotations(options.dataset.data_path, split) for split in ("train", "test"))
+    cpu = torch.device("cpu")
+    media = Media.of(options, [train, test], cpu)
+    return (
+        options,
+        vocabulary,
+        train_loader(options, 0, vocabulary, train, media, cpu),
+        evaluation_loader(options, test, vocabulary, media, cpu),
+    )
+
+
+def test_blocks_of_the_published_evaluation_give_our_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, vocabulary, _, loader = loaders(tmp_path)
+    torch.manual_seed(0)
+    model = build_model(options, vocabulary).eval()
+    captions = Captions.encode(read_annotations(options.dataset.data_path, "test").captions, vocabulary)
+    monkeypatch.setattr("bench.naive_data.BLOCK", 3)
+    whole = blockwise_scores(published_twin(model), loader, captions.tokens, captions.lengths)
+    images, texts = encode(model, loader, torch.device("cpu"))
+    ours = torch.cat(list(score_blocks(model, images, texts, loader.caption_row, 2)))
+    torch.testing.assert_close(whole.scores, ours, rtol=0, atol=1e-6)
+    assert whole.share == 1
+    part = blockwise_scores(published_twin(model), loader, captions.tokens, captions.lengths, limit=2)
+    assert part.share == 2 / 6  # 2 x 3 blocks of 4 pictures and 8 captions
+    assert torch.equal(part.scores[:3, :6], whole.scores[:3, :6])
+    assert (part.scores[3:] == 0).all()
+
+
+def test_training_views_from_files_are_those_of_the_loader(tmp_path: Path) -> None:
+    _, _, loader, _ = loaders(tmp_path)
+    for ours, theirs in zip(loader.epoch(1), train_batches(loader, 1), strict=True):
+        assert torch.equal(ours.need("tokens"), theirs.need("tokens"))
+        assert torch.equal(ours.need("image_ids"), theirs.need("image_ids"))
+        # Pillow rounds other pixels at the edges of shapes.
+        assert (ours.need("images") - theirs.need("images")).abs().median() < 1e-6
+
+
+def test_the_looping_optimiser_steps_as_the_fused_one() -> None:
+    values = [torch.randn(5, 3), torch.randn(7)]
+    stepped = []
+    for make in (loop_adam, lambda groups: torch.optim.Adam(groups, fused=True)):
+        weights = [value.clone().requires_grad_() for value in values]
+        optimizer = make([{"params": weights, "lr": 0.1}])
+        for _ in range(3):
+            torch.stack([weight.square().sum() for weight in weights]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        stepped.append(weights)
+    for ours, theirs in zip(*stepped, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_memory_settings_are_those_of_the_scripts() -> None:
+    text = (Path(__file__).parents[1] / "exec" / "common.sh").read_text()
+    assert dict(re.findall(r'export (MALLOC_\w+)="\$\{\w+:-(\d+)\}"', text)) == ALLOCATOR
+
+
+def test_a_ladder_leads_from_the_published_path_to_ours() -> None:
+    first, *_, before, last = ladder(("once", "allocator", "ours", "channels_last", "fused"), "bf16")
+    assert first == PUBLISHED
+    assert vars(before) | {"name": "ours"} == vars(OURS)
+    assert vars(last) | {"name": "ours", "amp": "off"} == vars(OURS)
+    assert [side.name for side in sides(["off", "bf16"], with_published=True)] == [
+        "published",
+        "ours float32",
+        "ours bf16",
+    ]
+
+
+def test_medians_and_ratios_pair_by_pair() -> None:
+    rounds = {
+        "a": [{"seconds": 6.0}, {"seconds": 8.0}, {"seconds": 10.0}],
+        "b": [{"seconds": 2.0}, {"seconds": 4.0}, {"seconds": 1.0}],
+    }
+    assert table.medians(rounds["b"]) == {"seconds": 2.0}
+    assert table.ratios(rounds, "a", "seconds") == {"a": [1.0, 1.0, 1.0], "b": [3.0, 2.0, 10.0]}
+    assert table.as_text(["side", "s"], [["a", "10"], ["long", "1"]]) == "side   s\na     10\nlong   1"
+
+
+@pytest.mark.parametrize(("script", "expected"), [("print('x'); print(0.25)", 0.25), ("print('done')", None)])
+def test_an_external_command_says_its_seconds_or_is_timed(script: str, expected: float | None) -> None:
+    seconds = external_seconds(f'{sys.executable} -c "{script}"')
+    assert seconds == expected if expected is not None else 0 < seconds < 60
+
+
+def test_an_external_command_that_fails_ends_the_measurement() -> None:
+    with pytest.raises(InputError, match="--against"):
+        external_seconds(f'{sys.executable} -c "raise SystemExit(3)"')
+    with pytest.raises(InputError, match="--against no_such_command"):
+        external_seconds("no_such_command")
+
+
+def test_a_side_runs_in_a_process_with_its_settings_and_tells_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
+    for variant, threshold in ((PUBLISHED, 0), (OURS, 4294967296)):
+        side = Side(EnvironmentSubject, ["no such picture"], variant.environment(1), 1)
+        assert side.run() == {"threshold": threshold, "threads": 1}
+        with pytest.raises(InputError, match="no such picture"):
+            side.run()
+        side.close()
