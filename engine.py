@@ -315,9 +315,12 @@ def score_blocks(
     Yields:
         [rows, M], in the order of the images; the last block may be smaller.
     """
-    caption_row = caption_row.to(texts.device)
+    order: Tensor | None = caption_row.to(texts.device)
+    if len(texts) == len(caption_row):  # all different: their embeddings are brought into order once, not their scores
+        texts, order = texts[order], None
     for start in range(0, len(images), rows):
-        yield model.score(images[start : start + rows], texts)[:, caption_row]
+        scores = model.score(images[start : start + rows], texts)
+        yield scores if order is None else scores.index_select(1, order)
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from utils import run_entry_point
 CUTOFFS = (1, 5, 10)
 NO_SCENE = -1
 NAMED_ONLY = "_without_noneclass"
+CACHED_SCORES = 2**20
+"""Scores that are looked at together on the CPU, so that they stay in its cache from one look to the next."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> R
         # The matches are counted as well, and taken off as they were counted: a second pass whose scores differ in
         # the last bit (as on a GPU) can then never give a rank below 0.
         own = block[rows, texts]
-        image_to_text[start:end] = (block >= best[start:end, None]).sum(dim=1)
+        image_to_text[start:end] = _count_at_least(block, best[start:end, None], dim=1)
         image_to_text.index_add_(0, rows + start, -(own >= best[rows + start]).long())
-        text_to_image += (block >= match).sum(dim=0)
+        text_to_image += _count_at_least(block, match, dim=0)
         text_to_image.index_add_(0, texts, -(own >= match[texts]).long())
     if end != images:
         raise ValueError(
@@ -217,6 +219,13 @@ def mean_and_deviation(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[f
     }
 
 
+def _count_at_least(scores: Tensor, bound: Tensor, dim: int) -> Tensor:
+    """How many scores of each row or column are no less than its bound, int64."""
+    # Written and summed as floats, which is several times as fast as booleans are; exact up to 2^24 of them.
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return torch.ge(scores, bound, out=torch.empty_like(scores, dtype=exact)).sum(dim).long()
+
+
 def _best(scores: Tensor) -> Tensor:
     """The highest scores of each row in falling order, no more than the largest cutoff asks for."""
     return scores.topk(min(max(CUTOFFS), scores.shape[1]), dim=1).values
@@ -251,24 +260,31 @@ def _match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) ->
 
 
 def _sound_blocks(blocks: Callable[[], Iterable[Tensor]], texts: int) -> Iterator[tuple[int, Tensor]]:
-    """Each block with the number of its first image, once its shape and its scores are checked."""
+    """Each block with the number of its first image, once its shape and its scores are checked; on the CPU in parts."""
     start = 0
-    for block in blocks():
-        if block.ndim != 2 or block.shape[1] != texts:
+    for whole in blocks():
+        if whole.ndim != 2 or whole.shape[1] != texts:
             raise ValueError(
                 f"scores must have the shape [images, {texts}], one column for each text in text_image; "
-                f"got {list(block.shape)} at image {start}"
+                f"got {list(whole.shape)} at image {start}"
             )
-        finite = block.isfinite()
-        if not finite.all():
-            faults = (~finite).nonzero()  # [faults, 2], in reading order
-            image, text = faults[0].tolist()
-            raise ValueError(
-                f"{len(faults)} of {block.numel()} scores of images {start} to {start + len(block) - 1} are NaN or "
-                f"infinite, the first at image {start + image}, text {text}; a model that has diverged can't be ranked"
-            )
-        yield start, block
-        start += len(block)
+        for block in whole.split(max(1, CACHED_SCORES // texts)) if whole.device.type == "cpu" else (whole,):
+            _check_finite(block, start)
+            yield start, block
+            start += len(block)
+
+
+def _check_finite(block: Tensor, start: int) -> None:
+    """ValueError unless all scores of a block are finite, whose first row is image `start`."""
+    if block.sum().isfinite():  # one look; only a sum that is not finite, which large scores can give, needs another
+        return
+    faults = (~block.isfinite()).nonzero()  # [faults, 2], in reading order
+    if len(faults):
+        image, text = faults[0].tolist()
+        raise ValueError(
+            f"{len(faults)} of {block.numel()} scores of images {start} to {start + len(block) - 1} are NaN or "
+            f"infinite, the first at image {start + image}, text {text}; a model that has diverged can't be ranked"
+        )
 
 
 def _own_pairs(text_image: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:

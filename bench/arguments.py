@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.machine import copy_rate, gemm_rate
-from bench.process import Figures, Side, Subject
+from bench.process import Side, Subject
 from bench.table import Rounds
 from bench.variants import Variant
 from experiment import entry_parser
@@ -109,8 +109,3 @@ def measure(
 def reference_of(given: argparse.Namespace, variants: Sequence[Variant]) -> str:
     """The side that all others are compared with: the first, or the external command where it stands for it."""
     return AGAINST if given.against is not None and given.alone else variants[0].name
-
-
-def column(figures: Figures, name: str, form: str = "{:.0f}", scale: float = 1.0) -> str:
-    """A figure as text; blank where a side, as an external command, does not have it."""
-    return form.format(scale * figures[name]) if name in figures else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import table
-from bench.arguments import bench_parser, column, measure, positive, reference_of
+from bench.arguments import bench_parser, measure, positive, reference_of
 from bench.machine import description, peak_memory, wait_for
 from bench.naive_data import blockwise_scores
 from bench.process import Figures
@@ -67,10 +67,10 @@ class Evaluation:
         texts = embed(self.model, self.model.encode_text, loader.caption_batches(), "caption", *arguments)
         marks.append(self._now())
         blocks = score_source(self.model, images, texts, loader.caption_row)
-        table = recalls(rank_blocks(blocks, loader.text_image.to(self.device)))
+        scores = recalls(rank_blocks(blocks, loader.text_image.to(self.device)))
         marks.append(self._now())
         parts = dict(zip(PARTS, (end - start for start, end in itertools.pairwise(marks)), strict=True))
-        return {"seconds": marks[-1] - started, **parts, "mR": table["mR"], "share": 1.0}
+        return {"seconds": marks[-1] - started, **parts, "mR": scores["mR"], "share": 1.0}
 
     def _blockwise(self, loader: EvaluationLoader, tokens: torch.Tensor, lengths: torch.Tensor) -> Figures:
         """As the published code, see `bench.naive_data.blockwise_scores`."""
@@ -123,9 +123,9 @@ def _row(side: str, rounds: list[Figures], ratio: list[float]) -> list[str]:
         f"{middle['seconds']:.3g}",
         table.spread([figures["seconds"] for figures in rounds]),
         table.in_turn(ratio),
-        *(column(middle, part, scale=100 / middle["seconds"]) for part in PARTS),
-        column(middle, "peak_mib"),
-        column(middle, "mR", "{:.2f}"),
+        *(table.column(middle, part, scale=100 / middle["seconds"]) for part in PARTS),
+        table.column(middle, "peak_mib"),
+        table.column(middle, "mR", "{:.2f}"),
     ]
 
 

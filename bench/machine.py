@@ -15,6 +15,8 @@ import torch
 
 GEMM_SIDE = 2048
 COPY_BYTES = 2**28
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,12 +54,31 @@ def peak_memory(device: torch.device) -> float:
     """MiB: the most that this process has held of the GPU, or on the CPU of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return int(fields["VmHWM"].split()[0]) / 2**10
+    if _STATUS.exists():
+        return _status("VmHWM")
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def held_memory(device: torch.device) -> float:
+    """MiB that this process holds now; where the system does not tell, the most that it has held."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return _status("VmRSS") if _STATUS.exists() else peak_memory(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on, where the system can do that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        _CLEAR.write_text("5")
+
+
+def _status(field: str) -> float:
+    """A line of the process's status, MiB."""
+    fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    return int(fields[field].split()[0]) / 2**10
 
 
 def description(device: torch.device, threads: int) -> dict[str, object]:

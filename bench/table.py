@@ -49,6 +49,11 @@ def in_turn(values: Sequence[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values)
 
 
+def column(figures: Figures, name: str, form: str = "{:.0f}", scale: float = 1.0) -> str:
+    """A figure as text; blank where a side, as an external command, does not have it."""
+    return form.format(scale * figures[name]) if name in figures else ""
+
+
 def machine_line(machine: Mapping[str, object], rounds: Rounds) -> str:
     """What the machine is, and what it reached in the same run."""
     middle = {side: medians(figures) for side, figures in rounds.items() if "copy_gb_per_second" in figures[0]}

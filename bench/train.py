@@ -11,7 +11,7 @@ from functools import partial
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import table
-from bench.arguments import bench_parser, column, measure, positive, reference_of
+from bench.arguments import bench_parser, measure, positive, reference_of
 from bench.machine import description, peak_memory, wait_for
 from bench.naive import loop_adam
 from bench.naive_data import train_batches
@@ -144,10 +144,10 @@ def _row(side: str, rounds: list[Figures], ratio: list[float]) -> list[str]:
         f"{middle['seconds']:.3g}",
         table.spread([figures["seconds"] for figures in rounds]),
         table.in_turn(ratio),
-        *(column(middle, part, scale=share) for part in PARTS),
-        column(middle, "peak_mib"),
-        column(middle, "gflop"),
-        column(middle, "gflop_per_second"),
+        *(table.column(middle, part, scale=share) for part in PARTS),
+        table.column(middle, "peak_mib"),
+        table.column(middle, "gflop"),
+        table.column(middle, "gflop_per_second"),
         of_gemm,
     ]
 
