@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def bench_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--amp", nargs="+", choices=("off", "bf16"), default=["off", "bf16"], help="precisions of ours")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of tensor operations")
     parser.add_argument("--rounds", type=positive, default=3, help="measurements of each side, in turn (A B A B)")
+    parser.add_argument("--fresh", action="store_true", help="one process at a time, where memory is short")
     parser.add_argument("--alone", action="store_true", help="leave out the published path")
     parser.add_argument("--json", type=Path, help="write all that was measured here, too")
     parser.add_argument(
@@ -72,37 +73,34 @@ def measure(
     make: Callable[..., Subject],
     arguments: Mapping[str, Sequence[Any]],
     device: torch.device,
-    threads: int,
-    rounds: int,
-    against: str | None,
+    given: argparse.Namespace,
 ) -> Rounds:
-    """Measure all sides in turn, `rounds` times; in each round the machine's own rates, too.
+    """Measure all sides in turn; in each round the machine's own rates, too.
 
     Args:
         variants: the sides.
         make: builds the subject of a side in its process.
         arguments: of `make`, by the name of the side.
         device: whose rates are measured.
-        threads: of tensor operations, in each process.
-        rounds: how often.
-        against: a command that is run in turn with them, or None.
+        given: `rounds`, `threads`, `against` and `fresh` of the command line.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(given.threads)
     measured: Rounds = {variant.name: [] for variant in variants}
     with ExitStack() as stack:
-        processes = {}
-        for variant in variants:
-            side = Side(make, arguments[variant.name], variant.environment(threads), threads)
-            stack.callback(side.close)
-            processes[variant.name] = side
-        for _ in range(rounds):
+        processes: dict[str, Side] = {}
+        for _ in range(given.rounds):
             copied = copy_rate(device)
             gemm = {amp: gemm_rate(amp, device) for amp in {variant.amp for variant in variants}}
             for variant in variants:
+                if variant.name not in processes:
+                    settings = (arguments[variant.name], variant.environment(given.threads), given.threads)
+                    processes[variant.name] = stack.enter_context(closing(Side(make, *settings)))
                 rates = {"gemm_gflop_per_second": gemm[variant.amp], "copy_gb_per_second": copied}
                 measured[variant.name].append(processes[variant.name].run() | rates)
-            if against is not None:
-                measured.setdefault(AGAINST, []).append({"seconds": external_seconds(against)})
+                if given.fresh:
+                    processes.pop(variant.name).close()
+            if given.against is not None:
+                measured.setdefault(AGAINST, []).append({"seconds": external_seconds(given.against)})
     return measured
 
 

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for variant in variants
     }
     device = choose_device(given.device)
-    rounds = measure(variants, Evaluation, makers, device, given.threads, given.rounds, given.against)
+    rounds = measure(variants, Evaluation, makers, device, given)
     reference = reference_of(given, variants)
     ratio = table.ratios(rounds, reference, "seconds")
     machine = description(device, given.threads)

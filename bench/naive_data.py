@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from augmentation import Draws, audio_margin_size, margin_size, normalise
+from bench.subject import Experiment
 from data.pictures import load_square
 from data.region_file import region_fields
-from dataloader import Batch, EvaluationLoader, TrainLoader, batches_of
+from dataloader import Batch, Captions, EvaluationLoader
+from experiment import audio_folder_of, regions_of
 from layers.base import RetrievalModel
-from utils import derive_seed
+from layers.registry import registered
 
 BLOCK = 128
 """Pictures and captions of a block in the published evaluation."""
@@ -45,34 +47,44 @@ def view_from_file(path: Path, size: int, draws: Draws, row: int) -> Tensor:
     return normalise(torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None])[0].contiguous()
 
 
-def train_batches(loader: TrainLoader, epoch: int) -> Iterator[Batch]:
-    """The batches of `TrainLoader.epoch`, with every picture of every pair read from its file."""
-    generator = torch.Generator().manual_seed(derive_seed(loader.seed, "epoch", epoch))
-    order = loader.pairs[torch.randperm(len(loader.pairs), generator=generator)]
-    size = loader.image_size
-    for caption_ids in batches_of(order, loader.batch_size):
-        image_ids, count = loader.caption_image[caption_ids], len(caption_ids)
-        paths = [loader.store.paths[row] for row in loader.picture_ids[image_ids].tolist()]
-        fields = {}
-        for field in ("images", "second_view") if loader.two_views else ("images",):
-            draws = Draws.draw(count, margin_size(size) - size, generator, flips=field == "second_view")
-            fields[field] = torch.stack([view_from_file(path, size, draws, row) for row, path in enumerate(paths)])
-        if loader.audio is not None:
-            fields["audio"] = torch.stack(_heard(loader, caption_ids, generator))
-        fields |= region_fields(loader.regions, image_ids)
-        yield replace(loader.captions.batch(caption_ids), image_ids=image_ids, **fields)
+class FileBatches:
+    """Training batches in random order, with every picture of every pair read from its file."""
 
+    def __init__(self, experiment: Experiment) -> None:
+        """Prepare the captions; nothing is decoded."""
+        options, annotations = experiment.options, experiment.annotations
+        kind = registered()[options.model.name].model
+        self.views = ("images", "second_view") if kind.uses_second_view else ("images",)
+        self.captions = Captions.encode(annotations.captions, experiment.vocabulary)
+        self.caption_image = torch.from_numpy(annotations.caption_image)
+        self.images = [options.dataset.image_folder / name for name in annotations.image_names]
+        folder = audio_folder_of(options)
+        names = annotations.audio_names or ()
+        self.audio = None if folder is None else [folder / name for name in names]
+        self.regions = regions_of(options, annotations.image_names)
+        self.batch_size, self.size = options.dataset.batch_size, options.dataset.image_size
 
-def _heard(loader: TrainLoader, caption_ids: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Spectrograms [3, S, S] of some captions, read from their files and cut."""
-    assert loader.audio is not None
-    size, larger = loader.image_size, audio_margin_size(loader.image_size)
-    spectrograms = []
-    for row in loader.audio.rows[caption_ids].tolist():
-        left, top = torch.randint(0, larger - size + 1, (2,), generator=generator).tolist()
-        whole = decode(loader.audio.store.paths[row], larger)
-        spectrograms.append(normalise(whole[None, :, top : top + size, left : left + size])[0])
-    return spectrograms
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All captions once."""
+        generator = torch.Generator().manual_seed(number)
+        for caption_ids in torch.randperm(len(self.caption_image), generator=generator).split(self.batch_size):
+            image_ids = self.caption_image[caption_ids]
+            fields = {}
+            for field in self.views:
+                draws = Draws.draw(len(caption_ids), margin_size(self.size) - self.size, generator, field != "images")
+                pictures = [view_from_file(self.images[i], self.size, draws, row) for row, i in enumerate(image_ids)]
+                fields[field] = torch.stack(pictures)
+            if self.audio is not None:
+                fields["audio"] = torch.stack([self._heard(self.audio[i], generator) for i in caption_ids])
+            fields |= region_fields(self.regions, image_ids)
+            yield replace(self.captions.batch(caption_ids), image_ids=image_ids, **fields)
+
+    def _heard(self, path: Path, generator: torch.Generator) -> Tensor:
+        """A spectrogram, read from its file and cut: [3, S, S]."""
+        larger = audio_margin_size(self.size)
+        left, top = torch.randint(0, larger - self.size + 1, (2,), generator=generator).tolist()
+        whole = decode(path, larger)
+        return normalise(whole[None, :, top : top + self.size, left : left + self.size])[0]
 
 
 @dataclass(frozen=True)

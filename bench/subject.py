@@ -33,14 +33,28 @@ class Experiment:
     device: torch.device
 
     @classmethod
-    def of(cls, path_opt: str, overrides: list[str], split: Split, device: torch.device) -> Experiment:
+    def of(
+        cls, path_opt: str, overrides: list[str], split: Split, device: torch.device, most: int | None = None
+    ) -> Experiment:
         """Read the options and the list `train` or `test`; no picture is decoded yet.
+
+        Args:
+            path_opt: the experiment's YAML.
+            overrides: as for `--set`.
+            split: which list.
+            device: where the batches go.
+            most: pictures to take at random from a longer list; None: all.
 
         Raises:
             InputError: options or data are at fault.
         """
         options = option.load_options(path_opt, overrides)
         annotations = read_annotations(options.dataset.data_path, split, audio_folder_of(options))
+        if most is not None:
+            draw = torch.Generator().manual_seed(0)
+            annotations = annotations.subset(
+                torch.randperm(len(annotations.image_names), generator=draw)[:most].numpy()
+            )
         media = Media.of(options, [annotations], device)
         return cls(options, read_vocabulary(options.dataset), annotations, media, device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,7 +14,7 @@ from bench import table
 from bench.arguments import bench_parser, measure, positive, reference_of
 from bench.machine import description, peak_memory, wait_for
 from bench.naive import loop_adam
-from bench.naive_data import train_batches
+from bench.naive_data import FileBatches
 from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant, ladder, sides
@@ -28,6 +28,8 @@ from training_state import optimiser_step
 from utils import choose_device, run_entry_point
 
 PARTS = ("data", "forward", "backward", "optimiser")
+PICTURES = 400
+"""Of the train list, so that no side starts with decoding thousands."""
 CHANGES = ("allocator", "once", "ours", "channels_last", "fused")
 
 
@@ -39,10 +41,9 @@ class TrainingSteps:
     ) -> None:
         """Build model, optimiser and loader, and take one step that does not count."""
         device = choose_device(device_name)
-        cache = [] if variant.once else ["dataset.cache=off"]
-        experiment = Experiment.of(path_opt, [*overrides, *cache], "train", device)
+        experiment = Experiment.of(path_opt, overrides, "train", device, most=PICTURES)
         options = experiment.options
-        self.loader = train_loader(options, 0, experiment.vocabulary, experiment.annotations, experiment.media, device)
+        self.epoch = self._epoch_of(experiment, variant)
         model = experiment.model(variant).train()
         groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
         objective = build_objective(options.optim).to(device)
@@ -57,11 +58,18 @@ class TrainingSteps:
             self._step()
         self.operations = counter.get_total_flops()
 
+    @staticmethod
+    def _epoch_of(experiment: Experiment, variant: Variant) -> Callable[[int], Iterator[Batch]]:
+        """What gives the batches of an epoch: from memory, or from files."""
+        if not variant.once:
+            return FileBatches(experiment).epoch
+        parts = (experiment.vocabulary, experiment.annotations, experiment.media, experiment.device)
+        return train_loader(experiment.options, 0, *parts).epoch
+
     def _batches(self) -> Iterator[Batch]:
         """Batches without end."""
-        for epoch in itertools.count():
-            batches = self.loader.epoch(epoch) if self.variant.once else train_batches(self.loader, epoch)
-            yield from (batch.to(self.device) for batch in batches)
+        for number in itertools.count():
+            yield from (batch.to(self.device) for batch in self.epoch(number))
 
     def _step(self) -> list[float]:
         """Seconds of each of `PARTS` of one step."""
@@ -106,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = ladder(CHANGES, given.amp[-1]) if given.ladder else sides(given.amp, not given.alone)
     makers = {variant.name: (given.path_opt, overrides, variant, given.steps, given.device) for variant in variants}
     device = choose_device(given.device)
-    rounds = measure(variants, TrainingSteps, makers, device, given.threads, given.rounds, given.against)
+    rounds = measure(variants, TrainingSteps, makers, device, given)
     reference = reference_of(given, variants)
     ratio = table.ratios(rounds, reference, "seconds")
     machine = description(device, given.threads)
