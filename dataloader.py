@@ -173,6 +173,19 @@ def batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
     return chunks
 
 
+def like_lengths(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Batches of captions of like length, themselves in random order.
+
+    Args:
+        order: caption ids in random order, which decides among those of equal length.
+        lengths: [M] words of each caption.
+        batch_size: see `batches_of`.
+        generator: for the order of the batches.
+    """
+    batches = batches_of(order[lengths[order].argsort(stable=True)], batch_size)
+    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
+
+
 class TrainLoader:
     """Batches of matching pairs, shuffled anew in every epoch.
 
@@ -197,6 +210,7 @@ class TrainLoader:
         audio: Spectrograms | None = None,
         two_views: bool = False,
         augmentation: Augmentation = "published",
+        length_buckets: bool = False,
     ) -> None:
         """Pair each usable caption with its picture.
 
@@ -215,6 +229,7 @@ class TrainLoader:
             audio: of the M captions, for models that use them.
             two_views: whether batches carry a second view of their pictures.
             augmentation: of the views.
+            length_buckets: whether the captions of a batch are of like length.
 
         Raises:
             InputError: no caption is usable.
@@ -235,6 +250,7 @@ class TrainLoader:
         self.audio = audio
         self.two_views = two_views
         self.augmentation = augmentation
+        self.length_buckets = length_buckets
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -245,6 +261,8 @@ class TrainLoader:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
         order = self.pairs[torch.randperm(len(self.pairs), generator=generator)]
         chunks = batches_of(order, self.batch_size)
+        if self.length_buckets:
+            chunks = like_lengths(order, self.captions.lengths, self.batch_size, generator)
         image_chunks = [self.caption_image[chunk] for chunk in chunks]
         pictures = stored_batches(self.store, [self.picture_ids[images] for images in image_chunks], self.workers)
         spoken = self._spoken(chunks)

@@ -274,6 +274,7 @@ def train_loader(
         audio=media.spectrograms(annotations, audio_margin_size(size)),
         two_views=registered()[options.model.name].model.uses_second_view,
         augmentation=options.dataset.augmentation,
+        length_buckets=options.dataset.length_buckets,
     )
 
 

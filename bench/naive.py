@@ -17,6 +17,7 @@ from layers.amfmn import AMFMN
 from layers.base import RetrievalModel, l2norm
 from layers.galr import GaLR
 from layers.mcrn import MCRN
+from layers.multiscale import MultiscaleImageEncoder
 from layers.single_token import SingleTokenAttention
 from layers.skip_thoughts import BayesianUniSkip
 from layers.swan_image import HEADS, DetailTokens, MultiscaleFusion, SelfAttention
@@ -61,6 +62,16 @@ class WholeAttention(SingleTokenAttention):
         query, key, value = (linear(token).unflatten(-1, (self.heads, 1, -1)) for linear in maps)  # [B, heads, 1, D/h]
         scores = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])).softmax(dim=-1)
         return cast(Tensor, self.merge((self.dropout(scores) @ value).flatten(1)))
+
+
+class JoinedMultiscaleImageEncoder(MultiscaleImageEncoder):
+    """Stages brought to one size and joined before they are reduced."""
+
+    def reduce(self, first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> tuple[Tensor, Tensor]:
+        """See `MultiscaleImageEncoder.reduce`."""
+        lower = torch.cat([first, F.interpolate(second, scale_factor=2, mode="nearest")], dim=1)
+        higher = torch.cat([third, F.interpolate(fourth, scale_factor=2, mode="nearest")], dim=1)
+        return self.reduce_lower(lower), self.reduce_higher(higher)
 
 
 class WholeMultiscaleFusion(MultiscaleFusion):
@@ -128,6 +139,7 @@ class PairwiseAMFMN(AMFMN):
 
 PARTS: dict[type[nn.Module], type[nn.Module]] = {
     BayesianUniSkip: StepwiseUniSkip,
+    MultiscaleImageEncoder: JoinedMultiscaleImageEncoder,
     SingleTokenAttention: WholeAttention,
     MultiscaleFusion: WholeMultiscaleFusion,
     SelfAttention: MatrixSelfAttention,

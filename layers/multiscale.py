@@ -28,11 +28,9 @@ class MultiscaleParameters(Parameters):
 
 
 class ResNetPyramid(nn.Module):
-    """ResNet-18 whose four stages are joined in a fine and a coarse map, and pooled."""
+    """ResNet-18, all four stages of it."""
 
-    lower_channels = 64 + 128
-    higher_channels = 256 + 512
-    top_channels = 512
+    channels = (64, 128, 256, 512)
 
     resnet: Any  # a torchvision ResNet; its stages are called one by one
 
@@ -41,26 +39,18 @@ class ResNetPyramid(nn.Module):
         super().__init__()
         self.resnet = resnet("resnet18", pretrained)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps of normalised pictures.
-
-        Args:
-            images: [B, 3, S, S], S a multiple of 32.
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Maps of normalised pictures [B, 3, S, S], S a multiple of 32.
 
         Returns:
-            lower [B, 192, S/4, S/4], higher [B, 768, S/16, S/16], and the top stage's spatial mean [B, 512].
+            [B, 64, S/4, S/4], [B, 128, S/8, S/8], [B, 256, S/16, S/16], [B, 512, S/32, S/32].
         """
         stem = self.resnet
         stage = stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))
         first = stem.layer1(stage)
         second = stem.layer2(first)
         third = stem.layer3(second)
-        fourth = stem.layer4(third)
-        lower = torch.cat([first, F.interpolate(second, scale_factor=2, mode="nearest")], dim=1)  # [B, 192, S/4, S/4]
-        higher = torch.cat(
-            [third, F.interpolate(fourth, scale_factor=2, mode="nearest")], dim=1
-        )  # [B, 768, S/16, S/16]
-        return lower, higher, fourth.mean(dim=(2, 3))
+        return first, second, third, stem.layer4(third)
 
 
 class MultiscaleImageEncoder(nn.Module):
@@ -72,9 +62,10 @@ class MultiscaleImageEncoder(nn.Module):
         """Build it for pictures of `image_size` pixels; the two channel counts size the MVSA maps."""
         super().__init__()
         self.pyramid = ResNetPyramid(pretrained)
-        self.solo = nn.Linear(self.pyramid.top_channels, embed_dim)
-        self.reduce_lower = nn.Conv2d(self.pyramid.lower_channels, reduced_channels, kernel_size=3, stride=4)
-        self.reduce_higher = nn.Conv2d(self.pyramid.higher_channels, reduced_channels, kernel_size=1)
+        first, second, third, fourth = self.pyramid.channels
+        self.solo = nn.Linear(fourth, embed_dim)
+        self.reduce_lower = nn.Conv2d(first + second, reduced_channels, kernel_size=3, stride=4)
+        self.reduce_higher = nn.Conv2d(third + fourth, reduced_channels, kernel_size=1)
         self.attended = nn.Conv2d(2 * reduced_channels, attended_channels, kernel_size=1)
         self.attention = nn.Conv2d(2 * reduced_channels, attended_channels, kernel_size=1)
         self.gate = nn.Linear(attended_channels * (image_size // 16) ** 2, embed_dim)
@@ -93,9 +84,32 @@ class MultiscaleImageEncoder(nn.Module):
 
     def _join(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Both scales as one map [B, 2C, S/16, S/16], and the pooled picture [B, 512]."""
-        lower, higher, top = self.pyramid(images)
-        fine, coarse = self.reduce_lower(lower), self.reduce_higher(higher)  # both [B, C, S/16, S/16]
-        return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), top
+        stages = self.pyramid(images)
+        fine, coarse = self.reduce(*stages)
+        return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), stages[-1].mean(dim=(2, 3))
+
+    def reduce(self, first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> tuple[Tensor, Tensor]:
+        """Fine map of the first two stages and coarse map of the last two, both [B, C, S/16, S/16].
+
+        The published code doubles the cells of the second and the fourth stage, joins them to the first and the third,
+        and reduces each joined map. A reduced sum is the sum of what is reduced, so nothing is doubled or joined here.
+        """
+        joined, weight = len(first[0]), self.reduce_lower.weight
+        fine = F.conv2d(first, weight[:, :joined], self.reduce_lower.bias, stride=4)
+        fine = fine + F.conv2d(second, on_doubled_cells(weight[:, joined:]), stride=2)
+        joined, weight = len(third[0]), self.reduce_higher.weight
+        coarse = F.conv2d(third, weight[:, :joined], self.reduce_higher.bias)
+        doubled = F.interpolate(F.conv2d(fourth, weight[:, joined:]), scale_factor=2, mode="nearest")
+        return fine, coarse + doubled
+
+
+def on_doubled_cells(weight: Tensor) -> Tensor:
+    """The kernel [*, *, 2, 2] that gives on a map what one of [*, *, 3, 3] gives where every cell stands twice.
+
+    It steps from even cell to even cell there, so its first two rows see the same cells, and its first two columns.
+    """
+    rows = torch.stack([weight[..., 0, :] + weight[..., 1, :], weight[..., 2, :]], dim=-2)
+    return torch.stack([rows[..., 0] + rows[..., 1], rows[..., 2]], dim=-1)
 
 
 def multiscale_encoder(

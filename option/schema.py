@@ -155,6 +155,10 @@ class Dataset(Pictures):
         "overhead: by a multiple of 90 degrees, and mirrored",
     )
 
+    length_buckets: bool = Field(
+        default=False, description="true: the captions of a training batch are of like length; false: as they come"
+    )
+
     @property
     def image_folder(self) -> Path:
         """The folder of the pictures: `image_path`, or `images` in `data_path`."""

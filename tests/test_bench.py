@@ -38,10 +38,9 @@ from utils import InputError
 from vocab import Vocabulary
 
 CRITERION = triplet_criterion(margin=0.2, hardest=False)
-MODELS = [name for name in registered()]
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=list(registered()))
 def model(
     request: pytest.FixtureRequest, tiny_options: Callable[..., Options], vocabulary: Vocabulary
 ) -> RetrievalModel:

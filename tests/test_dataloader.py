@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import vocab
 from augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from data.annotations import Annotations
 from data.picture_store import PictureStore
-from dataloader import Batch, Captions, EvaluationLoader, TrainLoader
+from dataloader import Batch, Captions, EvaluationLoader, TrainLoader, like_lengths
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -64,7 +65,12 @@ def _store(listed: Annotations, cache: str, size: int) -> PictureStore:
 
 
 def _train_loader(
-    listed: Annotations, cache: str = "ram", batch_size: int = 5, workers: int = 0, seed: int = 1
+    listed: Annotations,
+    cache: str = "ram",
+    batch_size: int = 5,
+    workers: int = 0,
+    seed: int = 1,
+    length_buckets: bool = False,
 ) -> TrainLoader:
     return TrainLoader(
         listed,
@@ -77,6 +83,7 @@ def _train_loader(
         workers=workers,
         seed=seed,
         device=CPU,
+        length_buckets=length_buckets,
     )
 
 
@@ -174,6 +181,29 @@ def test_order_and_views_follow_from_seed_and_epoch_alone(listed: Annotations) -
     (one,), (other,) = (list(_train_loader(listed, batch_size=100).epoch(epoch)) for epoch in (0, 1))
     views = [batch.need("images")[batch.need("caption_ids").argsort()] for batch in (one, other)]
     assert not (views[0] == views[1]).flatten(1).all(dim=1).any()
+
+
+def test_batches_of_like_lengths_hold_the_same_captions() -> None:
+    lengths = torch.tensor([5, 1, 9, 1, 5, 9, 2, 2, 5])
+    order = torch.tensor([8, 0, 3, 5, 7, 1, 2, 6, 4])
+    seen = set()
+    for seed in range(20):
+        batches = like_lengths(order, lengths, 2, torch.Generator().manual_seed(seed))
+        # By length, captions of equal length as in the order; the single last one joins the batch before it.
+        assert sorted(batch.tolist() for batch in batches) == [[3, 1], [4, 5, 2], [7, 6], [8, 0]]
+        seen.add(tuple(batch[0].item() for batch in batches))
+    assert len(seen) > 10  # the batches come in random order
+
+
+def test_length_buckets_change_the_order_alone(listed: Annotations) -> None:
+    plain, bucketed = _train_loader(listed), _train_loader(listed, length_buckets=True)
+    first, again, next_epoch = (list(bucketed.epoch(number)) for number in (3, 3, 4))
+    _assert_same(first, again)
+    assert sorted(_caption_order(first)) == sorted(_caption_order(list(plain.epoch(3))))
+    assert len(first) == len(plain)
+    assert _caption_order(first) != _caption_order(next_epoch)
+    spans = sorted((int(batch.need("lengths").min()), int(batch.need("lengths").max())) for batch in first)
+    assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(spans))
 
 
 @pytest.mark.parametrize(("cache", "workers"), [("ram", 2), ("disk", 0), ("disk", 2), ("off", 0), ("off", 2)])
