@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metrics import Ranks, rank
+from metrics import Ranks, rank_blocks
+from shortlists import Blocks, Shortlist, places, places_back, shortlists
 
 Method = Literal["multivariate", "simple"]
 
@@ -41,51 +42,19 @@ class Candidates:
     place: Tensor
     back: Tensor
 
+    @classmethod
+    def of(cls, items: Tensor, place: Tensor, reverse: Tensor, count: int) -> Candidates:
+        """Order items by the search back; equal places there keep the first order.
 
-def places(scores: Tensor) -> Tensor:
-    """Place of every item for every query, from 0: how many other items score at least as high.
-
-    Args:
-        scores: [Q, P], higher is more alike.
-
-    Returns:
-        [Q, P] int64 in 0..P-1.
-    """
-    scores = scores.contiguous()
-    return scores.shape[1] - 1 - torch.searchsorted(scores.sort(dim=1).values, scores)
-
-
-def saliency(scores: Tensor) -> Tensor:
-    """How much of an item's similarity to all queries falls on each of them: p1 of the multivariate rerank.
-
-    It is the score divided by the item's sum over the queries. The sum of scores of both signs can come near zero or
-    below it, so the divisor is never less than the item's largest absolute score: p1 stays in [-1, 1], and sums beyond
-    that, which sums without negative scores always are, count as they are. An item with no score but 0 has p1 = 0.
-
-    Args:
-        scores: [Q, P].
-
-    Returns:
-        [Q, P] float.
-    """
-    total = torch.maximum(scores.sum(dim=0, dtype=torch.float64), scores.abs().amax(dim=0).double())
-    # A sum depends in its last bits on how it is vectorised; in float32 those of equal items are equal again.
-    divisor = total.float()  # [P]
-    return (scores / divisor).where(divisor > 0, 0.0)
-
-
-def search_back(forward: Tensor, reverse: Tensor, count: int) -> Candidates:
-    """The candidates of every query, and their order by the search back; equal places there keep the first order.
-
-    Args:
-        forward: [Q, P] place of each item for each query, as from `places`.
-        reverse: [Q, P] place of each query when searching with each item.
-        count: candidates per query, K; P where there are fewer items.
-    """
-    place, items = forward.topk(min(count, forward.shape[1]), dim=1, largest=False)
-    sure = place < count
-    order = reverse.gather(1, items) * forward.shape[1] + place
-    return Candidates(items, sure, place, places(-order.masked_fill(~sure, torch.iinfo(order.dtype).max)))
+        Args:
+            items: [Q, K].
+            place: [Q, K], see `Candidates`; `count` or more where an item is not sure.
+            reverse: [Q, K] place of the query when searching with the item.
+            count: candidates per query.
+        """
+        sure = place < count
+        order = reverse * (int(place.max()) + 1) + place
+        return cls(items, sure, place, places(-order.masked_fill(~sure, torch.iinfo(order.dtype).max)))
 
 
 def multivariate_scores(candidates: Candidates, salient: Tensor, w1: float, w2: float) -> Tensor:
@@ -93,7 +62,7 @@ def multivariate_scores(candidates: Candidates, salient: Tensor, w1: float, w2: 
 
     Args:
         candidates: K of each query.
-        salient: [Q, P] p1, see `saliency`.
+        salient: [Q, K] p1 of the candidates, see `shortlists.saliency`.
         w1: weight of p1.
         w2: weight of p3, the search back.
 
@@ -103,44 +72,33 @@ def multivariate_scores(candidates: Candidates, salient: Tensor, w1: float, w2: 
     count = candidates.items.shape[1]
     # Looked up, so that equal places give equal numbers on every device.
     decay = torch.exp(-PLACE_DECAY * torch.arange(1, count + 1, dtype=torch.float64, device=salient.device))
-    p1 = salient.gather(1, candidates.items).double()
     p2 = decay[candidates.place.clamp(max=count - 1)]
-    new = w1 * p1 + p2 + w2 * decay[candidates.back]
+    new = w1 * salient.double() + p2 + w2 * decay[candidates.back]
     return new.masked_fill(~candidates.sure, float("-inf"))
 
 
-def reranked_places(
-    scores: Tensor, forward: Tensor, reverse: Tensor, method: Method, count: int, w1: float, w2: float
-) -> Tensor:
-    """Places of all items for all queries after reranking; behind the candidates the first order stays.
+def new_places(candidates: Candidates, salient: Tensor, method: Method, w1: float, w2: float) -> Tensor:
+    """Places of the candidates after reranking, [Q, K] int64; equal items share the last of their places.
 
     Args:
-        scores: [Q, P].
-        forward: [Q, P], see `search_back`.
-        reverse: [Q, P], see `search_back`.
+        candidates: K of each query.
+        salient: see `multivariate_scores`.
         method: `multivariate`, or `simple`: by the search back alone.
-        count: candidates per query.
         w1: see `multivariate_scores`.
         w2: see `multivariate_scores`.
-
-    Returns:
-        [Q, P] int64 in 0..P-1; equal items share the last of their places.
     """
-    candidates = search_back(forward, reverse, count)
     new = candidates.back
     if method == "multivariate":
-        new = places(multivariate_scores(candidates, saliency(scores), w1, w2))
-    return forward.scatter(1, candidates.items, new.where(candidates.sure, candidates.place))
+        new = places(multivariate_scores(candidates, salient, w1, w2))
+    return new.where(candidates.sure, candidates.place)
 
 
 @torch.no_grad()
-def rerank(scores: Tensor, text_image: Tensor, method: Method, count: int, w1: float, w2: float) -> Ranks:
+def rerank(blocks: Blocks, text_image: Tensor, method: Method, count: int, w1: float, w2: float) -> Ranks:
     """Ranks of the matches after both directions were reranked; ties count against the model as in `metrics`.
 
-    The whole matrix is needed, since each item is searched with: about 60 bytes per pair are held at once.
-
     Args:
-        scores: score of every image with every text, [N, M], higher is more alike.
+        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order; called four times.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
         method: `multivariate` or `simple`.
         count: candidates per query, at least 1.
@@ -150,11 +108,39 @@ def rerank(scores: Tensor, text_image: Tensor, method: Method, count: int, w1: f
     Raises:
         ValueError: a score is NaN or infinite, or shapes don't fit.
     """
-    if not scores.isfinite().all():
-        raise ValueError("scores hold NaN or infinite values; a model that has diverged can't be ranked")
-    texts_found, images_found = places(scores), places(scores.T).T  # [N, M]
-    forward = reranked_places(scores, texts_found, images_found, method, count, w1, w2)
-    image_to_text = rank(-forward, text_image).image_to_text
-    del forward
-    backward = reranked_places(scores.T, images_found.T, texts_found.T, method, count, w1, w2)
-    return Ranks(image_to_text, rank(-backward.T, text_image).text_to_image)
+    before = rank_blocks(blocks, text_image)
+    text_image = text_image.to(before.text_to_image.device)
+    lists = shortlists(blocks, count)
+    back = places_back(blocks, *lists)
+    new = [_reranked(*pair, method, count, w1, w2) for pair in zip(lists, back, strict=True)]
+    images = torch.arange(len(before.image_to_text), device=text_image.device)
+    return Ranks(
+        _rank_after(*new[0], text_image[lists[0].items] == images[:, None], before.image_to_text),
+        _rank_after(*new[1], lists[1].items == text_image[:, None], before.text_to_image),
+    )
+
+
+def _reranked(
+    shortlist: Shortlist, reverse: Tensor, method: Method, count: int, w1: float, w2: float
+) -> tuple[Tensor, Tensor]:
+    """Places of the items of a shortlist after reranking [Q, K], and which of them are sure candidates [Q, K]."""
+    candidates = Candidates.of(shortlist.items, shortlist.place, reverse, count)
+    return new_places(candidates, shortlist.shares, method, w1, w2), candidates.sure
+
+
+def _rank_after(place: Tensor, sure: Tensor, own: Tensor, before: Tensor) -> Tensor:
+    """Rank of each query's match [Q].
+
+    The candidates share the first places among them, so a query without a match among them keeps its rank. Those of
+    equal score share the last of their places: as many items as that place says, but for other matches, come first.
+
+    Args:
+        place: [Q, K] after reranking.
+        sure: [Q, K] which items are candidates.
+        own: [Q, K] which items are matches of the query.
+        before: [Q] its rank before reranking.
+    """
+    matches = own & sure
+    best = place.masked_fill(~matches, torch.iinfo(place.dtype).max).amin(dim=1)
+    equal = (matches & (place == best[:, None])).sum(dim=1)
+    return (best + 1 - equal).where(matches.any(dim=1), before)

@@ -204,8 +204,7 @@ def more_scores(
     scores: dict[str, float] = {}
     text_image = loader.text_image
     if method is not None:
-        matrix = torch.cat(list(blocks()))
-        ranks = rerank(matrix, text_image.to(matrix.device), method, constants.candidates, constants.w1, constants.w2)
+        ranks = rerank(blocks, text_image, method, constants.candidates, constants.w1, constants.w2)
         scores |= _renamed(metrics.recalls(ranks))
     if scenes is not None:
         shares = metrics.scene_shares(blocks, text_image, scenes)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics import rank, recalls
-from rerank import Method, multivariate_scores, places, rerank, reranked_places, saliency, search_back
+from metrics import Ranks, rank, recalls
+from rerank import Method, multivariate_scores, rerank
 from tests.test_metrics import DEVICES, as_lists, naive_rank, problems
+from tests.whole_rerank import directions, reranked_places, saliency, search_back
 
 REFERENCE = Path(__file__).parent / "reference" / "rerank.npz"
 W1, W2 = 0.3, 1.1  # of the reference
@@ -30,10 +31,9 @@ def reference() -> dict[str, Tensor]:
         return {name: torch.from_numpy(archive[name]) for name in archive.files}
 
 
-def directions(scores: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Scores, places and places in the search back, of either direction."""
-    texts_found, images_found = places(scores), places(scores.T).T
-    return {"i2t": (scores, texts_found, images_found), "t2i": (scores.T, images_found.T, texts_found.T)}
+def whole(scores: Tensor, text_image: Tensor, method: Method, count: int) -> Ranks:
+    """The rerank of a matrix that is one block."""
+    return rerank(lambda: [scores], text_image, method, count, W1, W2)
 
 
 @pytest.mark.parametrize("count", [20, 30])
@@ -43,9 +43,8 @@ class TestReference:
         scores, forward, reverse = directions(reference["sim"])[direction]
         expected = reference[f"{direction}_optim_K{count}"]
         candidates = search_back(forward, reverse, count)
-        new = torch.zeros_like(scores).scatter(
-            1, candidates.items, multivariate_scores(candidates, saliency(scores), W1, W2)
-        )
+        salient = saliency(scores).gather(1, candidates.items)
+        new = torch.zeros_like(scores).scatter(1, candidates.items, multivariate_scores(candidates, salient, W1, W2))
         assert (new - (expected if direction == "i2t" else expected.T)).abs().max() < 5e-7
 
     def test_simple_order(self, reference: dict[str, Tensor], direction: str, count: int) -> None:
@@ -57,7 +56,7 @@ class TestReference:
     def test_ranks_and_recalls(
         self, reference: dict[str, Tensor], direction: str, count: int, method: Method, name: str
     ) -> None:
-        before, after = rank(reference["sim"], TEXT_IMAGE), rerank(reference["sim"], TEXT_IMAGE, method, count, W1, W2)
+        before, after = rank(reference["sim"], TEXT_IMAGE), whole(reference["sim"], TEXT_IMAGE, method, count)
         first, found = (ranks.image_to_text if direction == "i2t" else ranks.text_to_image for ranks in (before, after))
         expected = reference[f"{direction}_{name}_K{count}_ranks"].long()
         # Behind the candidates the released multivariate rerank leaves zeros, whose order is that of the sort
@@ -106,9 +105,20 @@ def test_ranks_equal_the_naive_loops(problem: tuple[Tensor, Tensor], count: int,
     by_image, by_text = (
         -torch.tensor(naive_rerank(table.tolist(), method, count)) for table in (scores.double(), scores.double().T)
     )
-    ranks = rerank(scores, text_image, method, count, W1, W2)
+    ranks = whole(scores, text_image, method, count)
     expected = naive_rank(by_image, text_image)[0], naive_rank(by_text.T, text_image)[1]
     assert as_lists(ranks) == expected
+
+
+@given(problems(), st.integers(1, 8), st.sampled_from(METHODS), st.integers(1, 4), st.integers(1, 9))
+def test_blocks_of_any_height_give_the_same_ranks(
+    problem: tuple[Tensor, Tensor], count: int, method: Method, height: int, cached: int
+) -> None:
+    scores, text_image = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shortlists.CACHED_SCORES", cached)
+        parts = rerank(lambda: scores.split(height), text_image, method, count, W1, W2)
+    assert as_lists(parts) == as_lists(whole(scores, text_image, method, count))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -125,8 +135,8 @@ def test_numbering_does_not_matter(
 ) -> None:
     scores, text_image = problem
     order = torch.tensor(data.draw(st.permutations(range(len(text_image)))))
-    ranks = rerank(scores, text_image, method, count, W1, W2)
-    mixed = rerank(scores[:, order], text_image[order], method, count, W1, W2)
+    ranks = whole(scores, text_image, method, count)
+    mixed = whole(scores[:, order], text_image[order], method, count)
     assert torch.equal(mixed.image_to_text, ranks.image_to_text)
     assert torch.equal(mixed.text_to_image, ranks.text_to_image[order])
 
@@ -142,7 +152,7 @@ def test_only_the_candidates_move(problem: tuple[Tensor, Tensor], count: int, me
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_collapsed_model_stays_at_the_end(method: Method) -> None:
-    ranks = rerank(torch.full((12, 60), 0.5), torch.arange(60) // 5, method, 30, W1, W2)
+    ranks = whole(torch.full((12, 60), 0.5), torch.arange(60) // 5, method, 30)
     assert ranks.image_to_text.tolist() == [55] * 12
     assert ranks.text_to_image.tolist() == [11] * 60
 
@@ -154,7 +164,7 @@ def test_equal_captions_stay_equal(method: Method) -> None:
     found = reranked_places(*directions(scores)["i2t"], method, 30, W1, W2)
     assert torch.equal(found[:, :37], found[:, 37:74])
     assert torch.equal(found[:, :37], found[:, 74:])
-    assert int(rerank(scores, torch.arange(111) // 3, method, 30, W1, W2).image_to_text.min()) >= 2
+    assert int(whole(scores, torch.arange(111) // 3, method, 30).image_to_text.min()) >= 2
 
 
 def test_the_search_back_mends_a_hub() -> None:
@@ -163,7 +173,7 @@ def test_the_search_back_mends_a_hub() -> None:
     text_image = torch.arange(3)
     assert rank(scores, text_image).image_to_text.tolist() == [0, 1, 1]
     for method in METHODS:
-        ranks = rerank(scores, text_image, method, 3, W1, W2)
+        ranks = whole(scores, text_image, method, 3)
         assert as_lists(ranks) == ([0, 0, 0], [0, 0, 0])
 
 
@@ -183,11 +193,11 @@ def test_saliency_of_clearly_positive_sums_is_the_plain_share(reference: dict[st
 @pytest.mark.parametrize("fault", [float("nan"), float("inf")])
 def test_scores_that_are_no_numbers(fault: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
-        rerank(torch.tensor([[0.0, fault]]), torch.tensor([0, 0]), "simple", 30, W1, W2)
+        whole(torch.tensor([[0.0, fault]]), torch.tensor([0, 0]), "simple", 30)
 
 
 def test_a_published_test_split_takes_seconds() -> None:
     scores = torch.randn(1093, 5465, generator=torch.Generator().manual_seed(0))
     started = time.process_time()
-    rerank(scores, torch.arange(5465) // 5, "multivariate", 30, W1, W2)
+    whole(scores, torch.arange(5465) // 5, "multivariate", 30)
     assert time.process_time() - started < 15
