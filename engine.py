@@ -340,11 +340,11 @@ def score_source(
         caption_row: [M] row of each caption in `texts`.
         scores_per_block: entries of the score matrix that are held at once.
     """
-    rows = max(1, scores_per_block // len(caption_row))
-    blocks = partial(score_blocks, model, images, texts, caption_row, rows)
+    rows = scores_per_block // len(caption_row)
     if rows < len(images):
-        return blocks
-    whole = list(blocks())
+        # While a block is looked at the next one is made, from parts of its size.
+        return partial(score_blocks, model, images, texts, caption_row, max(1, rows // 4))
+    whole = list(score_blocks(model, images, texts, caption_row, rows))
     return lambda: whole
 
 

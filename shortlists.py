@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,11 +77,12 @@ def shortlists(blocks: Blocks, count: int) -> tuple[Shortlist, Shortlist]:
     column_total = column_largest = torch.zeros(())
     for start, block in _numbered(blocks):
         by_image.append(_first(block, count + 1, dim=1))
-        row_sums.append((block.sum(dim=1, dtype=torch.float64), block.abs().amax(dim=1)))
+        row_sums.append(_sums(block, dim=1))
         scores, rows = _first(block, count + 1, dim=0)
         by_text = _merged(by_text, (scores, rows + start), count + 1)
-        column_total = column_total.to(block.device) + block.sum(dim=0, dtype=torch.float64)
-        column_largest = torch.maximum(column_largest.to(block), block.abs().amax(dim=0))
+        total, largest = _sums(block, dim=0)
+        column_total = column_total.to(block.device) + total
+        column_largest = torch.maximum(column_largest.to(block), largest)
     assert by_text is not None
     scores, items = (torch.cat(parts) for parts in zip(*by_image, strict=True))
     total, largest = (torch.cat(parts) for parts in zip(*row_sums, strict=True))
@@ -107,7 +109,7 @@ def places_back(blocks: Blocks, images: Shortlist, texts: Shortlist) -> tuple[Te
         # On the CPU in parts that stay in its cache.
         height = max(1, CACHED_SCORES // block.shape[1])
         for offset in range(0, len(block), height):
-            of_texts.count_rows(block[offset : offset + height].sort(dim=1).values, start + offset)
+            of_texts.count_rows(_rising(block[offset : offset + height]), start + offset)
     return of_images.places(), of_texts.places()
 
 
@@ -141,6 +143,13 @@ class _Pairs:
         return torch.empty_like(self.counts).scatter_(0, self.order, (self.counts - 1).clamp(min=0)).view(self.shape)
 
 
+def _rising(scores: Tensor) -> Tensor:
+    """Each row in rising order; on the CPU by NumPy, which sorts with vector instructions what it has a type for."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(scores.numpy(), axis=1))
+    return scores.sort(dim=1).values
+
+
 def _numbered(blocks: Blocks) -> Iterator[tuple[int, Tensor]]:
     """Each block with the number of its first row."""
     start = 0
@@ -152,6 +161,12 @@ def _numbered(blocks: Blocks) -> Iterator[tuple[int, Tensor]]:
 def _first(scores: Tensor, count: int, dim: int) -> tuple[Tensor, Tensor]:
     """The highest scores along a dimension, falling, and where they stand."""
     return tuple(scores.topk(min(count, scores.shape[dim]), dim=dim))  # type: ignore[return-value]
+
+
+def _sums(scores: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Sums along a dimension, float64, and the largest absolute scores."""
+    lowest, highest = scores.aminmax(dim=dim)
+    return scores.sum(dim=dim, dtype=torch.float64), torch.maximum(-lowest, highest)
 
 
 def _merged(kept: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:

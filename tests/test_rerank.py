@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -99,6 +99,7 @@ def naive_rerank(scores: list[list[float]], method: Method, count: int) -> list[
     return result
 
 
+@settings(deadline=None)
 @given(problems(), st.integers(1, 8), st.sampled_from(METHODS))
 def test_ranks_equal_the_naive_loops(problem: tuple[Tensor, Tensor], count: int, method: Method) -> None:
     scores, text_image = problem
@@ -110,6 +111,7 @@ def test_ranks_equal_the_naive_loops(problem: tuple[Tensor, Tensor], count: int,
     assert as_lists(ranks) == expected
 
 
+@settings(deadline=None)
 @given(problems(), st.integers(1, 8), st.sampled_from(METHODS), st.integers(1, 4), st.integers(1, 9))
 def test_blocks_of_any_height_give_the_same_ranks(
     problem: tuple[Tensor, Tensor], count: int, method: Method, height: int, cached: int
@@ -129,6 +131,7 @@ def test_a_larger_matrix_equals_the_naive_loops(method: Method, device: str) -> 
     assert found.tolist() == naive_rerank(scores.tolist(), method, 12)
 
 
+@settings(deadline=None)
 @given(problems(), st.integers(1, 8), st.sampled_from(METHODS), st.data())
 def test_numbering_does_not_matter(
     problem: tuple[Tensor, Tensor], count: int, method: Method, data: st.DataObject
