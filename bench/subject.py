@@ -56,7 +56,7 @@ class Experiment:
                 torch.randperm(len(annotations.image_names), generator=draw)[:most].numpy()
             )
         media = Media.of(options, [annotations], device)
-        return cls(options, read_vocabulary(options.dataset), annotations, media, device)
+        return cls(options, read_vocabulary(options), annotations, media, device)
 
     def model(self, variant: Variant, checkpoint: Path | None = None) -> RetrievalModel:
         """The model: with a checkpoint's weights, else with random ones, the same on every side.

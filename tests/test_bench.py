@@ -27,7 +27,7 @@ from experiment import evaluation_loader, place
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
-from layers.skip_thoughts import SkipThoughts
+from layers.skip_thoughts import BayesianUniSkip, SkipThoughts
 from option import Options
 from option.schema import leaves
 from tests.bench_subject import EnvironmentSubject
@@ -42,9 +42,14 @@ CRITERION = triplet_criterion(margin=0.2, hardest=False)
 
 @pytest.fixture(params=list(registered()))
 def model(
-    request: pytest.FixtureRequest, tiny_options: Callable[..., Options], vocabulary: Vocabulary
+    request: pytest.FixtureRequest,
+    tiny_options: Callable[..., Options],
+    vocabulary: Vocabulary,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> RetrievalModel:
-    """A small model without dropout, AMFMN with the published caption encoder."""
+    """A small model without dropout, AMFMN with the published caption encoder, of 64 units instead of 2,400."""
+    monkeypatch.setattr("layers.skip_thoughts.STATE_DIM", 64)
+    monkeypatch.setattr(BayesianUniSkip, "output_dim", 64)
     known = leaves(registered()[request.param].parameters, "model")
     changes: dict[str, Any] = {key.removeprefix("model."): 0.0 for key in known if "drop" in key.lower()}
     if request.param == "AMFMN":  # the others that have it keep the small GRU of the tests
