@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from bench import table
 from bench.arguments import bench_parser, positive
@@ -63,10 +64,8 @@ def _once(
     make: type[TrainingMemory] | type[Evaluation], settings: Sequence[object], variant: Variant, threads: int
 ) -> Figures:
     """Figures of one measurement in a process that ends with it."""
-    side = Side(make, settings, variant.environment(threads), threads)
-    figures = side.run()
-    side.close()
-    return figures
+    with closing(Side(make, settings, variant.environment(threads), threads)) as side:
+        return side.run()
 
 
 if __name__ == "__main__":

@@ -136,9 +136,9 @@ def blockwise_scores(
             tokens=tokens[columns],
             lengths=lengths[columns],
             **region_fields(loader.regions, rows),
-        )
+        ).to(loader.device)
         block = model.score(model.encode_image(batch), model.encode_text(batch))
-        scores[i : i + BLOCK, columns] = block.detach()
+        scores[i : i + BLOCK, columns] = block.detach().cpu()
     ended = time.perf_counter()
     encoded = _pictures_encoded(chosen, images) / _pictures_encoded(blocks, images)
     seconds = (decoded - started) * captions / len(needed) + (ended - decoded) / encoded

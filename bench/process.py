@@ -44,7 +44,7 @@ class Side:
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, tuple(arguments), threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, tuple(arguments), threads))
         with _environment(environment):
             self._process.start()
         theirs.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -110,9 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds: table.Rounds = {}
     for images in given.images:
         settings = (images, given.dim, given.score, images <= given.rerank, given.device)
-        side = Side(Growth, settings, OURS.environment(given.threads), given.threads)
-        rounds[f"{images:,} x {CAPTIONS * images:,}"] = [side.run() for _ in range(given.rounds)]
-        side.close()
+        with closing(Side(Growth, settings, OURS.environment(given.threads), given.threads)) as side:
+            rounds[f"{images:,} x {CAPTIONS * images:,}"] = [side.run() for _ in range(given.rounds)]
     header = ["pictures x captions", "s", "spread", "ns per pair", "% of GEMM", "MiB", "rerank s", "rerank MiB"]
     machine = description(choose_device(given.device), given.threads)
     table.show(
