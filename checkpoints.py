@@ -67,9 +67,11 @@ def ending_clearly(folder: Path) -> Iterator[None]:
         if text is None:
             raise
         last = folder / "last.pth"
-        saved = f"{last} is whole, as it was saved last: " if last.is_file() else "No epoch was saved yet: "
-        end = "" if text.endswith((".", "\n")) else "."
-        raise RunFault(f"{text}{end}\n{saved}once that is mended, --resume goes on from there.") from fault
+        end = "" if text.endswith(".") else "."
+        saved = "Nothing was saved yet: once that is mended, the same command begins anew."
+        if last.is_file():
+            saved = f"{last} is whole, as it was saved last: once that is mended, --resume goes on from it."
+        raise RunFault(f"{text}{end}\n{saved}") from fault
 
 
 def load_weights(

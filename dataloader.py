@@ -11,13 +11,14 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from augmentation import Augmentation, Draws, augment, crop, draw_offsets, normalise
 from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
-from utils import InputError, derive_seed
+from machine import explain
+from utils import InputError, RunFault, derive_seed
 from vocab import Vocabulary
 
 VIEW_SEED = 0
@@ -128,9 +129,16 @@ class _Pictures(Dataset[Tensor | InputError]):
 
     def __getitem__(self, indices: Tensor) -> Tensor | InputError:
         try:
-            return self.store.batch(indices)
+            pictures = self.store.batch(indices)
+            # Shared now, while a failure can be told: the thread that would do it later would fail without a word.
+            return pictures if get_worker_info() is None else pictures.share_memory_()
         except InputError as fault:
             return fault
+        except RuntimeError as fault:
+            text = explain(fault)
+            if text is None:
+                raise
+            return RunFault(text)
 
 
 def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int) -> Iterator[Tensor]:

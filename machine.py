@@ -18,6 +18,7 @@ _LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR}
 _GONE = {errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _SHARED = ("Bus error", "shared memory", "unable to write to file </torch_", "unable to resize file </torch_")
+_UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"))
 _WORKER = re.compile(r"DataLoader worker \(pid\S* [^)]*\) [^.\n]*")
 
 
@@ -58,6 +59,7 @@ def system_error(fault: BaseException) -> OSError | None:
 
 def first_words(text: str) -> str:
     """The first sentence of a message of PyTorch's."""
+    text = text[max(0, text.find("DefaultCPUAllocator")) :]  # behind a line of PyTorch's source
     return text.partition("\n")[0].partition(". ")[0].rstrip(". ")
 
 
@@ -87,9 +89,15 @@ def _explain_file(fault: OSError) -> str | None:
     return None
 
 
+def in_words(count: int) -> str:
+    """Bytes in the unit that fits."""
+    power, unit = next((power, unit) for power, unit in _UNITS if count >= 2**power or power == 10)
+    return f"{count / 2**power:.{power // 30}f} {unit}"
+
+
 def _room(path: Path) -> str:
     try:
-        return f"{free_bytes(path) / 2**20:.0f} MiB free at {path}"
+        return f"{in_words(free_bytes(path))} free at {path}"
     except OSError:
         return f"no such folder: {path}"
 

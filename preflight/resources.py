@@ -14,7 +14,7 @@ from torch import nn
 from data.headers import Header, read_headers
 from data.picture_store import available_memory, choose_cache
 from layers.registry import ModelParameters
-from machine import SHARED_MEMORY, existing_part, free_bytes
+from machine import SHARED_MEMORY, existing_part, free_bytes, in_words
 from option.schema import Pictures, leaves
 from preflight.findings import Findings
 
@@ -64,11 +64,11 @@ def check_memory(
     if needed["ram"] > available:
         found.add(
             "Memory",
-            f"dataset.cache: ram takes {_size(needed['ram'])} for the pictures, {_size(available)} are available; set "
-            "dataset.cache=disk, or a smaller dataset.image_size",
+            f"dataset.cache: ram takes {in_words(needed['ram'])} for pictures, {in_words(available)} are available; "
+            "set dataset.cache=disk, or a smaller dataset.image_size",
         )
     _check_shared(found, pictures, needed, max((size for _, size in stores), default=0))
-    places = [f"{cache} ({_size(size)})" if cache != "off" else "off" for cache, size in needed.items() if size]
+    places = [f"{cache} ({in_words(size)})" if cache != "off" else "off" for cache, size in needed.items() if size]
     return " and ".join(places) or "nowhere", needed["disk"]
 
 
@@ -80,8 +80,8 @@ def _check_shared(found: Findings, pictures: Pictures, caches: Iterable[str], si
     if handed_over > free:
         found.add(
             "Memory",
-            f"{SHARED_MEMORY}: {_size(free)} free, but {pictures.workers} workers hand over up to "
-            f"{_size(handed_over)}; give it more (docker run --shm-size=8g), or set dataset.workers=0",
+            f"{SHARED_MEMORY}: {in_words(free)} free, but {pictures.workers} workers hand over up to "
+            f"{in_words(handed_over)}; give it more (docker run --shm-size=8g), or set dataset.workers=0",
         )
 
 
@@ -117,10 +117,10 @@ def check_output(found: Findings, folder: Path, needed: int) -> str:
     if free < needed:
         found.add(
             "Output",
-            f"{folder}: the run takes about {_size(needed)}, {_size(free)} are free; free some space, or set "
+            f"{folder}: the run takes about {in_words(needed)}, {in_words(free)} are free; free some space, or set "
             "logs.ckpt_save_path to another disk",
         )
-    return f"{_size(needed)} are written to {folder}, {_size(free)} are free"
+    return f"{in_words(needed)} are written to {folder}, {in_words(free)} are free"
 
 
 def each_weight_alone(parameters: ModelParameters) -> Iterator[ModelParameters]:
@@ -144,7 +144,3 @@ def _with(tree: dict[str, object], values: dict[str, str | None], prefix: str = 
         key: _with(value, values, f"{prefix}{key}.") if isinstance(value, dict) else values.get(f"{prefix}{key}", value)
         for key, value in tree.items()
     }
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

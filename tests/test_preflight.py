@@ -133,7 +133,7 @@ class TestTraining:
             "Pictures are 64 x 64 pixels (36 RGB).",
             # The stop words there, is, a, here of each first caption's six words, and a, that, is of each second's.
             "9 entries; 58.3 % of all words of the captions are unknown to it (5 of 13 different ones).",
-            "kept in: ram (1 MiB)",
+            "kept in: ram (633 KiB)",
         ):
             assert part in text, part
         assert files(experiment.parent) == before
@@ -209,11 +209,11 @@ class TestTraining:
         monkeypatch.setattr(resources, "free_bytes", lambda path: 100)
         monkeypatch.setattr(resources, "available_memory", lambda: 2**19)
         message = check(experiment, "dataset.cache=ram")
-        assert "dataset.cache: ram takes 1 MiB for the pictures, 0 MiB are available" in message
-        assert "0 MiB are free; free some space, or set logs.ckpt_save_path" in message
+        assert "dataset.cache: ram takes 633 KiB for pictures, 512 KiB are available" in message
+        assert "0 KiB are free; free some space, or set logs.ckpt_save_path" in message
         monkeypatch.setattr(resources, "SHARED_MEMORY", experiment.parent)
         message = check(experiment, "dataset.cache=off", "dataset.workers=3")
-        assert "3 workers hand over up to 1 MiB" in message  # 8 pictures of 70 pixels, two batches for each worker
+        assert "3 workers hand over up to 689 KiB" in message  # 8 pictures of 70 pixels, two batches for each worker
 
     def test_faults_end_with_status_2(self, experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
         given = ["--path_opt", str(experiment), "--check", "--set", "dataset.vocab_path=absent.json"]
