@@ -41,8 +41,7 @@ def explain(fault: BaseException) -> str | None:
             f"out of memory ({first_words(text) or type(fault).__name__}). Lower dataset.batch_size or, where a "
             "validation or a test ran, dataset.batch_size_val; or keep pictures elsewhere (dataset.cache=disk)"
         )
-    system = system_error(fault)
-    return None if system is None else _explain_file(system)
+    return _explain_file(fault) if isinstance(fault, OSError) else None
 
 
 def is_out_of_memory(fault: BaseException) -> bool:
