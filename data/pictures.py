@@ -100,7 +100,12 @@ def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
     Raises:
         InputError: see `decode`.
     """
-    square = decode(path, max_pixels).resize((size, size), Image.Resampling.BILINEAR)
+    return to_square(decode(path, max_pixels), size)
+
+
+def to_square(picture: Image.Image, size: int) -> np.ndarray:
+    """An RGB picture as `load_square` gives it, [3, S, S] uint8."""
+    square = picture.resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # [3, S, S]
 
 

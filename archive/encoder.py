@@ -1,0 +1,150 @@
+"""A model with what its inputs need: pictures, sentences and sounds become embeddings exactly as in evaluation.
+
+Letters: B batch, D embedding, S image side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from augmentation import normalise
+from data.pictures import to_square
+from data.region_file import SHAPES, RegionFile, Regions, read_regions, region_fields
+from data.sounds import read_sound
+from data.spectrogram import mel_power, to_picture
+from dataloader import Batch, Captions
+from engine import embed
+from experiment import load_model
+from layers.base import RetrievalModel
+from layers.registry import registered
+from option import Options
+from utils import InputError
+from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
+
+
+def is_cosine(model: str) -> bool:
+    """Whether the score of a registered model is the cosine of embeddings, so that vector indexes can search for it."""
+    return registered()[model].model.pair_scores is RetrievalModel.pair_scores
+
+
+class Encoder:
+    """Embeddings by the three verbs of one checkpoint."""
+
+    def __init__(self, model: RetrievalModel, options: Options, vocabulary: Vocabulary, device: torch.device) -> None:
+        """Take a model that is placed on the device.
+
+        Raises:
+            InputError: the region file that the options name can't be read.
+        """
+        self.model = model
+        self.options = options
+        self.vocabulary = vocabulary
+        self.device = device
+        path = options.dataset.local_path
+        self.region_file: RegionFile | None = read_regions(path) if path is not None and model.uses_regions else None
+
+    @classmethod
+    def load(cls, options: Options, vocabulary: Vocabulary, checkpoint: Path, device: torch.device) -> Encoder:
+        """Read a checkpoint.
+
+        Raises:
+            InputError: it is missing, or does not fit the options and the vocabulary.
+        """
+        model, _ = load_model(options, vocabulary, checkpoint, device)
+        return cls(model, options, vocabulary, device)
+
+    @property
+    def is_cosine(self) -> bool:
+        """See the function."""
+        return is_cosine(self.options.model.name)
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding, D, found out on a black picture.
+
+        Raises:
+            InputError: it is not finite.
+        """
+        side = self.options.dataset.image_size
+        return self._images(torch.zeros(1, 3, side, side, dtype=torch.uint8), self._no_regions()).shape[1]
+
+    def pictures(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """Embed pictures of the archive.
+
+        Args:
+            pixels: [B, 3, S, S] uint8.
+            names: of the B pictures, as the region file has them.
+
+        Returns:
+            [B, D] float32, on the device.
+
+        Raises:
+            InputError: the model reads regions and the file has none of a picture; an embedding is not finite.
+        """
+        regions = None
+        if self.region_file is not None:
+            regions = self.region_file.of(names, self.options.dataset.missing_regions)
+        return self._images(pixels, regions)
+
+    def picture(self, picture: Image.Image) -> Tensor:
+        """Embed a picture that asks, RGB of any size, [1, D].
+
+        Raises:
+            InputError: the model reads regions and may not do without (`dataset.missing_regions`).
+        """
+        if self.region_file is not None and self.options.dataset.missing_regions != "zeros":
+            raise InputError(
+                f"{self.options.model.name} reads the regions of a picture, and a picture that asks has none. Index "
+                "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
+                "dataset.local_path=null if the model was trained so."
+            )
+        pixels = torch.from_numpy(to_square(picture, self.options.dataset.image_size))[None]
+        return self._images(pixels, self._no_regions())
+
+    def text(self, sentence: str) -> Tensor:
+        """Embed a sentence, [1, D].
+
+        Raises:
+            InputError: the vocabulary has none of its words.
+        """
+        known = self.vocabulary.word2idx.keys() - {UNKNOWN}
+        if not known & set(tokenize(sentence)):
+            raise InputError(
+                f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(known)} words, such "
+                f"as {', '.join(list(self.vocabulary.word2idx)[:5])}. Ask with words of the captions that it learned."
+            )
+        batch = Captions.encode([sentence], self.vocabulary).batch(torch.tensor([0]))
+        return self._embed(self.model.encode_text, batch, "caption")
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        """Words of a sentence that the model reads as unknown, each once, but for stop words, which say little."""
+        passed = self.vocabulary.word2idx.keys() | english_stop_words()
+        return [word for word in dict.fromkeys(tokenize(sentence)) if word not in passed]
+
+    def sound(self, path: Path) -> Tensor:
+        """Embed a WAV file, drawn as `python -m data.audio wav` draws it, [1, D].
+
+        Raises:
+            InputError: the model hears nothing, or the file can't be read.
+        """
+        if not self.model.uses_audio:
+            raise InputError(f"{self.options.model.name} has no audio encoder: ask with a sentence or a picture.")
+        drawn = Image.fromarray(to_picture(mel_power(read_sound(path)))).convert("RGB")
+        pixels = torch.from_numpy(to_square(drawn, self.options.dataset.image_size))[None]
+        return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")
+
+    def _no_regions(self) -> Regions | None:
+        """Of one picture in which none were found, for a model that reads them."""
+        return None if self.region_file is None else Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values()))
+
+    def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:
+        local = region_fields(regions, torch.arange(len(pixels)))
+        return self._embed(self.model.encode_image, Batch(images=normalise(pixels.to(self.device)), **local), "image")
+
+    def _embed(self, verb: Callable[[Batch], Tensor], batch: Batch, kind: str) -> Tensor:
+        return embed(self.model, verb, [batch.to(self.device)], kind, self.device, self.options.optim.amp)

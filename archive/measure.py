@@ -1,0 +1,109 @@
+"""Latency and recall of the vector indexes of an archive, against exact search.
+
+Letters: Q queries, D embedding, K best.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archive import exact, nearest
+from archive.searcher import Searcher
+from data.lists import read_lines
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way to search: its name, median milliseconds of a query, and the share of the exact K best that it finds."""
+
+    name: str
+    milliseconds: float
+    recall: float
+
+
+def read_queries(path: Path) -> list[str]:
+    """Each different line of a text that is not blank.
+
+    Raises:
+        InputError: it can't be read, or holds none.
+    """
+    lines = [line for line in dict.fromkeys(map(str.strip, read_lines(path))) if line]
+    if not lines:
+        raise InputError(f"{path}: no query there; write one a line.")
+    return lines
+
+
+def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: int) -> str:
+    """A table of exact search and every vector index that is built.
+
+    Args:
+        searcher: of an exact search.
+        sentences: to ask with; None: pictures of the archive ask.
+        count: queries, Q; spread evenly over what there is.
+        k: pictures that recall is counted in, K.
+
+    Raises:
+        InputError: an index can't be read.
+    """
+    folder, embeddings = searcher.index, searcher.index.embeddings
+    assert embeddings is not None
+    available = len(sentences) if sentences is not None else len(folder)
+    chosen = np.linspace(0, available - 1, min(count, available)).round().astype(np.int64)
+    score: exact.Scorer = exact.cosine
+    if sentences is None:
+        queries = embeddings.rows(chosen).to(searcher.encoder.device)
+    else:
+        queries = torch.cat([searcher.encoder.text(sentences[number]) for number in chosen])
+        score = searcher.encoder.model.score
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "exact": lambda query: exact.search(embeddings.blocks(), query[None], score, k)[0][1]
+    }
+    for kind in nearest.KINDS:
+        if (folder.folder / f"{kind}.faiss").is_file():
+            ways[kind] = _by(nearest.Nearest.open(folder, kind), score, k)
+    what = "sentences" if sentences is not None else "pictures"
+    return as_table(compare(queries, ways), f"{len(folder)} pictures, {len(queries)} {what} as queries", k)
+
+
+def _by(index: nearest.Nearest, score: exact.Scorer, k: int) -> Callable[[Tensor], Tensor]:
+    """The rows that a vector index finds."""
+    return lambda query: index.search(query, score, k)[1]
+
+
+def compare(queries: Tensor, ways: dict[str, Callable[[Tensor], Tensor]]) -> list[Timing]:
+    """Time ways to search, and compare their rows with those of the first.
+
+    Args:
+        queries: [Q, D].
+        ways: name -> what gives the rows [K] of a query [D]; the first is exact.
+    """
+    timings: list[Timing] = []
+    truth: list[set[int]] = []
+    for name, way in ways.items():
+        way(queries[0])  # what is read for the first time is slow
+        seconds, found = [], []
+        for query in queries:
+            started = time.perf_counter()
+            rows = way(query)
+            seconds.append(time.perf_counter() - started)
+            found.append(set(rows.tolist()))
+        truth = truth or found
+        recall = statistics.fmean(len(mine & right) / len(right) for mine, right in zip(found, truth, strict=True))
+        timings.append(Timing(name, 1000 * statistics.median(seconds), recall))
+    return timings
+
+
+def as_table(timings: Sequence[Timing], title: str, k: int) -> str:
+    """A text table."""
+    lines = [title, f"{'index':8} {'ms per query':>12} {f'recall@{k}':>10}"]
+    lines += [f"{row.name:8} {row.milliseconds:12.2f} {row.recall:10.4f}" for row in timings]
+    return "\n".join(lines)
