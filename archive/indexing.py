@@ -5,8 +5,8 @@ Letters: B batch, n pictures of a shard, S image side in pixels.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -44,7 +44,12 @@ class Share:
 
     def of(self, names: Iterable[str]) -> list[str]:
         """The pictures that fall to this process: by their names alone, so that nothing has to be agreed on."""
-        return [name for name in names if zlib.crc32(os.fsencode(name)) % self.world == self.rank]
+        return [name for name in names if _number(name) % self.world == self.rank]
+
+
+def _number(name: str) -> int:
+    """A number that spreads evenly over names, however alike they are."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "little")
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,9 @@ def _encode(
         [shard[start : start + dataset.batch_size_val] for start in range(0, len(shard), dataset.batch_size_val)]
         for shard in shards
     ]
-    store = open_store(target.folder, recipe) if target.store is not None else None
     pictures = _read([batch for shard in batches for batch in shard], images, dataset)
+    # After the start of the processes that read: the client has threads, which must not be there when it forks.
+    store = open_store(target.folder, recipe) if target.store is not None else None
     faults: list[str] = []
     title = "pictures" if share.world == 1 else f"pictures of process {share.rank}"
     with tqdm(total=len(names), desc=title, unit="picture", disable=None) as bar:

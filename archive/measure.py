@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,6 @@ from archive import exact, nearest
 from archive.searcher import Searcher
 from data.lists import read_lines
 from utils import InputError
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One way to search: its name, median milliseconds of a query, and the share of the exact K best that it finds."""
-
-    name: str
-    milliseconds: float
-    recall: float
 
 
 def read_queries(path: Path) -> list[str]:
@@ -69,41 +59,40 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
     }
     for kind in nearest.KINDS:
         if (folder.folder / f"{kind}.faiss").is_file():
-            ways[kind] = _by(nearest.Nearest.open(folder, kind), score, k)
+            ways[kind] = nearest.Nearest.open(folder, kind).finder(score, k)
     what = "sentences" if sentences is not None else "pictures"
-    return as_table(compare(queries, ways), f"{len(folder)} pictures, {len(queries)} {what} as queries", k)
+    lines = [
+        f"{len(folder)} pictures, {len(queries)} {what} as queries",
+        f"{'index':8} {'ms per query':>12} {f'recall@{k}':>10}",
+    ]
+    truth: list[set[int]] = []
+    for name, way in ways.items():
+        milliseconds, found = timed(queries, way)
+        truth = truth or found
+        lines.append(f"{name:8} {milliseconds:12.2f} {recall(found, truth):10.4f}")
+    return "\n".join(lines)
 
 
-def _by(index: nearest.Nearest, score: exact.Scorer, k: int) -> Callable[[Tensor], Tensor]:
-    """The rows that a vector index finds."""
-    return lambda query: index.search(query, score, k)[1]
-
-
-def compare(queries: Tensor, ways: dict[str, Callable[[Tensor], Tensor]]) -> list[Timing]:
-    """Time ways to search, and compare their rows with those of the first.
+def timed(queries: Tensor, way: Callable[[Tensor], Tensor]) -> tuple[float, list[set[int]]]:
+    """Search with one query after the other.
 
     Args:
         queries: [Q, D].
-        ways: name -> what gives the rows [K] of a query [D]; the first is exact.
+        way: gives the rows [K] of a query [D].
+
+    Returns:
+        Median milliseconds of a query, and the rows that each found.
     """
-    timings: list[Timing] = []
-    truth: list[set[int]] = []
-    for name, way in ways.items():
-        way(queries[0])  # what is read for the first time is slow
-        seconds, found = [], []
-        for query in queries:
-            started = time.perf_counter()
-            rows = way(query)
-            seconds.append(time.perf_counter() - started)
-            found.append(set(rows.tolist()))
-        truth = truth or found
-        recall = statistics.fmean(len(mine & right) / len(right) for mine, right in zip(found, truth, strict=True))
-        timings.append(Timing(name, 1000 * statistics.median(seconds), recall))
-    return timings
+    way(queries[0])  # what is read for the first time is slow
+    seconds, found = [], []
+    for query in queries:
+        started = time.perf_counter()
+        rows = way(query)
+        seconds.append(time.perf_counter() - started)
+        found.append(set(rows.tolist()))
+    return 1000 * statistics.median(seconds), found
 
 
-def as_table(timings: Sequence[Timing], title: str, k: int) -> str:
-    """A text table."""
-    lines = [title, f"{'index':8} {'ms per query':>12} {f'recall@{k}':>10}"]
-    lines += [f"{row.name:8} {row.milliseconds:12.2f} {row.recall:10.4f}" for row in timings]
-    return "\n".join(lines)
+def recall(found: Sequence[set[int]], truth: Sequence[set[int]]) -> float:
+    """The share of the right rows that was found, averaged over queries."""
+    return statistics.fmean(len(mine & right) / len(right) for mine, right in zip(found, truth, strict=True))

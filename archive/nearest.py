@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -132,6 +133,16 @@ class Nearest:
         with torch.no_grad():
             scores = score(images, query[None])[:, 0].cpu()
         return order(scores, torch.from_numpy(rows), k)
+
+    def finder(self, score: Scorer, k: int) -> Callable[[Tensor], Tensor]:
+        """`search` as a function from a query [D] to the rows [K] alone."""
+        return lambda query: self.search(query, score, k)[1]
+
+    def size(self) -> int:
+        """Bytes that the index takes, embeddings not counted unless it copies them."""
+        faiss, sizes = _faiss(), []
+        faiss.write_index(self.index, faiss.PyCallbackIOWriter(lambda piece: sizes.append(len(piece))))
+        return sum(sizes)
 
     def propose(self, query: Tensor, k: int) -> NDArray[np.int64]:
         """Rows that may be among the K best, each once."""

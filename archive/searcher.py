@@ -52,7 +52,7 @@ class Searcher:
         self.kind = kind
         self._lock = Lock()
         self._nearest = nearest.Nearest.open(index, kind) if kind in nearest.KINDS else None
-        self._store = store.open_store(index.folder, index.manifest) if kind == "store" else None
+        self._store = store.open_full_store(index.folder, index.manifest) if kind == "store" else None
 
     @classmethod
     def open(

@@ -53,6 +53,21 @@ def open_store(folder: Path, manifest: Manifest) -> VectorStore:
     return MilvusStore(url, f"rsretrieval_{digest[:16]}", manifest.dim)
 
 
+def open_full_store(folder: Path, manifest: Manifest) -> VectorStore:
+    """`open_store` for searching.
+
+    Raises:
+        InputError: as `open_store`; or it lacks embeddings.
+    """
+    store = open_store(folder, manifest)
+    if (found := store.count()) < manifest.count:
+        raise InputError(
+            f"the vector store of {folder} holds {found} of {manifest.count} pictures: another server, or its content "
+            f"was deleted. Delete {folder} and index again."
+        )
+    return store
+
+
 def check_url(store: str) -> None:
     """Refuse what is no address of a store.
 
@@ -87,17 +102,23 @@ class MilvusStore:
         self._failures = (pymilvus.MilvusException, OSError, RuntimeError)
         with _Told(url, self._failures):
             self.client = pymilvus.MilvusClient(url, token=os.environ.get(TOKEN, ""))
-            if not self.client.has_collection(collection):
-                self._create(pymilvus, dim)
+            self._create(pymilvus, dim)
             self.client.load_collection(collection)
 
     def _create(self, pymilvus: Any, dim: int) -> None:
+        """Make the collection, unless it is there or another process makes it at the same moment."""
+        if self.client.has_collection(self.collection):
+            return
         schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("name", pymilvus.DataType.VARCHAR, is_primary=True, max_length=LONGEST_NAME)
         schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=dim)
         indexes = pymilvus.MilvusClient.prepare_index_params()
         indexes.add_index("embedding", index_type="AUTOINDEX", metric_type="COSINE")
-        self.client.create_collection(self.collection, schema=schema, index_params=indexes)
+        try:
+            self.client.create_collection(self.collection, schema=schema, index_params=indexes)
+        except pymilvus.MilvusException:
+            if not self.client.has_collection(self.collection):
+                raise
 
     def add(self, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """See `VectorStore.add`.
