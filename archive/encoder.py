@@ -73,23 +73,29 @@ class Encoder:
         side = self.options.dataset.image_size
         return self._images(torch.zeros(1, 3, side, side, dtype=torch.uint8), self._no_regions()).shape[1]
 
+    def check_regions(self, names: Sequence[str]) -> None:
+        """Find out before the work whether pictures lack regions that the model reads.
+
+        Raises:
+            InputError: some do, and `dataset.missing_regions` does not allow it.
+        """
+        if self.region_file is not None:
+            self.region_file.check(names, self.options.dataset.missing_regions)
+
     def pictures(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
         """Embed pictures of the archive.
 
         Args:
             pixels: [B, 3, S, S] uint8.
-            names: of the B pictures, as the region file has them.
+            names: of the B pictures; those that the region file lacks count as pictures without regions.
 
         Returns:
             [B, D] float32, on the device.
 
         Raises:
-            InputError: the model reads regions and the file has none of a picture; an embedding is not finite.
+            InputError: an embedding is not finite.
         """
-        regions = None
-        if self.region_file is not None:
-            regions = self.region_file.of(names, self.options.dataset.missing_regions)
-        return self._images(pixels, regions)
+        return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
 
     def picture(self, picture: Image.Image) -> Tensor:
         """Embed a picture that asks, RGB of any size, [1, D].

@@ -83,7 +83,8 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
         What the index holds at the end.
 
     Raises:
-        InputError: no pictures, none that can be read, or the index was made otherwise.
+        InputError: no pictures, none that can be read, some without regions that the model reads, or the index was
+            made otherwise.
     """
     if not images.is_dir():
         raise InputError(f"--images {images}: no such folder.")
@@ -92,6 +93,7 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
     names = picture_names(images)
     done = indexed_names(target.folder, target.store)
     missing = share.of(name for name in names if name not in done)
+    encoder.check_regions(missing)
     _say_start(len(names), done, set(names), len(missing), share)
     encoder.vocabulary.save(target.folder / "vocabulary.json")
     faults = _encode(encoder, images, missing, target, recipe, share)

@@ -162,7 +162,5 @@ def _kind(index: IndexFolder, kind: str | None) -> str:
     if kind is None:
         return "store" if stored else "exact"
     if stored and kind != "store":
-        raise InputError(
-            f"--index {kind}: {index.folder} keeps its embeddings in a vector store, which searches itself."
-        )
+        raise InputError(f"--index {kind}: {index.folder} keeps its embeddings in a vector store; leave --index out.")
     return kind

@@ -32,7 +32,8 @@ def write_shard(path: Path, embeddings: Tensor, dtype: Dtype) -> None:
     Raises:
         InputError: a number is too large for the type.
     """
-    values = embeddings.numpy().astype(dtype)
+    with np.errstate(over="ignore"):
+        values = embeddings.numpy().astype(dtype)
     if not np.isfinite(values).all():
         raise InputError(f"{path}: the embeddings hold numbers beyond {dtype}; index with --dtype float32.")
     write_atomic(path, partial(np.save, arr=values, allow_pickle=False))
