@@ -76,7 +76,12 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median milliseconds of a query: by the clock, and of all processors together, which others' work does not add to."""
+    """Median milliseconds of a query.
+
+    Attributes:
+        wall: by the clock.
+        processor: of all processors together; what else a machine does adds little to it.
+    """
 
     wall: float
     processor: float
