@@ -37,7 +37,7 @@ def build_queries(annotations: Annotations, vocabulary: Vocabulary, mode: QueryM
     if mode == "none":
         return captions
     if mode == "sentence":
-        known = known_words(_train_keywords(annotations.folder, folder), vocabulary)
+        known = train_words(annotations.folder, folder, vocabulary)
         return replace(captions, keywords=sentence_keywords(captions.tokens, known))
     own = keyword_ids(keywords_of(annotations, folder), vocabulary)[torch.from_numpy(annotations.caption_image)]
     if mode == "both":
@@ -87,6 +87,16 @@ def compact(ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return (ids * kept).gather(1, order)[:, : max(1, int(counts.max()))], counts
 
 
-def _train_keywords(data_folder: Path, folder: Path) -> list[tuple[Keyword, ...]]:
+def train_words(data_folder: Path, folder: Path, vocabulary: Vocabulary) -> Tensor:
+    """`known_words` of the train list's keywords.
+
+    Args:
+        data_folder: of the data set.
+        folder: of the files of keywords.
+        vocabulary: the words.
+
+    Raises:
+        InputError: the list or its keywords can't be read.
+    """
     images = len(read_annotations(data_folder, "train").image_names)
-    return read_keywords(keyword_list(folder, "train"), images)
+    return known_words(read_keywords(keyword_list(folder, "train"), images), vocabulary)

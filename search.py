@@ -12,7 +12,7 @@ from PIL import Image
 
 import option
 from archive import nearest
-from archive.encoder import Encoder, is_cosine
+from archive.encoder import Encoder, keyword_ids
 from archive.index_folder import IndexFolder
 from archive.indexing import Share, Target, index_archive
 from archive.measure import measure, read_queries
@@ -22,6 +22,7 @@ from archive.store import EMBEDDED, check_url
 from data.lists import shown
 from data.pictures import decode
 from experiment import add_device, add_experiment, read_vocabulary
+from layers.registry import registered
 from utils import InputError, choose_device, logger, run_entry_point
 
 SHARD = 4096  # pictures
@@ -89,9 +90,10 @@ def _index(given: argparse.Namespace) -> None:
         check_url(given.store)
     _refuse_combinations(given, share)
     options = option.load_options(given.path_opt, given.set)
-    vocabulary = read_vocabulary(options.dataset)
-    encoder = Encoder.load(options, vocabulary, given.checkpoint, _device_of(given.device))
-    if not encoder.is_cosine and (given.kind is not None or given.store is not None):
+    vocabulary = read_vocabulary(options)
+    words = keyword_ids(options, vocabulary)
+    encoder = Encoder.load(options, vocabulary, given.checkpoint, _device_of(given.device), words)
+    if not encoder.model.scores_by_cosine() and (given.kind is not None or given.store is not None):
         raise InputError(
             f"{options.model.name} scores each pair by more than a cosine: leave out --kind and --store; its index is "
             "searched exactly."
@@ -125,7 +127,7 @@ def _device_of(name: str | None) -> torch.device:
 def _build(given: argparse.Namespace) -> None:
     folder = IndexFolder.open(given.folder)
     model = folder.manifest.typed_options().model.name
-    if not is_cosine(model):
+    if not registered()[model].model.scores_by_cosine():
         raise InputError(f"{model} scores each pair by more than a cosine: its index is searched exactly.")
     print(nearest.build_in(folder, given.kind))
 
@@ -139,7 +141,7 @@ def _query(given: argparse.Namespace) -> None:
     picture: Image.Image | None = None
     if given.image is not None:
         picture = decode(given.image, max_pixels)
-        if not searcher.encoder.is_cosine:
+        if not searcher.encoder.model.scores_by_cosine():
             logger.info("Pictures are compared by the cosine of their embeddings, not by the model's score.")
         hits = searcher.image(picture, given.top)
         caption = f"like {given.image.name}"

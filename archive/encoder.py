@@ -6,6 +6,7 @@ Letters: B batch, D embedding, S image side in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,20 +24,42 @@ from experiment import load_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
+from queries import sentence_keywords, train_words
 from utils import InputError
 from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
 
 
-def is_cosine(model: str) -> bool:
-    """Whether the score of a registered model is the cosine of embeddings, so that vector indexes can search for it."""
-    return registered()[model].model.pair_scores is RetrievalModel.pair_scores
+def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
+    """Ids of the words that count as keywords in a sentence; None for a model that takes none from it.
+
+    Raises:
+        InputError: the keywords of the data set can't be read.
+    """
+    if registered()[options.model.name].model.query_mode(options.model) != "sentence":
+        return None
+    dataset = options.dataset
+    return train_words(dataset.data_path, dataset.keywords_folder, vocabulary).tolist()
 
 
 class Encoder:
     """Embeddings by the three verbs of one checkpoint."""
 
-    def __init__(self, model: RetrievalModel, options: Options, vocabulary: Vocabulary, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: RetrievalModel,
+        options: Options,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        keyword_ids: Sequence[int] | None = None,
+    ) -> None:
         """Take a model that is placed on the device.
+
+        Args:
+            model: of the options, with its weights.
+            options: of the experiment.
+            vocabulary: the words that it reads.
+            device: where it is.
+            keyword_ids: see the function.
 
         Raises:
             InputError: the region file that the options name can't be read.
@@ -45,23 +68,26 @@ class Encoder:
         self.options = options
         self.vocabulary = vocabulary
         self.device = device
+        self.keyword_ids = keyword_ids
         path = options.dataset.local_path
         self.region_file: RegionFile | None = read_regions(path) if path is not None and model.uses_regions else None
 
     @classmethod
-    def load(cls, options: Options, vocabulary: Vocabulary, checkpoint: Path, device: torch.device) -> Encoder:
-        """Read a checkpoint.
+    def load(
+        cls,
+        options: Options,
+        vocabulary: Vocabulary,
+        checkpoint: Path,
+        device: torch.device,
+        keyword_ids: Sequence[int] | None = None,
+    ) -> Encoder:
+        """Read a checkpoint; see the constructor.
 
         Raises:
             InputError: it is missing, or does not fit the options and the vocabulary.
         """
         model, _ = load_model(options, vocabulary, checkpoint, device)
-        return cls(model, options, vocabulary, device)
-
-    @property
-    def is_cosine(self) -> bool:
-        """See the function."""
-        return is_cosine(self.options.model.name)
+        return cls(model, options, vocabulary, device, keyword_ids)
 
     @property
     def dim(self) -> int:
@@ -116,21 +142,30 @@ class Encoder:
         """Embed a sentence, [1, D].
 
         Raises:
-            InputError: the vocabulary has none of its words.
+            InputError: the vocabulary has none of its words, or the model asks with keywords alone.
         """
-        known = self.vocabulary.word2idx.keys() - {UNKNOWN}
-        if not known & set(tokenize(sentence)):
+        words = self.vocabulary.word2idx
+        if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
             raise InputError(
-                f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(known)} words, such "
-                f"as {', '.join(list(self.vocabulary.word2idx)[:5])}. Ask with words of the captions that it learned."
+                f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(words)} words, such "
+                f"as {', '.join(list(words)[:5])}. Ask with words of the captions that it learned."
             )
-        batch = Captions.encode([sentence], self.vocabulary).batch(torch.tensor([0]))
-        return self._embed(self.model.encode_text, batch, "caption")
+        query = Captions.encode([sentence], self.vocabulary)
+        mode = self.model.query_mode(self.options.model)
+        if mode in ("keywords", "both"):
+            raise InputError(
+                "the model was indexed to be asked with the keywords of pictures (model.keywords.mode), which a "
+                "sentence does not have: index with --set model.keywords.mode=sentence."
+            )
+        if self.keyword_ids is not None:
+            query = replace(query, keywords=sentence_keywords(query.tokens, torch.tensor(self.keyword_ids)))
+        return self._embed(self.model.encode_text, query.batch(torch.tensor([0])), "caption")
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Words of a sentence that the model reads as unknown, each once, but for stop words, which say little."""
-        passed = self.vocabulary.word2idx.keys() | english_stop_words()
-        return [word for word in dict.fromkeys(tokenize(sentence)) if word not in passed]
+        passed = english_stop_words()
+        tokens = dict.fromkeys(tokenize(sentence))
+        return [word for word in tokens if not self.vocabulary.knows(word) and word not in passed]
 
     def sound(self, path: Path) -> Tensor:
         """Embed a WAV file, drawn as `python -m data.audio wav` draws it, [1, D].

@@ -1,7 +1,7 @@
 """The folder of an index: what it was made with, the names of its pictures, and their embeddings.
 
 index.json            `Manifest`
-vocabulary.json       the words of the model
+vocabulary.json       the words of the model, unless they come with it
 shards/<id>.npy       embeddings [n, D] of some thousand pictures (none where a vector store holds them)
 shards/<id>.json      their names, relative to the folder of the pictures; written last
 hnsw.faiss, ...       what `archive.nearest` builds
@@ -47,6 +47,7 @@ class Manifest(Parameters):
         dtype: of the stored embeddings.
         dim: length of an embedding, D.
         store: None: the folder holds the embeddings; else where they are, see `archive.store`.
+        keyword_ids: see `archive.encoder.keyword_ids`.
         count: pictures in the index.
         shards: id of each finished shard -> pictures in it.
     """
@@ -61,6 +62,7 @@ class Manifest(Parameters):
     dtype: Dtype
     dim: int
     store: str | None = None
+    keyword_ids: list[int] | None = None
     count: int = 0
     shards: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
 
@@ -155,7 +157,9 @@ class IndexFolder:
             InputError: the file is missing, damaged or another one.
         """
         path = self.folder / "vocabulary.json"
-        vocabulary = Vocabulary.load(path)
+        options = self.manifest.typed_options()
+        own = registered()[options.model.name].model.own_vocabulary(options.model)
+        vocabulary = own or Vocabulary.load(path)
         if vocabulary.digest != self.manifest.vocabulary_sha256:
             raise InputError(f"{path}: not the vocabulary that the index was made with; index again.")
         return vocabulary

@@ -95,7 +95,8 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
     missing = share.of(name for name in names if name not in done)
     encoder.check_regions(missing)
     _say_start(len(names), done, set(names), len(missing), share)
-    encoder.vocabulary.save(target.folder / "vocabulary.json")
+    if encoder.model.own_vocabulary(encoder.options.model) is None:
+        encoder.vocabulary.save(target.folder / "vocabulary.json")
     faults = _encode(encoder, images, missing, target, recipe, share)
     _report(faults, target.folder / f"skipped-{share.rank}.txt")
     manifest = update_manifest(target.folder, recipe) if len(faults) < len(missing) or done else recipe
@@ -116,6 +117,7 @@ def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target
         dtype=target.dtype,
         dim=encoder.dim,
         store=target.store,
+        keyword_ids=None if encoder.keyword_ids is None else list(encoder.keyword_ids),
     )
 
 

@@ -89,8 +89,9 @@ class Searcher:
                 f"{path} is not the checkpoint that {folder} was made with: its embeddings would mean something else. "
                 "Give that one by --checkpoint FILE, or index again."
             )
-        encoder = Encoder.load(manifest.typed_options(), index.vocabulary(), path, choose_device(device))
-        if kind != "exact" and not encoder.is_cosine:
+        options, vocabulary = manifest.typed_options(), index.vocabulary()
+        encoder = Encoder.load(options, vocabulary, path, choose_device(device), manifest.keyword_ids)
+        if kind != "exact" and not encoder.model.scores_by_cosine():
             raise InputError(
                 f"{manifest.options['model']['name']} scores each pair by more than a cosine, which a vector index "
                 "can't search for; use --index exact."

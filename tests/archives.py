@@ -12,6 +12,7 @@ import torch
 import option
 import vocab
 from checkpoints import save_checkpoint
+from experiment import read_vocabulary
 from layers import build_model
 from option import Options
 from tests.tiny import SIDE, make_precomp
@@ -43,8 +44,7 @@ def make_trained(
         part = images / ("north" if number % 2 else "south")
         part.mkdir(exist_ok=True)
         path.rename(part / path.name)
-    words = vocab.build(WORDS, min_count=1)
-    words.save(folder / "vocab.json")
+    vocab.build(WORDS, min_count=1).save(folder / "vocab.json")
     dataset = {
         "dataset.vocab_path": str(folder / "vocab.json"),
         "dataset.data_path": str(folder / "data"),
@@ -55,6 +55,7 @@ def make_trained(
     }
     options = tiny_options(model, dataset | dict(changes or {}))
     (folder / "tiny.yaml").write_text(option.to_yaml(options))
+    words = read_vocabulary(options)
     torch.manual_seed(0)
     weights = build_model(options, words).state_dict()
     save_checkpoint(folder / "best.pth.tar", {"model": weights, "vocabulary": words.digest}, options)

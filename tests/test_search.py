@@ -32,6 +32,7 @@ from archive.sheet import GAP, write_sheet
 from archive.sheet import SIDE as THUMBNAIL
 from augmentation import normalise
 from data.annotations import read_annotations
+from data.keyword_file import write_keywords
 from data.pictures import decode, load_square
 from data.region_file import write_regions
 from data.spectrogram import mel_power, save_picture, to_picture
@@ -151,7 +152,7 @@ class TestIndex:
         data = galr.images.parent
         (data / "test_filename.txt").write_text("\n".join(names))
         (data / "test_caps.txt").write_text("\n".join(["a red field"] * len(names)))
-        options, vocabulary = load_options(galr.options), read_vocabulary(load_options(galr.options).dataset)
+        options, vocabulary = load_options(galr.options), read_vocabulary(load_options(galr.options))
         annotations = read_annotations(data, "test")
         loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
         encoder = Encoder.load(options, vocabulary, galr.checkpoint, CPU)
@@ -427,6 +428,34 @@ class TestSearcher:
         scores = searcher.encoder.model.score(whole(tmp_path / "index"), heard)[:, 0].tolist()
         hits = searcher.audio(tmp_path / "a.wav", 12)
         assert {hit.row: hit.score for hit in hits} == pytest.approx(dict(enumerate(scores)), abs=1e-5)
+
+    def test_a_model_that_brings_its_words(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:
+        trained = make_trained(tmp_path / "clip", tiny_options, "CLIP")
+        search.main(trained.arguments(tmp_path / "index"))
+        assert not (tmp_path / "index" / "vocabulary.json").exists()
+        searcher = Searcher.open(tmp_path / "index", "cpu")
+        assert searcher.unknown_words("two zeppelins") == []
+        assert len(searcher.text("two zeppelins", 20)) == 12
+
+    def test_words_that_count_as_keywords(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:
+        trained = make_trained(tmp_path / "amfmn", tiny_options, "AMFMN", {"keywords.mode": "sentence"})
+        data = trained.images.parent
+        write_keywords(data / "train_keywords.txt", [[("red", "field")]] * 12)
+        search.main(trained.arguments(tmp_path / "index"))
+        (data / "train_keywords.txt").unlink()
+        encoder = Searcher.open(tmp_path / "index", "cpu").encoder
+        words = encoder.vocabulary.word2idx
+        tokens = torch.tensor([[words[word] for word in ("blue", "field")]])
+        keywords = torch.tensor([[0, words["field"]]])
+        with torch.no_grad():
+            expected = encoder.model.eval().encode_text(
+                Batch(tokens=tokens, lengths=torch.tensor([2]), keywords=keywords)
+            )
+        torch.testing.assert_close(encoder.text("blue field"), expected, rtol=1e-5, atol=1e-6)
+        index_by = ["--set", "model.keywords.mode=both"]
+        search.main(trained.arguments(tmp_path / "both", *index_by))
+        searcher = Searcher.open(tmp_path / "both", "cpu")
+        refused(lambda: searcher.text("a red field", 3), "--set model.keywords.mode=sentence")
 
     def test_regions(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:
         regions = tmp_path / "regions.h5"
