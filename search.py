@@ -19,7 +19,6 @@ from archive.measure import measure, read_queries
 from archive.searcher import Hit, Searcher
 from archive.sheet import check_sheet, write_sheet
 from archive.store import EMBEDDED, check_url
-from data.lists import shown
 from data.pictures import decode
 from experiment import add_device, add_experiment, read_vocabulary
 from layers.registry import registered
@@ -162,8 +161,7 @@ def _query(given: argparse.Namespace) -> None:
 def _print_hits(hits: Sequence[Hit]) -> None:
     print("rank   score  file")
     for rank, hit in enumerate(hits, start=1):
-        name = hit.name if hit.name.isprintable() else shown(hit.name)
-        print(f"{rank:4}  {hit.score:6.4f}  {name}")
+        print(f"{rank:4}  {hit.score:6.4f}  {hit.label}")
 
 
 def _measure(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -60,17 +61,13 @@ class Encoder:
             vocabulary: the words that it reads.
             device: where it is.
             keyword_ids: see the function.
-
-        Raises:
-            InputError: the region file that the options name can't be read.
         """
         self.model = model
         self.options = options
         self.vocabulary = vocabulary
         self.device = device
         self.keyword_ids = keyword_ids
-        path = options.dataset.local_path
-        self.region_file: RegionFile | None = read_regions(path) if path is not None and model.uses_regions else None
+        self.reads_regions = model.uses_regions and options.dataset.local_path is not None
 
     @classmethod
     def load(
@@ -88,6 +85,16 @@ class Encoder:
         """
         model, _ = load_model(options, vocabulary, checkpoint, device)
         return cls(model, options, vocabulary, device, keyword_ids)
+
+    @cached_property
+    def region_file(self) -> RegionFile | None:
+        """The regions of the archive's pictures, which queries do without; None where the model reads none.
+
+        Raises:
+            InputError: the file can't be read.
+        """
+        path = self.options.dataset.local_path
+        return read_regions(path) if path is not None and self.reads_regions else None
 
     @property
     def dim(self) -> int:
@@ -129,7 +136,7 @@ class Encoder:
         Raises:
             InputError: the model reads regions and may not do without (`dataset.missing_regions`).
         """
-        if self.region_file is not None and self.options.dataset.missing_regions != "zeros":
+        if self.reads_regions and self.options.dataset.missing_regions != "zeros":
             raise InputError(
                 f"{self.options.model.name} reads the regions of a picture, and a picture that asks has none. Index "
                 "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
@@ -181,7 +188,7 @@ class Encoder:
 
     def _no_regions(self) -> Regions | None:
         """Of one picture in which none were found, for a model that reads them."""
-        return None if self.region_file is None else Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values()))
+        return Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values())) if self.reads_regions else None
 
     def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:
         local = region_fields(regions, torch.arange(len(pixels)))

@@ -282,6 +282,6 @@ def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
             shard: known.shards.get(shard) or len(read_names(folder / "shards" / f"{shard}.json")) for shard in finished
         }
         manifest = recipe.model_copy(update={"shards": counts, "count": sum(counts.values()), "created": known.created})
-        write_text_atomic(folder / "index.json", manifest.model_dump_json(indent=2) + "\n")
+        write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
         if _finished(folder, recipe.store) == finished:
             return manifest

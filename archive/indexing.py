@@ -27,7 +27,7 @@ from data.lists import first_faults, name_fault
 from data.pictures import load_square, picture_names
 from export import file_sha256
 from option.schema import Pictures
-from utils import InputError, logger, write_text_atomic
+from utils import InputError, logger, write_atomic
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,9 @@ def _report(faults: Sequence[str], path: Path) -> None:
     """Name some of the pictures that were skipped, and write all of them down."""
     path.unlink(missing_ok=True)
     if faults:
-        write_text_atomic(path, "".join(f"{fault}\n" for fault in faults))
+        # A name that is not UTF-8 can't be written as it is.
+        listed = "".join(f"{fault}\n" for fault in faults).encode("utf-8", "backslashreplace")
+        write_atomic(path, lambda file: file.write(listed))
         logger.warning(
             "%d pictures can't be read and were skipped, listed in %s:%s", len(faults), path, first_faults(faults)
         )

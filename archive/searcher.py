@@ -18,6 +18,7 @@ from archive import exact, nearest, store
 from archive.encoder import Encoder
 from archive.exact import Scorer
 from archive.index_folder import IndexFolder
+from data.lists import shown
 from export import file_sha256
 from utils import InputError, choose_device
 
@@ -32,6 +33,11 @@ class Hit:
     name: str
     score: float
     row: int | None
+
+    @property
+    def label(self) -> str:
+        """The name, with what can't be printed escaped."""
+        return self.name if self.name.isprintable() else shown(self.name)
 
 
 class Searcher:

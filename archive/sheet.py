@@ -39,7 +39,7 @@ def write_sheet(
     check_sheet(path)
     cells: list[tuple[Image.Image | None, str, str]] = [(query, "query", "")] if query is not None else []
     for rank, hit in enumerate(hits, start=1):
-        cells.append((_picture(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.name))
+        cells.append((_picture(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.label))
     sheet = _draw(caption, cells)
     try:
         write_atomic(path, partial(sheet.save, format="PNG"))
