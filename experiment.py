@@ -37,12 +37,22 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def entry_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every entry point takes."""
+    """A parser of the arguments that every entry point of an experiment takes."""
     parser = argparse.ArgumentParser(description=description)
+    add_experiment(parser)
+    return parser
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """The arguments that choose the options and the device."""
     parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The argument that chooses the device."""
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
-    return parser
 
 
 def add_folds(parser: argparse.ArgumentParser) -> None:

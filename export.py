@@ -16,7 +16,6 @@ from torch import Tensor
 
 import option
 from data.annotations import Annotations
-from layers.base import RetrievalModel
 from layers.registry import registered
 from metrics import Ranks
 from option import Options
@@ -77,7 +76,7 @@ def write_embeddings(
     Raises:
         InputError: the file can't be written.
     """
-    cosine = registered()[options.model.name].model.pair_scores is RetrievalModel.pair_scores
+    cosine = registered()[options.model.name].model.scores_by_cosine()
 
     def write(file: BinaryIO) -> None:
         with h5py.File(file, "w") as archive:

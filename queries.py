@@ -66,7 +66,7 @@ def typed_queries(
     captions = Captions.encode(sentences, vocabulary)
     if mode == "none":
         return captions
-    known = known_words(_train_keywords(data_folder, folder), vocabulary)
+    known = train_words(data_folder, folder, vocabulary)
     return replace(captions, keywords=sentence_keywords(captions.tokens, known))
 
 
@@ -112,6 +112,16 @@ def compact(ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return (ids * kept).gather(1, order)[:, : max(1, int(counts.max()))], counts
 
 
-def _train_keywords(data_folder: Path, folder: Path) -> list[tuple[Keyword, ...]]:
+def train_words(data_folder: Path, folder: Path, vocabulary: Vocabulary) -> Tensor:
+    """`known_words` of the train list's keywords.
+
+    Args:
+        data_folder: of the data set.
+        folder: of the files of keywords.
+        vocabulary: the words.
+
+    Raises:
+        InputError: the list or its keywords can't be read.
+    """
     images = len(read_annotations(data_folder, "train").image_names)
-    return read_keywords(keyword_list(folder, "train"), images)
+    return known_words(read_keywords(keyword_list(folder, "train"), images), vocabulary)

@@ -218,7 +218,7 @@ def run_entry_point(main: Callable[[], None]) -> NoReturn:
         logger.error("%s", fault)
         sys.exit(2)
     except KeyboardInterrupt:
-        logger.error("stopped by the keyboard; what was saved stays, and train.py --resume goes on from it")
+        logger.error("stopped by the keyboard; what was saved stays, and the same command goes on (training: --resume)")
         sys.exit(130)
     except (OSError, RuntimeError, MemoryError) as fault:
         text = explain(fault)

@@ -70,8 +70,12 @@ class RegionFile:
         Raises:
             InputError: the file lacks some pictures; names the first five and counts the rest.
         """
-        rows = np.array([self.row.get(region_name(name), -1) for name in image_names], dtype=np.int64)
-        lacking = [name for name, row in zip(image_names, rows, strict=True) if row < 0]
+        self.check(image_names, missing)
+        return self.take(image_names)
+
+    def check(self, image_names: Sequence[str], missing: str) -> None:
+        """Raise or warn as `of` does where the file lacks some pictures."""
+        lacking = [name for name in image_names if region_name(name) not in self.row]
         if lacking:
             text = f"{self.path}: {len(lacking)} of {len(image_names)} pictures have no regions"
             if missing == "error":
@@ -80,6 +84,10 @@ class RegionFile:
                     "or train with zeros in their place (--set dataset.missing_regions=zeros)."
                 )
             logger.warning("%s and get zeros (dataset.missing_regions): %s", text, _names(lacking))
+
+    def take(self, image_names: Sequence[str]) -> Regions:
+        """The regions of some pictures; zeros for those that the file lacks."""
+        rows = np.array([self.row.get(region_name(name), -1) for name in image_names], dtype=np.int64)
         chosen = []
         for values in (self.nodes, self.adjacency):
             found = values[rows] if len(values) else np.zeros((len(rows), *values.shape[1:]), np.float32)

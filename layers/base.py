@@ -98,6 +98,11 @@ class RetrievalModel(nn.Module):
         return ""
 
     @classmethod
+    def scores_by_cosine(cls) -> bool:
+        """Whether the score is the cosine of two embeddings, so that a vector index can search for it."""
+        return cls.pair_scores is RetrievalModel.pair_scores
+
+    @classmethod
     def query_mode(cls, parameters: ModelParameters) -> QueryMode:
         """What text queries are made of by a `model` block; `Batch.keywords` comes with any mode but "none"."""
         return "none"

@@ -1,0 +1,201 @@
+"""A model with what its inputs need: pictures, sentences and sounds become embeddings exactly as in evaluation.
+
+Letters: B batch, D embedding, S image side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from augmentation import normalise
+from checkpoints import load_weights
+from data.pictures import to_square
+from data.region_file import SHAPES, RegionFile, Regions, read_regions, region_fields
+from data.sounds import read_sound
+from data.spectrogram import mel_power, to_picture
+from dataloader import Batch, Captions
+from engine import embed
+from experiment import place
+from layers import build_model
+from layers.base import RetrievalModel
+from layers.registry import registered
+from option import Options
+from queries import sentence_keywords, train_words
+from utils import InputError
+from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
+
+
+def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
+    """Ids of the words that count as keywords in a sentence; None for a model that takes none from it.
+
+    Raises:
+        InputError: the keywords of the data set can't be read.
+    """
+    if registered()[options.model.name].model.query_mode(options.model) != "sentence":
+        return None
+    dataset = options.dataset
+    return train_words(dataset.data_path, dataset.keywords_folder, vocabulary).tolist()
+
+
+class Encoder:
+    """Embeddings by the three verbs of one checkpoint."""
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        options: Options,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        keyword_ids: Sequence[int] | None = None,
+    ) -> None:
+        """Take a model that is placed on the device.
+
+        Args:
+            model: of the options, with its weights.
+            options: of the experiment.
+            vocabulary: the words that it reads.
+            device: where it is.
+            keyword_ids: see the function.
+        """
+        self.model = model
+        self.options = options
+        self.vocabulary = vocabulary
+        self.device = device
+        self.keyword_ids = keyword_ids
+        self.reads_regions = model.uses_regions and options.dataset.local_path is not None
+
+    @classmethod
+    def load(
+        cls,
+        options: Options,
+        vocabulary: Vocabulary,
+        checkpoint: Path,
+        device: torch.device,
+        keyword_ids: Sequence[int] | None = None,
+    ) -> Encoder:
+        """Read a checkpoint; see the constructor.
+
+        Raises:
+            InputError: it is missing, or does not fit the options and the vocabulary.
+        """
+        model = build_model(options, vocabulary, load_weights=False)
+        load_weights(model, checkpoint, options, vocabulary)
+        return cls(place(model, device), options, vocabulary, device, keyword_ids)
+
+    @cached_property
+    def region_file(self) -> RegionFile | None:
+        """The regions of the archive's pictures, which queries do without; None where the model reads none.
+
+        Raises:
+            InputError: the file can't be read.
+        """
+        path = self.options.dataset.local_path
+        return read_regions(path) if path is not None and self.reads_regions else None
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding, D, found out on a black picture.
+
+        Raises:
+            InputError: it is not finite.
+        """
+        side = self.options.dataset.image_size
+        return self._images(torch.zeros(1, 3, side, side, dtype=torch.uint8), self._no_regions()).shape[1]
+
+    def check_regions(self, names: Sequence[str]) -> None:
+        """Find out before the work whether pictures lack regions that the model reads.
+
+        Raises:
+            InputError: some do, and `dataset.missing_regions` does not allow it.
+        """
+        if self.region_file is not None:
+            self.region_file.check(names, self.options.dataset.missing_regions)
+
+    def pictures(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """Embed pictures of the archive.
+
+        Args:
+            pixels: [B, 3, S, S] uint8.
+            names: of the B pictures; those that the region file lacks count as pictures without regions.
+
+        Returns:
+            [B, D] float32, on the device.
+
+        Raises:
+            InputError: an embedding is not finite.
+        """
+        return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
+
+    def picture(self, picture: Image.Image) -> Tensor:
+        """Embed a picture that asks, RGB of any size, [1, D].
+
+        Raises:
+            InputError: the model reads regions and may not do without (`dataset.missing_regions`).
+        """
+        if self.reads_regions and self.options.dataset.missing_regions != "zeros":
+            raise InputError(
+                f"{self.options.model.name} reads the regions of a picture, and a picture that asks has none. Index "
+                "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
+                "dataset.local_path=null if the model was trained so."
+            )
+        pixels = torch.from_numpy(to_square(picture, self.options.dataset.image_size))[None]
+        return self._images(pixels, self._no_regions())
+
+    def text(self, sentence: str) -> Tensor:
+        """Embed a sentence, [1, D].
+
+        Raises:
+            InputError: the vocabulary has none of its words, or the model asks with keywords alone.
+        """
+        words = self.vocabulary.word2idx
+        if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
+            raise InputError(
+                f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(words)} words, such "
+                f"as {', '.join(list(words)[:5])}. Ask with words of the captions that it learned."
+            )
+        query = Captions.encode([sentence], self.vocabulary)
+        mode = self.model.query_mode(self.options.model)
+        if mode in ("keywords", "both"):
+            raise InputError(
+                "the model was indexed to be asked with the keywords of pictures (model.keywords.mode), which a "
+                "sentence does not have: index with --set model.keywords.mode=sentence."
+            )
+        if self.keyword_ids is not None:
+            query = replace(query, keywords=sentence_keywords(query.tokens, torch.tensor(self.keyword_ids)))
+        return self._embed(self.model.encode_text, query.batch(torch.tensor([0])), "caption")
+
+    def unknown_words(self, sentence: str) -> list[str]:
+        """Words of a sentence that the model reads as unknown, each once, but for stop words, which say little."""
+        passed = english_stop_words()
+        tokens = dict.fromkeys(tokenize(sentence))
+        return [word for word in tokens if not self.vocabulary.knows(word) and word not in passed]
+
+    def sound(self, path: Path) -> Tensor:
+        """Embed a WAV file, drawn as `python -m data.audio wav` draws it, [1, D].
+
+        Raises:
+            InputError: the model hears nothing, or the file can't be read.
+        """
+        if not self.model.uses_audio:
+            raise InputError(f"{self.options.model.name} has no audio encoder: ask with a sentence or a picture.")
+        drawn = Image.fromarray(to_picture(mel_power(read_sound(path)))).convert("RGB")
+        pixels = torch.from_numpy(to_square(drawn, self.options.dataset.image_size))[None]
+        return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")
+
+    def _no_regions(self) -> Regions | None:
+        """Of one picture in which none were found, for a model that reads them."""
+        return Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values())) if self.reads_regions else None
+
+    def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:
+        local = region_fields(regions, torch.arange(len(pixels)))
+        return self._embed(self.model.encode_image, Batch(images=normalise(pixels.to(self.device)), **local), "image")
+
+    def _embed(self, verb: Callable[[Batch], Tensor], batch: Batch, kind: str) -> Tensor:
+        return embed(self.model, verb, [batch.to(self.device)], kind, self.device, self.options.optim.amp)

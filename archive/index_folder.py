@@ -1,0 +1,287 @@
+"""The folder of an index: what it was made with, the names of its pictures, and their embeddings.
+
+index.json            `Manifest`
+vocabulary.json       the words of the model, unless they come with it
+shards/<id>.npy       embeddings [n, D] of some thousand pictures (none where a vector store holds them)
+shards/<id>.json      their names, relative to the folder of the pictures; written last
+hnsw.faiss, ...       what `archive.nearest` builds
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+from torch import Tensor
+
+from archive.shards import AGAIN, Dtype, Shards, write_shard
+from data.lists import name_fault, shown
+from layers.registry import Parameters, registered
+from option import Options
+from utils import InputError, first_line, write_text_atomic
+from vocab import Vocabulary
+
+FORMAT = "rsretrieval-index-1"
+OPEN_LISTS = 256
+"""Lists of names that are held at once."""
+
+
+class Manifest(Parameters):
+    """What an index was made with, and what it holds.
+
+    Attributes:
+        format: of the folder.
+        created: date and time of the start.
+        options: of the experiment, as `option.dump` gives them.
+        checkpoint: file of the weights.
+        checkpoint_sha256: of its bytes.
+        vocabulary_sha256: digest of the vocabulary.
+        images: folder of the pictures.
+        dtype: of the stored embeddings.
+        dim: length of an embedding, D.
+        store: None: the folder holds the embeddings; else where they are, see `archive.store`.
+        keyword_ids: see `archive.encoder.keyword_ids`.
+        count: pictures in the index.
+        shards: id of each finished shard -> pictures in it.
+    """
+
+    format: Literal["rsretrieval-index-1"] = "rsretrieval-index-1"
+    created: str
+    options: dict[str, Any]
+    checkpoint: Path
+    checkpoint_sha256: str
+    vocabulary_sha256: str
+    images: Path
+    dtype: Dtype
+    dim: int
+    store: str | None = None
+    keyword_ids: list[int] | None = None
+    count: int = 0
+    shards: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Manifest:
+        if self.count != sum(self.shards.values()):
+            raise ValueError(f"count is {self.count}, but the shards hold {sum(self.shards.values())} pictures")
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """What embeddings of the same index must agree in, by the name that a message uses."""
+        dataset = self.options["dataset"]
+        return {
+            "the model's options": self.options["model"],
+            "dataset.image_size": dataset["image_size"],
+            "dataset.local_path": dataset["local_path"],
+            "dataset.missing_regions": dataset["missing_regions"],
+            "optim.amp": self.options["optim"]["amp"],
+            "SHA-256 of the checkpoint": self.checkpoint_sha256,
+            "SHA-256 of the vocabulary": self.vocabulary_sha256,
+            "--images": str(self.images),
+            "--dtype": self.dtype,
+            "--store": self.store,
+        }
+
+    @property
+    def shards_sha256(self) -> str:
+        """Digest of the list of shards: equal for equal rows in equal order."""
+        return hashlib.sha256(json.dumps(self.shards).encode()).hexdigest()
+
+    def typed_options(self) -> Options:
+        """The options as they were when the index was made.
+
+        Raises:
+            InputError: a later version can't read them.
+        """
+        try:
+            parameters = registered()[self.options["model"]["name"]].parameters
+            return Options(**{**self.options, "model": parameters.model_validate(self.options["model"])})
+        except (KeyError, TypeError, ValueError) as fault:
+            raise InputError(f"index.json: the options can't be read ({first_line(fault)}); index again.") from fault
+
+
+class IndexFolder:
+    """An index that is being read."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """See `open`."""
+        self.folder = folder
+        self.manifest = manifest
+        self.embeddings: Shards | None = None
+        if manifest.store is None:
+            self.embeddings = Shards(folder / "shards", manifest.shards, manifest.dim, manifest.dtype)
+        for shard in manifest.shards:
+            if not (folder / "shards" / f"{shard}.json").is_file():
+                raise InputError(f"{folder / 'shards' / shard}.json: this part of the index is missing; {AGAIN}")
+        self._starts = list(accumulate(manifest.shards.values(), initial=0))
+        self._ids = list(manifest.shards)
+        self._names = lru_cache(maxsize=OPEN_LISTS)(self._read_names)
+
+    @classmethod
+    def open(cls, folder: Path) -> IndexFolder:
+        """Read what an index holds; embeddings and names stay where they are.
+
+        Raises:
+            InputError: no index, none of this version, an empty or a damaged one.
+        """
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise InputError(f"{folder}: no index there (no index.json). Make one: python search.py index ...")
+        if not manifest.count:
+            raise InputError(f"{folder}: the index holds no picture yet; run the command that makes it to its end.")
+        return cls(folder, manifest)
+
+    def __len__(self) -> int:
+        """Pictures, N."""
+        return self.manifest.count
+
+    def name(self, row: int) -> str:
+        """The picture of a row, relative to the folder of the pictures."""
+        place = bisect_right(self._starts, row) - 1
+        return self._names(place)[row - self._starts[place]]
+
+    def names(self) -> list[str]:
+        """All pictures in the order of their rows."""
+        return [name for place in range(len(self._ids)) for name in self._names(place)]
+
+    def vocabulary(self) -> Vocabulary:
+        """The words of the model.
+
+        Raises:
+            InputError: the file is missing, damaged or another one.
+        """
+        path = self.folder / "vocabulary.json"
+        options = self.manifest.typed_options()
+        own = registered()[options.model.name].model.own_vocabulary(options.model)
+        vocabulary = own or Vocabulary.load(path)
+        if vocabulary.digest != self.manifest.vocabulary_sha256:
+            raise InputError(f"{path}: not the vocabulary that the index was made with; index again.")
+        return vocabulary
+
+    def _read_names(self, place: int) -> list[str]:
+        count = self._starts[place + 1] - self._starts[place]
+        return read_names(self.folder / "shards" / f"{self._ids[place]}.json", count)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """What an index was made with; None where there is none yet.
+
+    Raises:
+        InputError: the file is damaged, or of another version.
+    """
+    path = folder / "index.json"
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT and str(found).startswith("rsretrieval-index-"):
+            raise InputError(f"{path}: an index of the format {found}, expected {FORMAT}; index again.")
+        return Manifest.model_validate(content)
+    except (OSError, ValueError, RecursionError) as fault:  # pydantic's ValidationError is a ValueError
+        reason = _reason(fault) if isinstance(fault, ValidationError) else first_line(fault)
+        raise InputError(f"{path}: damaged, or no index of this program ({reason}); index again.") from fault
+
+
+def _reason(fault: ValidationError) -> str:
+    first = fault.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
+
+
+def read_names(path: Path, count: int | None = None) -> list[str]:
+    """The names of a shard's pictures.
+
+    Args:
+        path: the JSON file.
+        count: how many there must be; None: any number.
+
+    Raises:
+        InputError: it is missing or damaged, or a name would leave the folder of the pictures.
+    """
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(
+            f"{path}: this part of the index is missing or damaged ({first_line(fault)}); {AGAIN}"
+        ) from fault
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: this part of the index is damaged, no list of names; {AGAIN}")
+    if count is not None and len(names) != count:
+        raise InputError(f"{path}: {len(names)} names, expected {count}; {AGAIN}")
+    for name in names:
+        if fault_found := name_fault(name, "picture"):
+            raise InputError(f"{path}: {fault_found}.")
+    return names
+
+
+def check_recipe(folder: Path, manifest: Manifest) -> None:
+    """Refuse to add to an index what was made in another way.
+
+    Raises:
+        InputError: the folder holds an index with another model, checkpoint or folder of pictures.
+    """
+    present = read_manifest(folder)
+    if present is None:
+        return
+    before, now = present.recipe(), manifest.recipe()
+    differing = [
+        f"\n  {key}: {shown(str(before[key]))} there, {shown(str(now[key]))} now"
+        for key in now
+        if before[key] != now[key]
+    ]
+    if differing:
+        raise InputError(
+            f"{folder} is an index that was made otherwise:{''.join(differing)}\n"
+            "Give the same as then, or another --out."
+        )
+
+
+def indexed_names(folder: Path, store: str | None) -> set[str]:
+    """The pictures of all finished shards of an index, whose embeddings a `store` may hold."""
+    return {name for shard in _finished(folder, store) for name in read_names(folder / "shards" / f"{shard}.json")}
+
+
+def _finished(folder: Path, store: str | None) -> list[str]:
+    """Ids of the shards that have all their files, sorted."""
+    listed = {path.stem for path in (folder / "shards").glob("*.json")}
+    return sorted(listed if store is not None else listed & {path.stem for path in (folder / "shards").glob("*.npy")})
+
+
+def add_shard(folder: Path, names: Sequence[str], embeddings: Tensor | None, dtype: Dtype) -> None:
+    """Write a shard; its list of names, which makes it count, comes last.
+
+    Args:
+        folder: of the index.
+        names: n pictures.
+        embeddings: [n, D]; None where a vector store has taken them.
+        dtype: of the file.
+    """
+    listed = json.dumps(list(names))
+    shard = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    if embeddings is not None:
+        write_shard(folder / "shards" / f"{shard}.npy", embeddings, dtype)
+    write_text_atomic(folder / "shards" / f"{shard}.json", listed)
+
+
+def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
+    """Bring `index.json` up to the shards that are finished.
+
+    Several processes may do so at once without a lock: each looks again after it has written, so that the last one to
+    write has seen all.
+    """
+    while True:
+        known = read_manifest(folder) or recipe
+        finished = _finished(folder, recipe.store)
+        counts = {
+            shard: known.shards.get(shard) or len(read_names(folder / "shards" / f"{shard}.json")) for shard in finished
+        }
+        manifest = recipe.model_copy(update={"shards": counts, "count": sum(counts.values()), "created": known.created})
+        write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+        if _finished(folder, recipe.store) == finished:
+            return manifest

@@ -1,0 +1,173 @@
+"""Search in an index: a sentence, a picture or a sound in, pictures with their scores out.
+
+Letters: N pictures, D embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from archive import exact, nearest, store
+from archive.encoder import Encoder
+from archive.exact import Scorer
+from archive.index_folder import IndexFolder
+from data.lists import shown
+from export import file_sha256
+from utils import InputError, choose_device
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A picture that was found: its name relative to the folder of the pictures, its score, and its row.
+
+    The row is None where a vector store found it.
+    """
+
+    name: str
+    score: float
+    row: int | None
+
+    @property
+    def label(self) -> str:
+        """The name, with what can't be printed escaped."""
+        return self.name if self.name.isprintable() else shown(self.name)
+
+
+class Searcher:
+    """An index with its model, open for queries; may be used by several threads, which take turns.
+
+    Attributes:
+        index: the folder.
+        encoder: the model.
+        images: folder of the pictures.
+        kind: how is searched: `exact`, one of `archive.nearest.KINDS`, or `store`.
+    """
+
+    def __init__(self, index: IndexFolder, encoder: Encoder, images: Path, kind: str) -> None:
+        """See `open`."""
+        self.index = index
+        self.encoder = encoder
+        self.images = images
+        self.kind = kind
+        self._lock = Lock()
+        self._nearest = nearest.Nearest.open(index, kind) if kind in nearest.KINDS else None
+        self._store = store.open_full_store(index.folder, index.manifest) if kind == "store" else None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        device: str | None = None,
+        kind: str | None = None,
+        checkpoint: Path | None = None,
+        images: Path | None = None,
+    ) -> Searcher:
+        """Open an index and load its model.
+
+        Args:
+            folder: of the index.
+            device: `cpu`, `cuda`, `cuda:NUMBER`; None: CUDA where there is one.
+            kind: `exact` or one of `archive.nearest.KINDS`; None: the vector store of the index, or else exact.
+            checkpoint: where the weights are now, if not where they were.
+            images: where the pictures are now, if not where they were.
+
+        Raises:
+            InputError: the index is missing, damaged or of another version; the checkpoint is missing or another one;
+                this kind of search is not built, or is not the model's score.
+        """
+        index = IndexFolder.open(folder)
+        manifest = index.manifest
+        kind = _kind(index, kind)
+        path = checkpoint or manifest.checkpoint
+        if not path.is_file():
+            raise InputError(
+                f"no checkpoint {path}, with which {folder} was made; give it by --checkpoint FILE if it is elsewhere."
+            )
+        if file_sha256(path) != manifest.checkpoint_sha256:
+            raise InputError(
+                f"{path} is not the checkpoint that {folder} was made with: its embeddings would mean something else. "
+                "Give that one by --checkpoint FILE, or index again."
+            )
+        options, vocabulary = manifest.typed_options(), index.vocabulary()
+        encoder = Encoder.load(options, vocabulary, path, choose_device(device), manifest.keyword_ids)
+        if kind != "exact" and not encoder.model.scores_by_cosine():
+            raise InputError(
+                f"{manifest.options['model']['name']} scores each pair by more than a cosine, which a vector index "
+                "can't search for; use --index exact."
+            )
+        return cls(index, encoder, images or manifest.images, kind)
+
+    def __len__(self) -> int:
+        """Pictures, N."""
+        return len(self.index)
+
+    def text(self, query: str, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
+        """The pictures that fit a sentence best.
+
+        Args:
+            query: the sentence.
+            k: how many.
+            offset: how many of the best to pass over: of page p it is p * k.
+            keep: [N] which pictures count, by row; None: all. Searched exactly, whatever the kind.
+
+        Raises:
+            InputError: the vocabulary has none of its words.
+        """
+        with self._lock:
+            return self._search(self.encoder.text(query), self.encoder.model.score, k, offset, keep)
+
+    def image(self, query: Image.Image, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
+        """The pictures that resemble an RGB picture most, by the cosine of embeddings whatever the model; see `text`.
+
+        Raises:
+            InputError: the model needs regions, which the picture does not have.
+        """
+        with self._lock:
+            return self._search(self.encoder.picture(query), exact.cosine, k, offset, keep)
+
+    def audio(self, query: Path, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
+        """The pictures that fit a spoken caption best, a WAV file; see `text`.
+
+        Raises:
+            InputError: the model has no audio encoder, or the file can't be read.
+        """
+        with self._lock:
+            return self._search(self.encoder.sound(query), self.encoder.model.score, k, offset, keep)
+
+    def unknown_words(self, query: str) -> list[str]:
+        """Words of a sentence that the model does not know, see `Encoder.unknown_words`."""
+        return self.encoder.unknown_words(query)
+
+    def _search(self, query: Tensor, score: Scorer, k: int, offset: int, keep: NDArray[np.bool_] | None) -> list[Hit]:
+        """Hits of an embedding [1, D]."""
+        wanted = offset + k
+        if self._store is not None:
+            if keep is not None:
+                raise InputError("an index in a vector store can't be searched in part; leave the filter out.")
+            found = self._store.search(query[0].cpu().numpy(), wanted)
+            return [Hit(name, score, None) for name, score in found[offset:]]
+        embeddings = self.index.embeddings
+        assert embeddings is not None
+        if self._nearest is None or keep is not None:
+            scores, rows = exact.search(embeddings.blocks(), query, score, wanted, keep)[0]
+        else:
+            scores, rows = self._nearest.search(query[0], score, wanted)
+        pairs = zip(scores[offset:].tolist(), rows[offset:].tolist(), strict=True)
+        return [Hit(self.index.name(row), value, row) for value, row in pairs]
+
+
+def _kind(index: IndexFolder, kind: str | None) -> str:
+    """How to search, where that is possible in an index."""
+    stored = index.manifest.store is not None
+    if kind is None:
+        return "store" if stored else "exact"
+    if stored and kind != "store":
+        raise InputError(f"--index {kind}: {index.folder} keeps its embeddings in a vector store; leave --index out.")
+    return kind

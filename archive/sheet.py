@@ -1,0 +1,108 @@
+"""A contact sheet: what was asked on top, what was found under it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from archive.searcher import Hit
+from data.pictures import decode
+from utils import InputError, first_line, write_atomic
+
+SIDE = 200  # pixels of a thumbnail
+GAP = 12
+LINE = 18
+COLUMNS = 5
+CAPTION_SIZE, TEXT_SIZE = 20, 13
+
+
+def write_sheet(
+    path: Path, caption: str, hits: Sequence[Hit], folder: Path, max_pixels: int, query: Image.Image | None = None
+) -> None:
+    """Draw the pictures that were found, with rank, score and name.
+
+    Args:
+        path: PNG file to write.
+        caption: the query in words.
+        hits: what it found.
+        folder: of the pictures.
+        max_pixels: pictures with more are left blank, see `data.pictures.decode`.
+        query: the picture that asked.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    check_sheet(path)
+    cells: list[tuple[Image.Image | None, str, str]] = [(query, "query", "")] if query is not None else []
+    for rank, hit in enumerate(hits, start=1):
+        cells.append((_picture(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.label))
+    sheet = _draw(caption, cells)
+    try:
+        write_atomic(path, partial(sheet.save, format="PNG"))
+    except OSError as fault:
+        raise InputError(f"--sheet {path}: can't be written ({first_line(fault)}).") from fault
+
+
+def check_sheet(path: Path) -> None:
+    """Find out before the work whether a sheet can't be written there.
+
+    Raises:
+        InputError: not the name of a PNG file.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise InputError(f"--sheet {path}: expected the name of a .png file.")
+
+
+def _picture(path: Path, max_pixels: int) -> Image.Image | None:
+    """A thumbnail; None for a picture that is gone or damaged."""
+    try:
+        picture = decode(path, max_pixels)
+    except InputError:
+        return None
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _draw(caption: str, cells: Sequence[tuple[Image.Image | None, str, str]]) -> Image.Image:
+    columns = min(COLUMNS, max(3, len(cells)))
+    width = GAP + columns * (SIDE + GAP)
+    lines = textwrap.wrap(caption, width // 11)[:4]
+    top = 2 * GAP + len(lines) * (CAPTION_SIZE + 6)
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (width, top + rows * (SIDE + 2 * LINE + GAP)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        draw.text((GAP, GAP + number * (CAPTION_SIZE + 6)), line, fill="black", font_size=CAPTION_SIZE)
+    for number, (picture, heading, name) in enumerate(cells):
+        left = GAP + number % columns * (SIDE + GAP)
+        upper = top + number // columns * (SIDE + 2 * LINE + GAP)
+        _place(draw, sheet, picture, (left, upper))
+        draw.text((left, upper + SIDE + 2), heading, fill="black", font_size=TEXT_SIZE)
+        draw.text((left, upper + SIDE + LINE), _fitting(name), fill="dimgrey", font_size=TEXT_SIZE)
+    return sheet
+
+
+def _place(draw: ImageDraw.ImageDraw, sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int]) -> None:
+    """Put a picture in the middle of its cell."""
+    left, upper = corner
+    draw.rectangle((left, upper, left + SIDE - 1, upper + SIDE - 1), fill="whitesmoke")
+    if picture is None:
+        draw.text((left + GAP, upper + SIDE // 2), "can't be read", fill="firebrick", font_size=TEXT_SIZE)
+        return
+    shown = picture.copy()
+    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    sheet.paste(shown, (left + (SIDE - shown.width) // 2, upper + (SIDE - shown.height) // 2))
+
+
+def _fitting(name: str) -> str:
+    """The end of a name, as much as fits under a thumbnail."""
+    font = ImageFont.load_default(TEXT_SIZE)
+    if font.getlength(name) <= SIDE:
+        return name
+    while font.getlength(f"...{name}") > SIDE:
+        name = name[1:]
+    return f"...{name}"

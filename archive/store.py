@@ -1,0 +1,183 @@
+"""Embeddings in a vector engine, for archives that outgrow one machine: Milvus (extra `store`).
+
+One client speaks to all its editions: Milvus Lite, which runs inside this process and keeps a folder, and a server or
+cluster behind an address. Letters: n vectors, D embedding, K best.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archive.index_folder import Manifest
+from utils import InputError, first_line
+
+EMBEDDED = "embedded"
+"""Of `--store` without an address: Milvus Lite in the index folder."""
+TOKEN = "MILVUS_TOKEN"
+"""The environment variable of a server's token, or `user:password`: no index holds it."""
+LONGEST_NAME = 4096  # bytes
+MOST_HITS = 16_384  # that Milvus gives at once
+ROWS_PER_CALL = 1000  # 2 MiB of 512 float32 numbers; Milvus takes up to 64 MiB
+
+
+class VectorStore(Protocol):
+    """What holds vectors under names and finds those of the highest cosine."""
+
+    def add(self, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Keep n vectors [n, D]; a name that is there gets the new one."""
+
+    def search(self, vector: NDArray[np.float32], k: int) -> list[tuple[str, float]]:
+        """Names and cosines of the K nearest of a vector [D], the best first."""
+
+    def count(self) -> int:
+        """Vectors that it holds."""
+
+
+def open_store(folder: Path, manifest: Manifest) -> VectorStore:
+    """The store of an index.
+
+    Raises:
+        InputError: the client is missing, or nothing answers.
+    """
+    assert manifest.store is not None
+    url = str(folder / "milvus.db") if manifest.store == EMBEDDED else manifest.store
+    digest = hashlib.sha256(json.dumps(manifest.recipe(), sort_keys=True).encode()).hexdigest()
+    return MilvusStore(url, f"rsretrieval_{digest[:16]}", manifest.dim)
+
+
+def open_full_store(folder: Path, manifest: Manifest) -> VectorStore:
+    """`open_store` for searching.
+
+    Raises:
+        InputError: as `open_store`; or it lacks embeddings.
+    """
+    store = open_store(folder, manifest)
+    if (found := store.count()) < manifest.count:
+        raise InputError(
+            f"the vector store of {folder} holds {found} of {manifest.count} pictures: another server, or its content "
+            f"was deleted. Delete {folder} and index again."
+        )
+    return store
+
+
+def check_url(store: str) -> None:
+    """Refuse what is no address of a store.
+
+    Raises:
+        InputError: neither `EMBEDDED` nor `http://HOST:PORT`; or it holds a password.
+    """
+    if store == EMBEDDED:
+        return
+    if not store.startswith(("http://", "https://")):
+        raise InputError(f"--store {store}: expected an address such as http://127.0.0.1:19530, or nothing after it.")
+    if "@" in store:
+        raise InputError(f"--store: give user and password by the environment variable {TOKEN}, not in the address.")
+
+
+class MilvusStore:
+    """A collection of Milvus. See `VectorStore`."""
+
+    def __init__(self, url: str, collection: str, dim: int) -> None:
+        """Connect, and make the collection where there is none.
+
+        Args:
+            url: address of a server, or the folder of Milvus Lite.
+            collection: its name.
+            dim: D.
+
+        Raises:
+            InputError: the client is missing, or nothing answers.
+        """
+        self.url = url
+        self.collection = collection
+        pymilvus = _pymilvus()
+        self._failures = (pymilvus.MilvusException, OSError, RuntimeError)
+        with _Told(url, self._failures):
+            self.client = pymilvus.MilvusClient(url, token=os.environ.get(TOKEN, ""))
+            self._create(pymilvus, dim)
+            self.client.load_collection(collection)
+
+    def _create(self, pymilvus: Any, dim: int) -> None:
+        """Make the collection, unless it is there or another process makes it at the same moment."""
+        if self.client.has_collection(self.collection):
+            return
+        schema = pymilvus.MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("name", pymilvus.DataType.VARCHAR, is_primary=True, max_length=LONGEST_NAME)
+        schema.add_field("embedding", pymilvus.DataType.FLOAT_VECTOR, dim=dim)
+        indexes = pymilvus.MilvusClient.prepare_index_params()
+        indexes.add_index("embedding", index_type="AUTOINDEX", metric_type="COSINE")
+        try:
+            self.client.create_collection(self.collection, schema=schema, index_params=indexes)
+        except pymilvus.MilvusException:
+            if not self.client.has_collection(self.collection):
+                raise
+
+    def add(self, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """See `VectorStore.add`.
+
+        Raises:
+            InputError: the store refuses.
+        """
+        rows = [{"name": name, "embedding": vector} for name, vector in zip(names, vectors, strict=True)]
+        with _Told(self.url, self._failures):
+            for start in range(0, len(rows), ROWS_PER_CALL):
+                self.client.upsert(self.collection, rows[start : start + ROWS_PER_CALL])
+            self.client.flush(self.collection)
+
+    def search(self, vector: NDArray[np.float32], k: int) -> list[tuple[str, float]]:
+        """See `VectorStore.search`.
+
+        Raises:
+            InputError: the store refuses, or more is asked for than it gives at once.
+        """
+        if k > MOST_HITS:
+            raise InputError(f"Milvus finds at most {MOST_HITS} pictures at once, {k} were asked for.")
+        with _Told(self.url, self._failures):
+            found = self.client.search(
+                self.collection, data=[vector], limit=k, output_fields=["name"], search_params={"metric_type": "COSINE"}
+            )
+        return [(hit["entity"]["name"], float(hit["distance"])) for hit in found[0]]
+
+    def count(self) -> int:
+        """See `VectorStore.count`."""
+        with _Told(self.url, self._failures):
+            return int(self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
+
+
+class _Told:
+    """Tells a store's failure in one message."""
+
+    def __init__(self, url: str, failures: tuple[type[Exception], ...]) -> None:
+        self.url = url
+        self.failures = failures
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
+        if isinstance(fault, self.failures):
+            raise InputError(
+                f"the vector store {self.url} does not work: {first_line(fault)}. Check that it runs, that "
+                f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it asks for one."
+            ) from fault
+
+
+def _pymilvus() -> Any:
+    """The client.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import pymilvus
+    except ImportError as fault:
+        raise InputError("vector stores are spoken to by pymilvus: bash exec/environment.sh store") from fault
+    return pymilvus
