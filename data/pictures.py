@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data.lists import refuse_outside
 from utils import InputError
 
 DECODING_RULES = 1
@@ -37,11 +38,12 @@ def picture_names(folder: Path) -> tuple[str, ...]:
     """The pictures below a folder by their endings, as paths relative to it, in alphabetical order.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or some lie outside of the folder behind symbolic links.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not paths:
         raise InputError(f"{folder}: no picture there ({', '.join(ENDINGS)}).")
+    refuse_outside(paths, folder)
     return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
@@ -67,6 +69,8 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     Raises:
         InputError: see `decode`.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: not a picture: no regular file")  # a named pipe would never end
     try:
         # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
