@@ -1,1 +1,1 @@
-"""Measures speed and memory; never run by the tests."""
+"""Measures speed, memory and what the parsers withstand; its commands are never run by the tests."""
