@@ -19,13 +19,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_BYTES = 2**30  # of a file that is read whole
-MAX_UNPACKED_BYTES = 2**33  # of all arrays of an archive; the published skip-thoughts files have less than 1 GiB
+MAX_UNPACKED_BYTES = 2**33  # of all arrays of an archive
 _ZIP_START = b"PK\x03\x04"
 _LEGACY_PICKLES = 5  # at the start of a file that torch.save wrote before its version 1.6
 _CLAIM_MEMORY = frozenset(("builtins bytearray", "__builtin__ bytearray"))
@@ -77,6 +78,33 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise
     except Exception as fault:  # on damaged bytes zipfile and NumPy raise errors of many classes
         raise ValueError(str(fault) or type(fault).__name__) from fault
+
+
+def hdf5_data(group: h5py.Group, key: str, any_width: bool = False) -> h5py.Dataset:
+    """A data set that lies in the file itself: neither a link nor its storage leads elsewhere.
+
+    Args:
+        group: where it lies.
+        key: its name there.
+        any_width: let in texts of free length, on which HDF5 can crash or hang if the file is damaged.
+
+    Raises:
+        KeyError: there is none.
+    """
+    link = group.get(key, getlink=True)
+    if link is None:
+        raise KeyError(f"no data set {key}")
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{key} is a link, which is refused: copy the data into the file")
+    member = group[key]
+    if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
+        raise ValueError(f"{key} is no data set stored in the file itself")
+    if member.dtype.hasobject and not any_width:
+        raise ValueError(f"{key} has no fixed width, which is refused: make the file anew")
+    needed, stored = member.size * member.id.get_type().get_size(), member.id.get_storage_size()
+    if not needed <= stored <= Path(group.file.filename).stat().st_size:
+        raise ValueError(f"{key} announces {needed:,} bytes and stores {stored:,}; packed data are not read")
+    return member
 
 
 def load_torch(path: Path) -> Any:

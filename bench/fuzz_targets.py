@@ -26,6 +26,7 @@ import option
 from data.annotations import read_annotations
 from data.caption_sources import Entry, read_captions, read_csv, read_descriptions, read_json
 from data.coco_detections import read_detections
+from data.keyword_file import read_keywords, write_keywords
 from data.lists import name_fault
 from data.pictures import decode
 from data.prior import ORDERS, PriorSimilarity, Ragged
@@ -213,6 +214,16 @@ def sounds(content: bytes, folder: Path) -> None:
     assert np.isfinite(sound).all()
 
 
+def keywords(content: bytes, folder: Path) -> None:
+    """Keywords of two images."""
+    path = folder / "x.txt"
+    path.write_bytes(content)
+    found = read_keywords(path, 2)
+    assert all(rows and all(len(keyword) == 2 for keyword in rows) for rows in found)
+    write_keywords(path, found)
+    assert read_keywords(path, 2) == found
+
+
 def history(content: bytes, folder: Path) -> None:
     """The table of a training's epochs."""
     (folder / "history.csv").write_bytes(content)
@@ -356,5 +367,6 @@ TARGETS: dict[str, Target] = {
     "prior": Target(prior, (_prior(),)),
     "pictures": Target(pictures, (_picture("PNG"), _picture("JPEG"), _picture("TIFF"), _picture("PNG", "L"))),
     "sounds": Target(sounds, (_wav(),)),
+    "keywords": Target(keywords, (b"green trees,- port\nwhite planes\n",)),
     "history": Target(history, (b"epoch,loss,val_mR\n1,0.5,\n2,0.25,30.5\n",)),
 }

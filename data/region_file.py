@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data.lists import first_faults
 from data.region_graph import CLASSES, REGIONS, WIDTH
+from untrusted import hdf5_data
 from utils import InputError, first_line, logger, write_atomic
 
 SHAPES = {"nodes": (REGIONS, WIDTH), "adjacency": (REGIONS, REGIONS)}
@@ -161,32 +162,14 @@ def read_regions(path: Path) -> RegionFile:
         )
     try:
         with h5py.File(path, "r") as file:
-            nodes, adjacency = (_member(file, key)[:] for key in SHAPES)
-            names = _decoded(_member(file, "names"))
+            nodes, adjacency = (hdf5_data(file, key)[:] for key in SHAPES)
+            names = _decoded(hdf5_data(file, "names"))
             classes = _read_classes(file)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: not a region file ({first_line(error)}).") from error
     _refuse_broken(path, names, {"nodes": nodes, "adjacency": adjacency})
     row = {name: index for index, name in enumerate(names)}
     return RegionFile(path, row, nodes.astype(np.float32), adjacency.astype(np.float32), classes)
-
-
-def _member(file: h5py.File, key: str) -> h5py.Dataset:
-    """A data set that lies in the file itself: neither a link nor its storage may lead to another file."""
-    link = file.get(key, getlink=True)
-    if link is None:
-        raise KeyError(f"no data set {key}")
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{key} is a link, which is refused: copy the data into the file")
-    member = file[key]
-    if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
-        raise ValueError(f"{key} is no data set stored in the file itself")
-    if member.dtype.hasobject:
-        raise ValueError(f"{key} has no fixed width, which is refused: make the file anew with python -m data.regions")
-    needed, stored = member.size * member.id.get_type().get_size(), member.id.get_storage_size()
-    if not needed <= stored <= Path(file.filename).stat().st_size:
-        raise ValueError(f"{key} announces {needed:,} bytes and stores {stored:,}; packed data are not read")
-    return member
 
 
 def _read_classes(file: h5py.File) -> tuple[str, ...]:

@@ -44,11 +44,13 @@ from data.region_file import read_regions, write_regions
 from data.sounds import read_sound
 from data.sources import find_pictures
 from data.spectrogram import RATE
+from export import RANKS_FORMAT
 from layers.backbone import read_backbone_file
 from layers.text import load_glove
 from option import Options
 from option.load import MOST_HINTS
 from report import read_history
+from significance import read_ranks
 from untrusted import check_pickle, read_array, read_arrays, read_bytes
 from utils import InputError, read_checkpoint
 from vocab import UNKNOWN, Vocabulary
@@ -359,6 +361,16 @@ class TestRegions:
             del file["nodes"]
             file.create_dataset("nodes", data=np.zeros((1000, 20, 20), np.float32), compression="gzip")
         assert "packed data are not read" in refused(read_regions, path)
+
+    def test_ranks_behind_a_link(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "other.h5", "w") as file:
+            file["captions"] = ["secret"]
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.attrs["format"] = RANKS_FORMAT
+            file["image_names"] = ["a"]
+            file["captions"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/captions")
+            file["fold 0"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
+        assert "captions is a link, which is refused" in refused(read_ranks, tmp_path / "x.h5")
 
     def test_texts_of_free_length(self, tmp_path: Path) -> None:
         path = region_grids(tmp_path / "x.h5")
