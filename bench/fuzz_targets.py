@@ -29,6 +29,7 @@ from data.coco_detections import read_detections
 from data.keyword_file import read_keywords, write_keywords
 from data.lists import name_fault
 from data.pictures import decode
+from data.polygons import read_places, write_places
 from data.prior import ORDERS, PriorSimilarity, Ragged
 from data.published_regions import read_published
 from data.region_file import read_regions, region_name, write_regions
@@ -224,6 +225,20 @@ def keywords(content: bytes, folder: Path) -> None:
     assert read_keywords(path, 2) == found
 
 
+def places(content: bytes, folder: Path) -> None:
+    """Places in large pictures, annotated with sentences."""
+    path = folder / "x.json"
+    path.write_bytes(content)
+    found = read_places(path)
+    assert found
+    assert all(name_fault(place.picture, "image") is None for place in found)
+    assert all(
+        polygon.shape[1:] == (2,) and np.isfinite(polygon).all() for place in found for polygon in place.polygons
+    )
+    write_places(path, found)
+    assert len(read_places(path)) == len(found)
+
+
 def history(content: bytes, folder: Path) -> None:
     """The table of a training's epochs."""
     (folder / "history.csv").write_bytes(content)
@@ -368,5 +383,8 @@ TARGETS: dict[str, Target] = {
     "pictures": Target(pictures, (_picture("PNG"), _picture("JPEG"), _picture("TIFF"), _picture("PNG", "L"))),
     "sounds": Target(sounds, (_wav(),)),
     "keywords": Target(keywords, (b"green trees,- port\nwhite planes\n",)),
+    "places": Target(
+        places, (_json([{"jpg_name": "a.tif", "caption": "a ship", "points": [[[0, 0], [9, 0.5], [9, 9]]]}]),)
+    ),
     "history": Target(history, (b"epoch,loss,val_mR\n1,0.5,\n2,0.25,30.5\n",)),
 }

@@ -69,8 +69,7 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     Raises:
         InputError: see `decode`.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path}: not a picture: no regular file")  # a named pipe would never end
+    refuse_special(path)
     try:
         # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
@@ -88,6 +87,12 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise InputError(f"{path}: no such picture{away}") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of nearly any class
         raise InputError(f"{path}: {_reason(path, error)}") from error
+
+
+def refuse_special(path: Path) -> None:
+    """Raise an InputError for a named pipe or a device, which would never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: not a picture: no regular file")
 
 
 def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
