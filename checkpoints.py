@@ -21,6 +21,7 @@ from utils import InputError, RunFault, logger, read_checkpoint, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
+MOST_OPTIONS = 500  # a few times as many as there are, and few enough for a checkpoint that nests or repeats them
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> None:
@@ -114,7 +115,8 @@ def fit_weights(
     Raises:
         InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
     """
-    if content["vocabulary"] != vocabulary.digest:
+    _refuse_incomplete(path, content)
+    if content.get("vocabulary") != vocabulary.digest:
         refuse(
             gate,
             f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
@@ -123,6 +125,17 @@ def fit_weights(
         )
     differences = _differences(content.get("options", {}), option.dump(options))
     load_fitting(model, content["model"], str(path), differences, gate)
+
+
+def _refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
+    """Raise for a checkpoint in our format that lacks the options, or has something else in their place."""
+    found, waiting = 0, [content.get("options")]
+    while waiting and found <= MOST_OPTIONS:
+        found += 1
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if not isinstance(content.get("options"), dict) or found > MOST_OPTIONS:
+        raise InputError(f"{path} is damaged: it has no options, or far too many. Copy it again, or train anew.")
 
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
@@ -169,6 +182,9 @@ def begun_run(folder: Path, resume: bool, name_key: str) -> dict[str, Any] | Non
         raise InputError(
             f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
         )
+    _refuse_incomplete(last, content)
+    if not isinstance(content.get("epoch"), int) or not isinstance(content.get("validations_since_best"), int):
+        raise InputError(f"{last} is damaged: it does not say how far it has come. Delete it to begin anew.")
     return content
 
 

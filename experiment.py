@@ -402,7 +402,7 @@ def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: st
     """
     try:
         state.load_state_dict(begun)
-    except (KeyError, ValueError, RuntimeError) as fault:
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as fault:
         raise InputError(
             f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
             f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."

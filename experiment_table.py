@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from checkpoints import dotted
 from report import RECALLS, markdown, read_history, validation_score
+from untrusted import parse_json, read_bytes
 from utils import InputError, first_line, run_entry_point, write_text_atomic
 
 NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
@@ -43,7 +43,7 @@ def read_experiment(folder: Path) -> Experiment:
     """
     path = folder / "test.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path))
         options, folds = dotted(content["options"]), dict(content["rows"])
         validation = [_best(folder / label.removeprefix("fold ")) for label in folds]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:

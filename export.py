@@ -45,20 +45,14 @@ class Embeddings:
     fold: int | None
 
 
-def check_exportable(path: Path, annotations: Annotations) -> None:
+def check_exportable(path: Path) -> None:
     """Find out before the work what an export would fail of after it.
 
     Raises:
-        InputError: the path is a folder, or a caption holds what HDF5 can't.
+        InputError: the path is a folder.
     """
     if path.is_dir():
         raise InputError(f"--export {path}: this is a folder; give the name of the file to write, e.g. {path}/test.h5")
-    for line, caption in enumerate(annotations.captions, 1):
-        if "\0" in caption:
-            raise InputError(
-                f"{annotations.folder}: the {annotations.name} captions hold a NUL character on line {line}, which a "
-                "text in HDF5 can't; delete it to export."
-            )
 
 
 def write_embeddings(

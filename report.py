@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metrics import NAMED_ONLY
+from untrusted import read_bytes
 from utils import InputError, run_entry_point, write_atomic
 
 RERANKED = "reranked_"
@@ -151,9 +152,12 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     """
     path = folder / "history.csv"
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    except (OSError, ValueError, TypeError) as fault:
+        text = io.StringIO(read_bytes(path).decode("utf-8"), newline="")
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(text)]
+        if not all({"epoch", "loss"} <= row.keys() for row in rows):
+            raise ValueError("a row without epoch or loss")
+        return rows
+    except (OSError, ValueError, TypeError, csv.Error) as fault:
         raise InputError(f"{path}: not a training history ({fault}). train.py writes one after each epoch.") from fault
 
 

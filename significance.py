@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from export import FORMAT, RANKS_FORMAT
 from metrics import CUTOFFS
 from report import RECALLS, markdown
+from untrusted import hdf5_data
 from utils import InputError, first_line, write_text_atomic
 
 RESAMPLES_AT_ONCE = 1000
@@ -79,16 +80,17 @@ def read_ranks(path: Path) -> QueryRanks:
         with h5py.File(path) as archive:
             if archive.attrs.get("format") not in (FORMAT, RANKS_FORMAT):
                 raise InputError(f"{path}: neither an export nor the ranks of test.py.")
-            folds = [group for group in archive.values() if isinstance(group, h5py.Group)]
+            inside = [archive[key] for key in archive if isinstance(archive.get(key, getlink=True), h5py.HardLink)]
+            folds = [group for group in inside if isinstance(group, h5py.Group)]
             return QueryRanks(
                 path,
-                list(archive["image_names"].asstr()[:]),
-                list(archive["captions"].asstr()[:]),
-                archive["caption_image"][:],
-                np.stack([fold["image_ranks"][:] for fold in folds]),
-                np.stack([fold["caption_ranks"][:] for fold in folds]),
+                list(hdf5_data(archive, "image_names", any_width=True).asstr()[:]),
+                list(hdf5_data(archive, "captions", any_width=True).asstr()[:]),
+                hdf5_data(archive, "caption_image")[:],
+                np.stack([hdf5_data(fold, "image_ranks")[:] for fold in folds]),
+                np.stack([hdf5_data(fold, "caption_ranks")[:] for fold in folds]),
             )
-    except (OSError, KeyError, ValueError, AttributeError) as fault:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as fault:
         raise InputError(
             f"{path}: no ranks to read ({first_line(fault)}). python test.py --path_opt ... writes ranks.h5 beside "
             "test.json when it scores all folds, and ranks into every --export file."

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _check_targets(given: argparse.Namespace, options: Options, annotations: Annotations) -> None:
     """Find out before the work where everything goes, and what can't be written."""
     if given.export is not None:
-        check_exportable(given.export, annotations)
+        check_exportable(given.export)
     if given.report == BESIDE:
         given.report = (experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent) / BESIDE
     if given.report is not None:

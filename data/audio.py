@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 import vocab
-from data.lists import read_lines
+from data.lists import read_lines, refuse_outside
 from data.sounds import read_sound
 from data.spectrogram import RATE, mel_power, save_picture, to_picture
 from data.speech import Speaker
@@ -44,6 +44,7 @@ def draw_wavs(folder: Path, out: Path, workers: int) -> str:
     wavs = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".wav" and path.is_file())
     if not wavs:
         raise InputError(f"{folder}: no .wav file there")
+    refuse_outside(wavs, folder)
     pictures: dict[Path, Path] = {}
     for wav in wavs:
         picture = out / wav.relative_to(folder).with_suffix(".png")

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from data.lists import first_faults, name_fault, read_lines, refuse_faults, shown
-from utils import InputError
+from data.lists import first_faults, line_fault, name_fault, read_lines, refuse_faults, shown
+from untrusted import read_bytes
+from utils import InputError, first_line
 
 Side = Literal["train", "val", "test"]
 Row = tuple[str, str, Sequence[str], str | None]
@@ -90,9 +91,9 @@ def read_json(path: Path) -> list[Entry]:
         InputError: the file can't be read or has another form; the message names the dotted keys.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+        content = read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({first_line(error)})") from error
     try:
         parsed = from_json(content)
         if isinstance(parsed, dict) and "images" not in parsed:
@@ -214,6 +215,7 @@ def gather_entries(path: Path, rows: Iterable[Row], repeats: bool = False) -> li
         name = written.replace("\ufeff", "").strip()  # what a reader of lists would take away
         side = SIDES.get(split.strip().lower()) if split is not None else None
         fault = "line break in the file name" if re.search(r"[\r\n]", name) else name_fault(name, "image")
+        fault = fault or next(filter(None, map(line_fault, sentences)), None)
         if fault:
             faults.append(f"{place}: {fault}")
         elif split is not None and side is None:

@@ -9,9 +9,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.lists import first_faults
+from data.lists import first_faults, name_fault
 from data.region_graph import CLASSES, Detections
-from utils import InputError
+from untrusted import read_bytes
+from utils import InputError, first_line
 
 
 class _Entry(BaseModel):
@@ -20,22 +21,27 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
+Id = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Side = Annotated[int, Field(gt=0, lt=2**31)]
+Pixels = Annotated[float, Field(gt=-(2.0**31), lt=2.0**31)]
+
+
 class _Image(_Entry):
-    id: int
-    file_name: Annotated[str, Field(min_length=1)]
-    width: Annotated[int, Field(gt=0)]
-    height: Annotated[int, Field(gt=0)]
+    id: Id
+    file_name: str
+    width: Side
+    height: Side
 
 
 class _Annotation(_Entry):
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
+    image_id: Id
+    category_id: Id
+    bbox: tuple[Pixels, Pixels, Pixels, Pixels]
     score: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class _Category(_Entry):
-    id: int
+    id: Id
     name: str
 
 
@@ -61,9 +67,7 @@ def read_detections(path: Path) -> tuple[dict[str, Detections], list[str]]:
         InputError: the file can't be read, or does not hold that; the message names the entries.
     """
     try:
-        content = _Coco.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}).") from error
+        content = _Coco.model_validate_json(read_bytes(path))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
         raise InputError(
@@ -71,6 +75,8 @@ def read_detections(path: Path) -> tuple[dict[str, Detections], list[str]]:
             "file_name, width, height), annotations (image_id, category_id, bbox [left, top, width, height] in pixels, "
             "score 0..1) and categories (id, name). A bare list of results goes under the key annotations."
         ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({first_line(error)}).") from error
     _refuse_inconsistent(path, content)
     categories = sorted(content.categories, key=lambda category: category.id)
     column = {category.id: index for index, category in enumerate(categories)}
@@ -95,6 +101,8 @@ def _refuse_inconsistent(path: Path, content: _Coco) -> None:
         for value, times in Counter(values).items()
         if times > 1
     ]
+    named = {image.file_name: name_fault(image.file_name, "image") for image in content.images}
+    faults += [f"images: file_name {fault}" for fault in named.values() if fault]
     images, categories = set(kinds["images: id"]), set(kinds["categories: id"])
     for index, annotation in enumerate(content.annotations):
         if annotation.image_id not in images:
@@ -113,9 +121,10 @@ def _detections(image: _Image, annotations: list[_Annotation], column: dict[int,
     size = np.array([image.width, image.height])
     low = np.clip(boxes[:, :2], 0, size) / size
     high = np.clip(boxes[:, :2] + boxes[:, 2:], 0, size) / size
-    inside = np.all(high > low, axis=1)
+    stored = np.hstack([(low + high) / 2, high - low]).astype(np.float32)
+    inside = np.all(stored[:, 2:] > 0, axis=1)  # in 32 bits, where a side can vanish
     return Detections(
-        boxes=np.hstack([(low + high) / 2, high - low])[inside].astype(np.float32),
+        boxes=stored[inside],
         classes=np.array([column[a.category_id] for a in annotations], dtype=np.int64)[inside],
         scores=np.array([a.score for a in annotations], dtype=np.float32)[inside],
     )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from data.pictures import decode
+from data.pictures import decode, refuse_special
 from utils import InputError, first_line, write_atomic
 
 CACHE_MEGABYTES = 64  # of decoded strips and tiles; GDAL's own choice is a share of the machine's memory
@@ -54,6 +54,7 @@ def open_large(path: Path, max_pixels: int) -> Iterator[LargePicture]:
     Raises:
         InputError: it is missing, damaged, too large or of a kind that is not read, or rasterio is missing.
     """
+    refuse_special(path)
     try:
         with path.open("rb") as file:
             is_tiff = file.read(4) in _TIFF

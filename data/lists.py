@@ -5,12 +5,16 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from utils import InputError
+from untrusted import leads_outside, read_bytes
+from utils import InputError, first_line
 
 FAULTS_SHOWN = 5
+LONGEST_LINE = 10_000  # characters; the longest published caption has a few hundred
+LONGEST_NAME = 255  # bytes of one file or folder, as file systems have it
 _NAME_CHARACTERS_SHOWN = 80
 
 
@@ -21,13 +25,15 @@ def read_lines(path: Path) -> list[str]:
     at which Python would cut.
 
     Raises:
-        InputError: the file can't be read, or some lines are not UTF-8; the message names them.
+        InputError: the file can't be read, or some lines are not UTF-8, too long, or hold a NUL character; the message
+            names them.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(
-            f"{path}: can't be read ({error.strerror}); check the data set's folder (dataset.data_path or --data_path)"
+            f"{path}: can't be read ({reason}); check the data set's folder (dataset.data_path or --data_path)"
         ) from error
     rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not rows[-1]:
@@ -38,7 +44,10 @@ def read_lines(path: Path) -> list[str]:
             lines.append(row.rstrip(b"\r").decode("utf-8"))
         except UnicodeDecodeError as error:
             faults.append(f"line {number}: byte {row[error.start]:#04x} at byte {error.start + 1} is not UTF-8")
-    refuse_faults(path, faults, "Save the file in the encoding UTF-8.")
+            continue
+        if fault := line_fault(lines[-1]):
+            faults.append(f"line {number}: {fault}")
+    refuse_faults(path, faults, "Save the file as text in the encoding UTF-8, one caption or name a line.")
     return lines
 
 
@@ -103,6 +112,23 @@ def repeated_names(names: Sequence[str], starts: Sequence[int]) -> list[str]:
     ]
 
 
+def line_fault(line: str) -> str | None:
+    """What is wrong with a line of text, whatever it says, or None."""
+    if len(line) > LONGEST_LINE:
+        return f"{len(line):,} characters, at most {LONGEST_LINE:,} are read"
+    return "holds a NUL character" if "\0" in line else None
+
+
+def refuse_outside(paths: Iterable[Path], folder: Path) -> None:
+    """Raise an InputError if files below a folder lie elsewhere, behind symbolic links; the folder may be one."""
+    faults = [
+        f"{shown(path.relative_to(folder).as_posix())} leads outside of the folder by a symbolic link"
+        for path in paths
+        if path.is_symlink() and leads_outside(path, folder)
+    ]
+    refuse_faults(folder, faults, "Put the files themselves there.")
+
+
 def shown(name: str) -> str:
     """A file name for a message: quoted, unprintable characters escaped, not longer than a line."""
     return repr(name[:_NAME_CHARACTERS_SHOWN]) + ("..." if len(name) > _NAME_CHARACTERS_SHOWN else "")
@@ -114,9 +140,13 @@ def name_fault(name: str, what: str) -> str | None:
         return "blank file name"
     if "\\" in name or "\0" in name:
         return f"{shown(name)} holds a backslash or a NUL character; folders are separated by /"
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        return f"{shown(name)} holds a control character"
+    if any(len(part.encode()) > LONGEST_NAME for part in name.split("/")):
+        return f"{shown(name)} is longer than {LONGEST_NAME} bytes"
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
         return f"{shown(name)} leaves the {what} folder"
-    return None
+    return None if PurePosixPath(name).name else f"{shown(name)} names no file"
 
 
 def _list_files(folder: Path, root: Path) -> dict[str, bool]:

@@ -112,7 +112,7 @@ def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
                 )
             for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
                 yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a text that is not UTF-8
         raise InputError(f"{file}: not a whole parquet file ({error}); download it again") from error
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from data.lists import refuse_outside
 from utils import InputError
 
 DECODING_RULES = 1
@@ -37,11 +38,12 @@ def picture_names(folder: Path) -> tuple[str, ...]:
     """The pictures below a folder by their endings, as paths relative to it, in alphabetical order.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or some lie outside of the folder behind symbolic links.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not paths:
         raise InputError(f"{folder}: no picture there ({', '.join(ENDINGS)}).")
+    refuse_outside(paths, folder)
     return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
@@ -67,6 +69,7 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     Raises:
         InputError: see `decode`.
     """
+    refuse_special(path)
     try:
         # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
@@ -84,6 +87,12 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise InputError(f"{path}: no such picture{away}") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of nearly any class
         raise InputError(f"{path}: {_reason(path, error)}") from error
+
+
+def refuse_special(path: Path) -> None:
+    """Raise an InputError for a named pipe or a device, which would never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path}: not a picture: no regular file")
 
 
 def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:

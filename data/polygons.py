@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data.lists import first_faults, name_fault, refuse_faults
-from utils import InputError, write_text_atomic
+from untrusted import read_bytes
+from utils import InputError, first_line, write_text_atomic
 
 ADVICE = (
     'Expected a list of {"jpg_name": a file in the image folder, "caption": a sentence, "points": a list of polygons, '
@@ -55,12 +56,12 @@ def read_places(path: Path) -> list[Place]:
             a polygon are all the same; the message names the entries, counted from 0.
     """
     try:
-        entries = TypeAdapter(list[_Entry]).validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}).") from error
+        entries = TypeAdapter(list[_Entry]).validate_json(read_bytes(path))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
         raise InputError(f"{path}: not annotated places:{first_faults(faults)}\n{ADVICE}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: can't be read ({first_line(error)}).") from error
     faults = [] if entries else ["the file: it holds no entry"]
     for number, entry in enumerate(entries):
         if name := name_fault(entry.jpg_name, "image"):

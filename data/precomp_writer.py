@@ -17,6 +17,7 @@ from data.caption_sources import Entry
 from data.checks import Lists
 from data.fingerprints import list_digest
 from data.lists import read_lines
+from untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
 RECORD = "prepare.json"  # what a set was made from, and the digests of its lists
@@ -116,7 +117,7 @@ def compare_record(folder: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        digests = dict(json.loads(path.read_text(encoding="utf-8"))["lists"])
+        digests = dict(parse_json(read_bytes(path))["lists"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
     # Only names that a list can have: the record may come from elsewhere.

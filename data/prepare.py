@@ -15,7 +15,7 @@ from data.annotations import read_annotations
 from data.caption_sources import Entry
 from data.checks import DROPS, Findings, Lists, describe, examine, leave_out
 from data.known_sets import KNOWN, compare, known_name
-from data.lists import first_faults
+from data.lists import first_faults, refuse_outside
 from data.parquet_source import write_pictures
 from data.precomp_writer import compare_record, new_folder, put_pictures, refuse_taken, write_lists
 from data.sources import FORMS, Source, find_pictures, open_source, pictures_folder
@@ -75,6 +75,7 @@ def prepare(request: Request) -> str:
             put_pictures(lists, paths, folder, link=request.pictures == "link")
         classes = source.path.parent / "classes.txt"
         if classes.is_file():
+            refuse_outside([classes], classes.parent)
             shutil.copyfile(classes, folder / classes.name)
         made_from = {"source": source.path.name, "split": note, "left_out": list(request.drop)}
         write_lists(lists, folder, made_from)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +23,8 @@ from tqdm import tqdm
 
 import vocab
 from data.annotations import Annotations
+from data.lists import LONGEST_LINE
+from untrusted import read_arrays
 from utils import InputError, first_line, logger, write_atomic
 
 RULE = "prior-1"
@@ -68,6 +69,12 @@ class Ragged:
         ordered = [sorted(row) for row in rows]
         starts = np.cumsum([0, *map(len, ordered)])
         return cls(np.array([value for row in ordered for value in row], dtype=np.int32), starts)
+
+    def is_sound(self, rows: int) -> bool:
+        """Whether this packs that many rows of whole numbers."""
+        whole = all(array.dtype.kind == "i" and array.ndim == 1 for array in (self.values, self.starts))
+        ordered = whole and len(self.starts) == rows + 1 and bool((np.diff(self.starts) >= 0).all())
+        return ordered and bool(self.starts[0] == 0 and self.starts[-1] == len(self.values))
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in `values` of some rows, one row after the other, and for each which of the chosen rows it is in."""
@@ -165,23 +172,41 @@ class PriorSimilarity:
             InputError: it can't be read.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
+            arrays = read_arrays(path)
 
             def ragged(name: str) -> Ragged:
                 return Ragged(arrays[f"{name}/values"], arrays[f"{name}/starts"])
 
-            return cls(
+            found = cls(
                 tuple(ragged(f"caption_grams{order}") for order in ORDERS),
                 tuple(ragged(f"image_grams{order}") for order in ORDERS),
                 ragged("caption_words"),
                 ragged("image_words"),
                 *(arrays[name] for name in ("word_shares", "lengths", "wording", "caption_image")),
             )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as fault:
+            if not found._is_sound():
+                raise ValueError("its arrays contradict each other")
+            return found
+        except (OSError, ValueError, LookupError, TypeError) as fault:
             raise InputError(
                 f"{path}: not a file of prior similarities ({first_line(fault)}). Delete it: it is made anew."
             ) from fault
+
+    def _is_sound(self) -> bool:
+        """Whether all arrays have the types and sizes that belong together."""
+        captions, images = len(self.lengths), self.image_words.starts.size - 1
+        sides = (*self.caption_grams, self.caption_words), (*self.image_grams, self.image_words)
+        columns = self.lengths, self.wording, self.caption_image
+        return (
+            all(part.is_sound(rows) for side, rows in zip(sides, (captions, images), strict=True) for part in side)
+            and all(column.dtype.kind == "i" and column.shape == (captions,) for column in columns)
+            and 0 < images <= captions
+            and captions % images == 0
+            and bool((self.lengths >= 0).all() and (self.lengths <= LONGEST_LINE).all())
+            and self.word_shares.dtype.kind == "f"
+            and self.word_shares.shape == self.image_words.values.shape
+            and bool(np.isfinite(self.word_shares).all())
+        )
 
     def _parts(self) -> Iterator[tuple[str, Ragged | np.ndarray]]:
         for field in fields(self):

@@ -6,21 +6,24 @@ refuses every other one: what comes out are numbers, text, plain containers and 
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from data.lists import first_faults
 from data.region_graph import REGIONS, WIDTH, Floats
+from untrusted import check_pickle, read_bytes
 from utils import InputError, first_line
 
 NODES, ADJACENCY = "local_rep", "adj_matrix"
 SHAPES = {NODES: (REGIONS, WIDTH), ADJACENCY: (REGIONS, REGIONS)}
+LARGEST = float(np.finfo(np.float32).max)
 NUMBERS = "fiu"  # kinds of NumPy types: floating point, whole, whole without sign
 
 
@@ -111,8 +114,7 @@ def read_published(path: Path) -> dict[str, tuple[Floats, Floats]]:
             holds something else.
     """
     try:
-        with path.open("rb") as file:
-            content = _unpickle(file)
+        content = _unpickle(read_bytes(path))
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}).") from error
     except pickle.UnpicklingError as error:
@@ -127,13 +129,17 @@ def read_published(path: Path) -> dict[str, tuple[Floats, Floats]]:
     return _arrays(path, content)
 
 
-def _unpickle(file: BinaryIO) -> Any:
-    """The object in an `.npy` file."""
+def _unpickle(stored: bytes) -> Any:
+    """The object in the content of an `.npy` file."""
+    file = io.BytesIO(stored)
     version = np.lib.format.read_magic(file)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, _, dtype = read_header[version](file)
     if dtype.kind != "O" or shape != ():
         raise ValueError(f"it holds an array of {dtype} and shape {shape}, expected one pickled dictionary")
+    start = file.tell()
+    check_pickle(file)
+    file.seek(start)
     array = _Reader(file, encoding="latin1").load()
     return array.objects[0] if isinstance(array, _Array) and array.objects else array
 
@@ -146,7 +152,8 @@ def _arrays(path: Path, content: dict[str, Any]) -> dict[str, tuple[Floats, Floa
         found[key] = {}
         for name, value in content[key].items():
             array = value.values if isinstance(value, _Array) else None
-            if not isinstance(name, str) or array is None or array.shape != shape or not np.isfinite(array).all():
+            fits = array is not None and array.shape == shape and bool((np.abs(array) <= LARGEST).all())
+            if not isinstance(name, str) or array is None or not fits:
                 faults.append(f"{key}[{name!r}]: expected a finite array of {shape[0]} x {shape[1]} numbers")
             else:
                 found[key][name.removesuffix(".txt")] = array.astype(np.float32)

@@ -1,7 +1,8 @@
 """GaLR's region files: their HDF5 form, written by `python -m data.regions` and read once per experiment.
 
 A file holds `nodes` [N, 20, 20] and `adjacency` [N, 20, 20] of float32, and `names`, the N pictures' file names without
-their endings. The attributes `design` and `source` say how it was made, `classes` names the class columns.
+their endings, as texts of a fixed width. The attributes `design` and `source` say how it was made, `classes` names the
+class columns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.lists import first_faults
-from data.region_graph import REGIONS, WIDTH
+from data.region_graph import CLASSES, REGIONS, WIDTH
+from untrusted import hdf5_data
 from utils import InputError, first_line, logger, write_atomic
 
 SHAPES = {"nodes": (REGIONS, WIDTH), "adjacency": (REGIONS, REGIONS)}
@@ -128,8 +130,8 @@ def write_regions(
             for index, (key, shape) in enumerate(SHAPES.items()):
                 values = [pair[index] for pair in arrays.values()]
                 file[key] = np.array(values, dtype=np.float32).reshape(-1, *shape)
-            file.create_dataset("names", data=list(arrays), dtype=h5py.string_dtype())
-            file.attrs.update({"design": design, "source": source, "classes": list(classes)})
+            file["names"] = _fixed_width(list(arrays))
+            file.attrs.update({"design": design, "source": source, "classes": _fixed_width(classes)})
     except ValueError as error:
         raise InputError(
             f"{path}: a picture's name can't be stored ({first_line(error)}): rename it, to UTF-8 text without NUL."
@@ -140,11 +142,20 @@ def write_regions(
         raise InputError(f"{path}: can't be written ({error.strerror}).") from error
 
 
+def _fixed_width(texts: Sequence[str]) -> NDArray[np.bytes_]:
+    """Texts as UTF-8, all as wide as the longest: HDF5 can crash on a damaged file that has texts of free length."""
+    if any("\0" in text for text in texts):
+        raise ValueError("a NUL character")
+    encoded = np.array([text.encode("utf-8") for text in texts], dtype=np.bytes_)
+    return encoded.astype(h5py.string_dtype("utf-8", encoded.dtype.itemsize))
+
+
 def read_regions(path: Path) -> RegionFile:
     """Read a region file.
 
     Raises:
-        InputError: the file is missing, is not such a file, or leads to another file by a link.
+        InputError: the file is missing, is not such a file, leads to another file by a link, or announces more than
+            it stores.
     """
     if not path.is_file():
         raise InputError(
@@ -159,9 +170,9 @@ def read_regions(path: Path) -> RegionFile:
         )
     try:
         with h5py.File(path, "r") as file:
-            nodes, adjacency = (_member(file, key)[:] for key in SHAPES)
-            names = [str(name) for name in _member(file, "names").asstr()[:]]
-            classes = tuple(str(name) for name in file.attrs.get("classes", ()))
+            nodes, adjacency = (hdf5_data(file, key)[:] for key in SHAPES)
+            names = _decoded(hdf5_data(file, "names"))
+            classes = _read_classes(file)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path}: not a region file ({first_line(error)}).") from error
     _refuse_broken(path, names, {"nodes": nodes, "adjacency": adjacency})
@@ -169,17 +180,21 @@ def read_regions(path: Path) -> RegionFile:
     return RegionFile(path, row, nodes.astype(np.float32), adjacency.astype(np.float32), classes)
 
 
-def _member(file: h5py.File, key: str) -> h5py.Dataset:
-    """A data set that lies in the file itself: neither a link nor its storage may lead to another file."""
-    link = file.get(key, getlink=True)
-    if link is None:
-        raise KeyError(f"no data set {key}")
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{key} is a link, which is refused: copy the data into the file")
-    member = file[key]
-    if not isinstance(member, h5py.Dataset) or member.external or member.is_virtual:
-        raise ValueError(f"{key} is no data set stored in the file itself")
-    return member
+def _read_classes(file: h5py.File) -> tuple[str, ...]:
+    """Names of the class columns."""
+    if "classes" not in file.attrs:
+        return ()
+    stored = file.attrs.get_id("classes")
+    if stored.dtype.hasobject or stored.shape not in ((count,) for count in range(CLASSES + 1)):
+        raise ValueError(f"classes is no list of at most {CLASSES} names of a fixed width")
+    return tuple(_decoded(file.attrs["classes"]))
+
+
+def _decoded(texts: h5py.Dataset | NDArray[np.bytes_]) -> list[str]:
+    """Texts of a fixed width."""
+    if texts.dtype.kind != "S":
+        raise ValueError(f"{texts.dtype} instead of texts of a fixed width")
+    return [bytes(text).decode("utf-8") for text in texts[:]]
 
 
 def _refuse_broken(path: Path, names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -190,7 +205,7 @@ def _refuse_broken(path: Path, names: Sequence[str], arrays: Mapping[str, NDArra
         if values.shape != expected or values.dtype.kind != "f":
             faults.append(f"{key}: shape {values.shape} of {values.dtype}, expected {expected} of floats")
             continue
-        broken = np.flatnonzero(~np.isfinite(values).all(axis=(1, 2)))
-        faults += [f"{key}: {names[row]!r} holds numbers that are not finite" for row in broken.tolist()]
+        broken = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max).all(axis=(1, 2)))
+        faults += [f"{key}: {names[row]!r} holds numbers that are not finite in 32 bits" for row in broken.tolist()]
     if faults:
         raise InputError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}:{first_faults(faults)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.spectrogram import RATE
+from untrusted import read_bytes
 from utils import InputError
 
 LONGEST = 600  # seconds
@@ -55,10 +57,11 @@ def _read(path: Path) -> tuple[int, np.ndarray]:
         size = path.stat().st_size
         if size > _MAX_BYTES:
             raise InputError(f"{path}: {size >> 20} MiB are far more than one spoken caption takes; cut it up")
+        content = io.BytesIO(read_bytes(path))  # of a file, SciPy makes room for as much as its header announces
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # chunks that hold no sound
             warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
-            rate, samples = wavfile.read(path)
+            rate, samples = wavfile.read(content)
     except InputError:
         raise
     except wavfile.WavFileWarning as error:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from data.caption_sources import Entry, read_captions, read_csv, read_descriptions, read_json
+from data.lists import refuse_outside
 from data.parquet_source import download, parquet_files, read_parquet
 from utils import InputError
 
@@ -80,6 +81,9 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
     Returns:
         Files by name. A name that fits several files, or whose file belongs to another name, has none.
+
+    Raises:
+        InputError: some of them lie outside of the folder behind symbolic links.
     """
     files: dict[str, Path] = {}
     for place, folders, found in os.walk(folder):
@@ -95,6 +99,7 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, Path]:
         candidates = exact or fitting.get(_any_ending(name), [])
         if len(candidates) == 1:
             owner.setdefault(candidates[0], name)
+    refuse_outside(owner, folder)
     return {name: path for path, name in owner.items()}
 
 

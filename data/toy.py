@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.toy_classes import CLASSES, draw_scene
 from data.toy_speech import caption_picture
+from untrusted import parse_json, read_bytes
 from utils import InputError, write_atomic, write_text_atomic
 
 __all__ = ["CLASSES", "draw_scene", "main", "make_toy"]
@@ -157,7 +158,7 @@ def _mark(folder: Path, flags: _Flags, whole: bool) -> None:
 def _read_marker(folder: Path) -> tuple[_Flags, bool] | None:
     """The flags that a folder was made with and whether it is whole; nothing where the folder isn't a toy data set."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = parse_json(read_bytes(folder / MARKER))
         flags = _Flags(
             int(marker["images_per_class"]),
             int(marker["size"]),

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.registry import Parameters
-from utils import InputError, first_line, logger
+from untrusted import load_torch
+from utils import InputError, first_line, logger, refuse_odd_weights
 
 _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
@@ -119,7 +120,7 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
             f"model.backbone.pretrained: no file {path}. Give imagenet, none, or the path of a state dict."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path)
     except Exception as fault:
         raise InputError(
             f"model.backbone.pretrained: {path} can't be read as a plain state dict "
@@ -130,7 +131,9 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     if not isinstance(content, dict):
         raise InputError(f"model.backbone.pretrained: {path} holds a {type(content).__name__}, not a state dict.")
-    return {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    weights = {str(name).removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    refuse_odd_weights(weights, f"model.backbone.pretrained: {path}")
+    return weights
 
 
 def _load_backbone(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -8,7 +8,6 @@ L token ids, C longest text that the model reads, D embedding.
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,6 +22,7 @@ from layers.backbone import import_torchvision
 from layers.base import RetrievalModel
 from layers.registry import ModelParameters, register
 from layers.released import load_released
+from untrusted import parse_json, read_bytes
 from utils import InputError, first_line, logger, read_checkpoint
 from vocab import UNKNOWN, Vocabulary
 
@@ -196,9 +196,9 @@ def architecture_name(architecture: str) -> str:
     if architecture.endswith(".json"):
         path = Path(architecture)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_bytes(path))
             missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(content)
-        except (OSError, ValueError, TypeError, RecursionError) as fault:
+        except (OSError, ValueError, TypeError) as fault:
             raise InputError(f"model.architecture: {path} can't be read ({first_line(fault)}).") from fault
         if missing:
             raise InputError(f"model.architecture: {path} lacks {', '.join(sorted(missing))} (open_clip's JSON form).")

@@ -6,8 +6,6 @@ Ghahramani, 2016). Letters: B batch, L words, E word vector (620), H state (2400
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -20,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from layers.bayesian_gru import final_states, packed_rows
+from untrusted import read_array, read_arrays, read_bytes
 from utils import InputError, logger
 
 WORD_DIM = 620
 STATE_DIM = 2400
 Weights = Mapping[str, NDArray[np.float32]]
-_UNREADABLE = (OSError, ValueError, EOFError, AttributeError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises for files that are cut, damaged, or something else than plain arrays."""
 
 
 def last_states(step: Callable[[int, Tensor], Tensor], lengths: list[int], state: Tensor) -> Tensor:
@@ -257,7 +254,10 @@ def load_skip_thoughts(encoder: SkipThoughts, folder: Path | None, word2idx: Map
         arrays["embedding.weight"][word2idx[word]] = table[row]
     try:
         arrays |= encoder.released_state(_read_archive(folder / encoder.weight_file))
-        encoder.load_state_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in arrays.items()})
+        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in arrays.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise ValueError("it, or the word table beside it, holds numbers that are not finite in 32 bits")
+        encoder.load_state_dict(tensors)
     except (LookupError, TypeError, ValueError, RuntimeError) as fault:
         raise InputError(f"{folder / encoder.weight_file}: not a published skip-thoughts file: {fault}") from fault
     logger.info("%s starts from the published weights in %s.", type(encoder).__name__, folder)
@@ -266,8 +266,8 @@ def load_skip_thoughts(encoder: SkipThoughts, folder: Path | None, word2idx: Map
 def _dictionary_rows(path: Path, word2idx: Mapping[str, int], table_rows: int) -> dict[str, int]:
     """Row of the word table for each vocabulary word: the word's line in the dictionary, else that of `UNK`."""
     try:
-        words = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as fault:
+        words = read_bytes(path).decode("utf-8").split("\n")
+    except (OSError, ValueError) as fault:
         raise InputError(f"{path}: the list of the word table's words can't be read: {fault}") from fault
     line_of = {word.strip(): line for line, word in enumerate(words) if word.strip()}
     if "UNK" not in line_of:
@@ -279,12 +279,12 @@ def _dictionary_rows(path: Path, word2idx: Mapping[str, int], table_rows: int) -
 
 
 def _read_array(path: Path) -> NDArray[np.float32]:
-    """One plain array [rows, 620]; the files were written by Python 2, hence latin1."""
+    """One plain array [rows, 620], mapped into memory."""
     try:
-        array = np.load(path, allow_pickle=False, encoding="latin1")
-    except _UNREADABLE as fault:
+        array = read_array(path)
+    except (OSError, ValueError) as fault:
         raise InputError(f"{path}: can't be read as a plain array (object arrays are refused): {fault}") from fault
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.shape[1:] != (WORD_DIM,):
+    if array.dtype.kind != "f" or array.shape[1:] != (WORD_DIM,):
         raise InputError(f"{path}: expected an array of rows of {WORD_DIM} numbers.")
     return array
 
@@ -292,7 +292,6 @@ def _read_array(path: Path) -> NDArray[np.float32]:
 def _read_archive(path: Path) -> dict[str, NDArray[np.float32]]:
     """All arrays of an `.npz`, none of which may hold objects."""
     try:
-        with np.load(path, allow_pickle=False, encoding="latin1") as archive:
-            return {name: archive[name] for name in archive.files}
-    except _UNREADABLE as fault:
+        return read_arrays(path)
+    except (OSError, ValueError) as fault:
         raise InputError(f"{path}: can't be read as plain arrays (object arrays are refused): {fault}") from fault

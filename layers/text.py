@@ -5,8 +5,8 @@ Letters: B batch, L words, E word vector, H state, D embedding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from layers.registry import Parameters
 from layers.skip_thoughts import RELEASED_GATES, SKIP_THOUGHTS, last_gru_states, load_skip_thoughts
 from utils import InputError, logger
+
+LONGEST_LINE = 2**20  # bytes
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Seq2VecParameters(Parameters):
@@ -124,7 +127,7 @@ def load_glove(embedding: nn.Embedding, path: Path | None, word2idx: Mapping[str
         word2idx: row of each word.
 
     Raises:
-        InputError: a line that is needed does not hold E numbers.
+        InputError: a line that is needed does not hold E numbers, a line is too long, or the file can't be read.
     """
     if path is None:
         return
@@ -152,16 +155,22 @@ def _spellings(word: str) -> tuple[str, str, str]:
 def _read_glove(path: Path, wanted: Collection[str], numbers: int) -> dict[str, list[float]]:
     """The vectors of the wanted words, from one pass over the file."""
     found = {}
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line_number, line in enumerate(lines, start=1):
-            word, *values = line.rstrip().split(" ")
+    try:
+        file = path.open("rb")
+    except OSError as fault:
+        raise InputError(f"{path}: can't be read ({fault.strerror}); check model.embed.glove.") from fault
+    with file:
+        for line_number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise InputError(f"{path}:{line_number}: more than {LONGEST_LINE:,} bytes; is this a GloVe text file?")
+            word, *values = line.decode("utf-8", errors="replace").rstrip().split(" ")
             if word not in wanted or word in found:
                 continue
             try:
                 vector = [float(value) for value in values]
             except ValueError:
                 vector = []
-            if len(vector) != numbers or not all(map(math.isfinite, vector)):
+            if len(vector) != numbers or not all(abs(value) <= LARGEST for value in vector):
                 shown = " ".join(values)[:60]
                 raise InputError(f"{path}:{line_number}: expected {numbers} numbers after {word!r}, found {shown!r}.")
             found[word] = vector

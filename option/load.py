@@ -19,6 +19,7 @@ from option.schema import Options, allowed, choices, leaves, published_keys
 from utils import InputError, logger
 
 OVERRIDES = "--set"
+MOST_HINTS = 50
 AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
 
 
@@ -191,7 +192,7 @@ def _unknown_keys(
     here = list(known) if model_known else ["model.name", *known]
     everywhere = [*here, *published]
     sections = {key[:end] for key in everywhere for end, letter in enumerate(key) if letter == "."}
-    faults = []
+    faults: list[Fault] = []
     for key, item in given.items():
         empty_section = key in sections and item.value in (None, {})
         # nothing can be said about the keys of a model that is not known
@@ -201,7 +202,9 @@ def _unknown_keys(
             inside = ", ".join(name for name in here if name.startswith(f"{key}.")) or "none of this model"
             text = f"{key}: given {shown(item.value)}; allowed: a block of keys: {inside}"
         else:
-            text = f"{key}: unknown key, given {shown(item.value)}{_nearest_key(key, everywhere) or _beside(key, here)}"
+            # each hint compares the key with all others, which would take hours for a file of nothing but unknown keys
+            hint = _nearest_key(key, everywhere) or _beside(key, here) if len(faults) < MOST_HINTS else ""
+            text = f"{key}: unknown key, given {shown(item.value)}{hint}"
         faults.append(Fault(text, item.source))
     return faults
 

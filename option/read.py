@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
+from untrusted import read_bytes
 from utils import InputError
 
 DEEPEST_NESTING = 20
 LONGEST_SHOWN = 60
+MOST_BYTES = 2**20
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 NULLS = ("", "~", "null", "Null", "NULL")
 
@@ -52,7 +54,7 @@ def read_file(path: Path) -> tuple[Tree, list[str]]:
         InputError: the file can't be opened, is not YAML, is empty, or holds something other than keys.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}: line {line} is not UTF-8 text; save the file as UTF-8") from error

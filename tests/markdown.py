@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     ROOT / "data" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]

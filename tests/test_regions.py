@@ -176,7 +176,7 @@ class TestFile:
             ("nodes", np.zeros((3, 20, 20), np.float32), "nodes: shape (3, 20, 20) of float32, expected (2, 20, 20)"),
             ("adjacency", np.zeros((2, 20, 20), np.int64), "adjacency: shape (2, 20, 20) of int64"),
             ("adjacency", None, "no data set adjacency"),
-            ("names", ["a", "a"], "names: 'a' comes 2 times"),
+            ("names", np.array(["a", "a"], "S1"), "names: 'a' comes 2 times"),
             ("names", [1, 2], "not a region file"),
         ],
     )
@@ -361,7 +361,7 @@ class TestDetections:
         assert not file.nodes[1].any()
         with h5py.File(out) as content:
             assert "own design, not the published DREA" in content.attrs["design"]
-            assert list(content.attrs["classes"]) == ["plane", "ship"]
+            assert [name.decode() for name in content.attrs["classes"]] == ["plane", "ship"]
 
     @pytest.mark.parametrize(
         ("changes", "fault"),

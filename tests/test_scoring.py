@@ -249,6 +249,6 @@ def test_faults_of_an_export(saved: Path, tmp_path: Path) -> None:
     path = renamed_copy(saved, tmp_path, {"pond": "pond_", "field": "field_", "roof": "roof_"})
     captions = tmp_path / "data" / "test_caps.txt"
     captions.write_text(captions.read_text().replace("large", "la\0rge", 1))
-    with pytest.raises(InputError, match=r"NUL character on line 2"):
+    with pytest.raises(InputError, match=r"line 2: holds a NUL character"):
         run(path, "--export", str(tmp_path / "out.h5"))
     assert not (tmp_path / "out.h5").exists()

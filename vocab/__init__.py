@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nltk.tokenize import NLTKWordTokenizer
 
+from untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
 UNKNOWN = "<unk>"
@@ -83,14 +84,13 @@ class Vocabulary:
             InputError: the file is missing, is not JSON, or contradicts itself; the message names the file.
         """
         try:
-            return cls(_word2idx_of(json.loads(Path(path).read_text(encoding="utf-8"))))
+            return cls(_word2idx_of(parse_json(read_bytes(Path(path)))))
         except OSError as error:
             raise InputError(
                 f"{path}: can't read the vocabulary ({error.strerror}). Check dataset.vocab_path, or build the file "
                 "with `python -m vocab --data_path <data set's folder> --data_name <name>`."
             ) from error
-        # A file of a hundred thousand opening brackets ends in a RecursionError.
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InputError(
                 f"{path}: not a vocabulary file: {error}. Build it anew with "
                 "`python -m vocab --data_path <data set's folder> --data_name <name>`."
