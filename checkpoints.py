@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> N
     """
     refuse_diverged(path, state)
     content = {"format": FORMAT, "options": option.dump(options), **state}
-    write_atomic(path, lambda file: torch.save(content, file))
+    write_atomic(path, lambda file: torch.save(content, file), durable=True)
 
 
 def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
@@ -46,7 +46,7 @@ def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
         raise InputError(
             f"{path} was not written: {len(broken)} tensors of the run hold numbers that are not finite "
             f"({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}): the training has diverged. Try a lower "
-            "optim.lr, optim.grad_clip=2, or optim.amp=off."
+            "optim.lr, optim.grad_clip=2, or optim.amp=off, under another name."
         )
 
 
@@ -69,7 +69,7 @@ def ending_clearly(folder: Path) -> Iterator[None]:
         last = folder / "last.pth"
         saved = f"{last} is whole, as it was saved last: " if last.is_file() else "No epoch was saved yet: "
         end = "" if text.endswith((".", "\n")) else "."
-        raise RunFault(f"{text}{end}\n{saved}once that is mended, --resume goes on from there.") from fault
+        raise RunFault(f"{text}{end}\n{saved}once that is mended, the same command goes on from there.") from fault
 
 
 def load_weights(
@@ -141,35 +141,3 @@ def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def begun_run(folder: Path, resume: bool, name_key: str) -> dict[str, Any] | None:
-    """The last checkpoint of a run's folder, None where nothing was begun.
-
-    Args:
-        folder: the run's folder.
-        resume: go on with what was begun.
-        name_key: the option that names the folder, for the message.
-
-    Raises:
-        InputError: something was begun and `resume` does not say to go on with it, or it can't be read.
-    """
-    last = folder / "last.pth"
-    if not last.is_file():
-        return None
-    if not resume:
-        raise InputError(
-            f"{folder} already holds a run. Go on with it (--resume), or train under another name "
-            f"(--set {name_key}=NAME), or delete that folder."
-        )
-    content = read_checkpoint(last)
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
-        )
-    return content
-
-
-def is_finished(begun: dict[str, Any], epochs: int, patience: int) -> bool:
-    """Whether a run has all its epochs, or has stopped early."""
-    return bool(begun["epoch"] >= epochs or 0 < patience <= begun["validations_since_best"])

@@ -1,0 +1,1 @@
+"""What measures: speed, memory, and how much the trainings and parsers withstand."""
