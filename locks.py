@@ -30,7 +30,8 @@ def run_lock(folder: Path, name_key: str) -> Iterator[None]:
         name_key: the option that names the folder, for the message.
 
     Raises:
-        InputError: another process has it (the message names that one), or nothing can be written there.
+        InputError: another process has it; the message names that one.
+        OSError: nothing can be written there.
     """
     with _opened(folder / LOCK) as handle:
         if not _lock(handle, folder, wait=False):
@@ -54,7 +55,7 @@ def waiting_lock(file: Path) -> Iterator[None]:
     """Keep the making of a shared file to this process; whoever else wants to make it waits.
 
     Raises:
-        InputError: nothing can be written there.
+        OSError: nothing can be written there.
     """
     with _opened(file.with_name(f".{file.name}{LOCK}")) as handle:
         _lock(handle, file.parent, wait=True)
@@ -63,14 +64,8 @@ def waiting_lock(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(lock: Path) -> Iterator[int]:
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as fault:
-        raise InputError(
-            f"{lock.parent}: nothing can be written there ({fault.strerror}); free some space, mend its permissions, "
-            "or choose another logs.ckpt_save_path."
-        ) from fault
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         yield handle
     finally:

@@ -116,9 +116,10 @@ def pretrain_modalities(options: ModalityOptions, device: torch.device, resume: 
             sides = start_adversaries(options, options.model, vocabulary, device, begun)
             write_text_atomic(folder / "options.yaml", option.to_yaml(options))
             extra = {"vocabulary": vocabulary.digest}
-            keeper = Keeper(folder, options, partial(save_model, result, sides, options, extra), extra)
-            keeper.settle(sides)
-            fit_adversaries(sides, sources, options, device, keeper)
+            keeper = Keeper(folder, result, options, partial(save_model, result, sides, options, extra), extra)
+            with ending_clearly(folder):
+                keeper.settle(sides, begun)
+                fit_adversaries(sides, sources, options, device, keeper)
     return result
 
 
@@ -149,7 +150,7 @@ def fit_adversaries(
             keep(False)
 
     purge_step = state.epoch * sources.steps + state.batch + 1
-    with ending_clearly(keeper.folder), EventLog(keeper.folder, purge_step) as writer, watch.signals():
+    with EventLog(keeper.folder, purge_step) as writer, watch.signals():
         while state.epoch < options.optim.epochs:
             one_epoch(sides, sources, options, device, writer, between_steps)
             keep(True)

@@ -17,23 +17,10 @@ from training_state import TrainingState
 from utils import InputError, first_line, logger, read_checkpoint
 
 FREE = (
-    *("logs.", "rerank.", "k_fold.experiment_name", "k_fold.nums", "optim.epochs", "optim.patience"),
-    *(
-        "optim.resume",
-        "optim.on_oom",
-        "dataset.datatype",
-        "dataset.workers",
-        "dataset.batch_size_val",
-        "dataset.cache",
-        "dataset.max_pixels",
-    ),
-    *(
-        "dataset.missing_regions",
-        "backbone.pretrained",
-        "model.backbone.pretrained",
-        "model.pretrained",
-        "model.init_from",
-    ),
+    *("logs.", "rerank.", "k_fold.experiment_name", "k_fold.nums", "optim.epochs", "optim.patience", "optim.resume"),
+    *("optim.on_oom", "dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache"),
+    *("dataset.max_pixels", "dataset.missing_regions", "model.pretrained", "model.init_from", "backbone.pretrained"),
+    "model.backbone.pretrained",
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
 or only what it started from."""
@@ -117,11 +104,11 @@ def is_finished(begun: dict[str, Any], epochs: int, patience: int = 0) -> bool:
 def is_settled(begun: dict[str, Any], folder: Path, best: Path) -> bool:
     """Whether a run's other files are of its last checkpoint; not so if it was killed before it wrote them all."""
     history = folder / "history.csv"
-    if not history.is_file() or history.read_text(encoding="utf-8") != as_csv(begun["history"]):
+    table = history.read_text(encoding="utf-8") if history.is_file() else ""
+    if begun["history"] and table != as_csv(begun["history"]):
         return False
-    return begun.get("best_epoch") != begun["epoch"] or (
-        best.is_file() and read_checkpoint(best)["epoch"] == begun["epoch"]
-    )
+    at_best = begun.get("best_epoch") == begun["epoch"] and begun["batch"] == 0
+    return not at_best or (best.is_file() and read_checkpoint(best)["epoch"] == begun["epoch"])
 
 
 class Resumable(Protocol):
@@ -179,12 +166,14 @@ class Keeper:
 
     Attributes:
         folder: the run's folder.
+        best: the file of the best epoch's weights.
         options: stored in the checkpoint.
-        keep_best: writes the files that are kept of the best epoch.
+        keep_best: writes the files that are kept of the best epoch, `best` as the last of them.
         extra: stored in the checkpoint, too.
     """
 
     folder: Path
+    best: Path
     options: Parameters
     keep_best: Callable[[], None]
     extra: dict[str, Any] = field(default_factory=dict)
@@ -196,11 +185,12 @@ class Keeper:
         if is_best:
             self.keep_best()
 
-    def settle(self, state: Resumable) -> None:
-        """Write anew what follows from `last.pth`."""
-        self._write_history(state)
-        if state.at_best:
-            self.keep_best()
+    def settle(self, state: Resumable, begun: dict[str, Any] | None) -> None:
+        """Write what follows from the checkpoint that a run goes on from, where it is not there."""
+        if begun is not None and not is_settled(begun, self.folder, self.best):
+            self._write_history(state)
+            if state.at_best:
+                self.keep_best()
 
     def _write_history(self, state: Resumable) -> None:
         if state.history:

@@ -187,7 +187,7 @@ def pretrain_scenes(options: SceneOptions, device: torch.device, resume: bool) -
                 )
             state, model = _start(options, len(pictures.classes), device, begun)
             write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-            _run(options, pictures, state, model, device, folder, result)
+            _run(options, pictures, state, model, device, folder, result, begun)
     return result
 
 
@@ -215,6 +215,7 @@ def _run(
     device: torch.device,
     folder: Path,
     result: Path,
+    begun: dict[str, Any] | None,
 ) -> None:
     """Fit, keeping the run and its backbone after every epoch."""
     dataset, optim = options.dataset, options.optim
@@ -250,9 +251,9 @@ def _run(
         write_atomic(result, lambda file: torch.save(content | extra, file), durable=True)
         save_best(folder / BEST, state, options, extra)  # last: `is_settled` looks at it
 
-    keeper = Keeper(folder, options, keep_best, extra)
-    keeper.settle(state)
+    keeper = Keeper(folder, folder / BEST, options, keep_best, extra)
     with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + state.batch + 1) as writer:
+        keeper.settle(state, begun)
         fit(
             state,
             loader,

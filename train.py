@@ -136,9 +136,9 @@ def train_fold(
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
     extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
     best = best_checkpoint(options, fold)
-    keeper = Keeper(folder, options, lambda: save_best(best, state, options, extra), extra)
-    keeper.settle(state)
+    keeper = Keeper(folder, best, options, lambda: save_best(best, state, options, extra), extra)
     with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + state.batch + 1) as writer:
+        keeper.settle(state, begun)
         fit(
             state,
             loader,

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import logging
 import os
 import random
 import resource
@@ -360,6 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it says of every purge that it was one
     SceneClassifier("resnet18", "none", 2)  # what it imports, each attempt would import anew
     report: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="storm-") as name:

@@ -153,7 +153,8 @@ def test_the_average_is_what_is_kept_as_the_best(tiny_options: Callable[..., Opt
     nn.init.constant_(cast(Small, state.scored).linear.weight, 7.0)
     state.history.append({"epoch": 1.0})
     options = tiny_options("AMFMN")
-    Keeper(tmp_path, options, lambda: save_best(tmp_path / "best.pth", state, options, {})).save(state, True)
+    best = tmp_path / "best.pth"
+    Keeper(tmp_path, best, options, lambda: save_best(best, state, options, {})).save(state, True)
     weights = [read_checkpoint(tmp_path / name)["model"]["linear.weight"] for name in ("best.pth", "last.pth")]
     assert torch.equal(weights[0], torch.full((2, 3), 7.0))
     assert torch.equal(weights[1], model.linear.weight)
