@@ -33,7 +33,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> N
     """
     refuse_diverged(path, state)
     content = {"format": FORMAT, "options": option.dump(options), **state}
-    write_atomic(path, lambda file: torch.save(content, file))
+    write_atomic(path, lambda file: torch.save(content, file), durable=True)
 
 
 def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
         raise InputError(
             f"{path} was not written: {len(broken)} tensors of the run hold numbers that are not finite "
             f"({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}): the training has diverged. Try a lower "
-            "optim.lr, optim.grad_clip=2, or optim.amp=off."
+            "optim.lr, optim.grad_clip=2, or optim.amp=off, under another name."
         )
 
 
@@ -68,10 +68,10 @@ def ending_clearly(folder: Path) -> Iterator[None]:
         if text is None:
             raise
         last = folder / "last.pth"
-        end = "" if text.endswith(".") else "."
+        end = "" if text.endswith((".", "\n")) else "."
         saved = "Nothing was saved yet: once that is mended, the same command begins anew."
         if last.is_file():
-            saved = f"{last} is whole, as it was saved last: once that is mended, --resume goes on from it."
+            saved = f"{last} is whole, as it was saved last: once that is mended, the same command goes on from there."
         raise RunFault(f"{text}{end}\n{saved}") from fault
 
 
@@ -115,7 +115,7 @@ def fit_weights(
     Raises:
         InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
     """
-    _refuse_incomplete(path, content)
+    refuse_incomplete(path, content)
     if content.get("vocabulary") != vocabulary.digest:
         refuse(
             gate,
@@ -127,7 +127,7 @@ def fit_weights(
     load_fitting(model, content["model"], str(path), differences, gate)
 
 
-def _refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
+def refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
     """Raise for a checkpoint in our format that lacks the options, or has something else in their place."""
     found, waiting = 0, [content.get("options")]
     while waiting and found <= MOST_OPTIONS:
@@ -156,38 +156,3 @@ def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def begun_run(folder: Path, resume: bool, name_key: str) -> dict[str, Any] | None:
-    """The last checkpoint of a run's folder, None where nothing was begun.
-
-    Args:
-        folder: the run's folder.
-        resume: go on with what was begun.
-        name_key: the option that names the folder, for the message.
-
-    Raises:
-        InputError: something was begun and `resume` does not say to go on with it, or it can't be read.
-    """
-    last = folder / "last.pth"
-    if not last.is_file():
-        return None
-    if not resume:
-        raise InputError(
-            f"{folder} already holds a run. Go on with it (--resume), or train under another name "
-            f"(--set {name_key}=NAME), or delete that folder."
-        )
-    content = read_checkpoint(last)
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
-        )
-    _refuse_incomplete(last, content)
-    if not isinstance(content.get("epoch"), int) or not isinstance(content.get("validations_since_best"), int):
-        raise InputError(f"{last} is damaged: it does not say how far it has come. Delete it to begin anew.")
-    return content
-
-
-def is_finished(begun: dict[str, Any], epochs: int, patience: int) -> bool:
-    """Whether a run has all its epochs, or has stopped early."""
-    return bool(begun["epoch"] >= epochs or 0 < patience <= begun["validations_since_best"])

@@ -17,6 +17,7 @@ from augmentation import Augmentation, Draws, augment, crop, draw_offsets, norma
 from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
+from interruption import obey_parent_alone
 from machine import explain
 from utils import InputError, RunFault, derive_seed
 from vocab import Vocabulary
@@ -153,7 +154,14 @@ def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int)
     if store.cache in ("disk", "off") and workers > 0:
         # Without a generator of its own, it would draw a number from the one that dropout uses.
         own = torch.Generator()
-        read = DataLoader(_Pictures(store), batch_size=None, sampler=batches, num_workers=workers, generator=own)
+        read = DataLoader(
+            _Pictures(store),
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            generator=own,
+            worker_init_fn=obey_parent_alone,
+        )
     for pictures in read:
         if isinstance(pictures, InputError):
             raise pictures
@@ -264,29 +272,39 @@ class TrainLoader:
         """Batches per epoch."""
         return len(batches_of(self.pairs, self.batch_size))
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All pairs once, in the order of epoch `number`, on the device."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """All pairs once, in the order of epoch `number`, on the device; the first `skip` batches are left out."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
         order = self.pairs[torch.randperm(len(self.pairs), generator=generator)]
         chunks = batches_of(order, self.batch_size)
         if self.length_buckets:
             chunks = like_lengths(order, self.captions.lengths, self.batch_size, generator)
+        for chunk in chunks[:skip]:
+            self._draw(len(chunk), generator)
+        chunks = chunks[skip:]
         image_chunks = [self.caption_image[chunk] for chunk in chunks]
         pictures = stored_batches(self.store, [self.picture_ids[images] for images in image_chunks], self.workers)
         spoken = self._spoken(chunks)
         for caption_ids, image_ids, stored in zip(chunks, image_chunks, pictures, strict=True):
-            size, margin, count = self.image_size, self.store.size - self.image_size, len(caption_ids)
+            size, (first, second, offsets) = self.image_size, self._draw(len(caption_ids), generator)
             resident = stored.to(self.device, non_blocking=True)
-            draws = Draws.draw(count, margin, generator, augmentation=self.augmentation)
-            fields = {"images": augment(resident, size, draws)}
-            if self.two_views:
-                draws = Draws.draw(count, margin, generator, flips=True, augmentation=self.augmentation)
-                fields["second_view"] = augment(resident, size, draws)
-            if self.audio is not None:
-                heard = next(spoken).to(self.device, non_blocking=True)
-                fields["audio"] = crop(heard, size, draw_offsets(count, self.audio.store.size - size, generator))
+            fields = {"images": augment(resident, size, first)}
+            if second is not None:
+                fields["second_view"] = augment(resident, size, second)
+            if offsets is not None:
+                fields["audio"] = crop(next(spoken).to(self.device, non_blocking=True), size, offsets)
             fields |= region_fields(self.regions, image_ids)
             yield replace(self.captions.batch(caption_ids), image_ids=image_ids, **fields).to(self.device)
+
+    def _draw(self, count: int, generator: torch.Generator) -> tuple[Draws, Draws | None, Tensor | None]:
+        """What chance decides for `count` pairs: the view, the second view, the crop of the spectrograms."""
+        size, margin = self.image_size, self.store.size - self.image_size
+        view = Draws.draw(count, margin, generator, augmentation=self.augmentation)
+        second = None
+        if self.two_views:
+            second = Draws.draw(count, margin, generator, flips=True, augmentation=self.augmentation)
+        offsets = draw_offsets(count, self.audio.store.size - size, generator) if self.audio is not None else None
+        return view, second, offsets
 
     def _spoken(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Stored spectrograms of the captions of each batch."""

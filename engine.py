@@ -6,8 +6,6 @@ Letters: B batch, N images, M captions, U different captions, D embedding.
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 import metrics
 from dataloader import Batch, EvaluationLoader
+from interruption import Watch
 from layers.base import RetrievalModel
 from out_of_memory import backward_in_memory
 from training_state import TrainingState, optimiser_step
@@ -36,8 +35,8 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches per epoch."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, on the device."""
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch without the first `skip`, on the device."""
 
 
 class ScalarWriter(Protocol):
@@ -45,6 +44,9 @@ class ScalarWriter(Protocol):
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Record one number."""
+
+    def flush(self) -> None:
+        """Write out what was recorded."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Plan:
         amp: `off`, `bf16` or `fp16`.
         on_oom: what happens to a step that does not fit into memory, `stop` or `halve`.
         select: the validation score that the best epoch has the highest of.
+        save_minutes: from one save inside an epoch to the next; 0: none but after a signal.
     """
 
     epochs: int
@@ -72,6 +75,7 @@ class Plan:
     amp: str = "off"
     on_oom: str = "stop"
     select: str = "mR"
+    save_minutes: float = 0.0
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
@@ -91,6 +95,8 @@ def fit(
 ) -> None:
     """Train to the end of the plan, validating and saving on the way.
 
+    A state that was saved inside an epoch goes on there. SIGTERM and SIGINT are obeyed between two steps.
+
     Args:
         state: where to start from; changed in place.
         loader: what to train on.
@@ -99,34 +105,60 @@ def fit(
         plan: how long and how.
         device: where the model is.
         writer: gets all scalars.
-        save: called after each epoch with whether it is the best so far.
+        save: called after each epoch with whether it is the best so far, and inside an epoch every
+            `plan.save_minutes` and after a signal.
 
     Raises:
         InputError: the loss or an embedding is not finite; what was saved before stays.
         RunFault: a step does not fit into memory.
+        Interrupted: a signal asked to stop; the state is saved.
     """
-    while state.epoch < plan.epochs:
-        started = time.perf_counter()
-        row = {"epoch": float(state.epoch + 1), "lr": state.optimizer.param_groups[0]["lr"]}
-        row |= train_epoch(state, loader, losses_of, plan, device, writer)
-        state.scheduler.step()
-        state.epoch += 1
-        is_best = False
-        if state.epoch % plan.eval_step == 0 or state.epoch == plan.epochs:
-            scores = validate()
-            is_best = scores[plan.select] > state.best
-            state.best = max(state.best, scores[plan.select])
-            state.validations_since_best = 0 if is_best else state.validations_since_best + 1
-            row |= {f"val_{name}": value for name, value in scores.items()}
-            for name, value in scores.items():
-                writer.add_scalar(f"val/{name}", value, state.epoch)
-        row["seconds"] = time.perf_counter() - started
-        state.history.append(row)
-        _log_epoch(row, plan, is_best)
+    watch = Watch(plan.save_minutes)
+
+    def keep(is_best: bool) -> None:
+        writer.flush()  # first, so that no curve lacks a step that a resumed run won't repeat
         save(state, is_best)
-        if plan.patience and state.validations_since_best >= plan.patience:
-            logger.info("Stopped early: %s has not risen for %d validations.", plan.select, plan.patience)
-            return
+        watch.saved()
+
+    def between_steps() -> None:
+        if watch.due:
+            check_finite(state.meter.means()["loss"], state.epoch + 1, state.batch, state.meter.recent)
+            keep(False)
+
+    with watch.signals():
+        while state.epoch < plan.epochs and not 0 < plan.patience <= state.validations_since_best:
+            figures = train_epoch(state, loader, losses_of, plan, device, writer, between_steps)
+            is_best = _validate(state, figures, validate, plan, writer)
+            _log_epoch(state.history[-1], plan, is_best)
+            keep(is_best)
+    if state.epoch < plan.epochs:
+        logger.info("Stopped early: %s has not risen for %d validations.", plan.select, plan.patience)
+
+
+def _validate(
+    state: TrainingState,
+    figures: dict[str, float],
+    validate: Callable[[], dict[str, float]],
+    plan: Plan,
+    writer: ScalarWriter,
+) -> bool:
+    """End an epoch: score it where its turn has come, and enter it into the history.
+
+    Returns:
+        Whether it is the best so far.
+    """
+    epoch, is_best = state.epoch + 1, False
+    if epoch % plan.eval_step == 0 or epoch == plan.epochs:
+        scores = validate()
+        is_best = scores[plan.select] > state.best
+        if is_best:
+            state.best, state.best_epoch = scores[plan.select], epoch
+        state.validations_since_best = 0 if is_best else state.validations_since_best + 1
+        figures = figures | {f"val_{name}": value for name, value in scores.items()}
+        for name, value in scores.items():
+            writer.add_scalar(f"val/{name}", value, epoch)
+    state.end_epoch(figures)
+    return is_best
 
 
 def train_epoch(
@@ -136,8 +168,18 @@ def train_epoch(
     plan: Plan,
     device: torch.device,
     writer: ScalarWriter,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """One pass over the training items.
+    """One pass over the training items, or what is left of it.
+
+    Args:
+        state: see `fit`, as all of them.
+        loader: what to train on.
+        losses_of: losses of a batch.
+        plan: how to train.
+        device: where the model is.
+        writer: gets the losses.
+        between_steps: called after each step of the optimiser, when the state can be saved.
 
     Returns:
         Mean loss per item and its parts, images per second, and the share of time spent waiting for data.
@@ -147,10 +189,11 @@ def train_epoch(
         RunFault: a step does not fit into memory.
     """
     state.model.train()
-    meter = Meter()
-    steps = len(loader)
+    state.begin_epoch()
+    steps, done, meter = len(loader), state.batch, state.meter
     bar = tqdm(
-        loader.epoch(state.epoch),
+        loader.epoch(state.epoch, skip=done),
+        initial=done,
         total=steps,
         desc=f"epoch {state.epoch + 1}/{plan.epochs}",
         unit="batch",
@@ -164,10 +207,8 @@ def train_epoch(
         state.scaler.scale(losses["loss"]).backward()
         return losses
 
-    for step, batch in enumerate(meter.timed(bar), start=1):
+    for step, batch in enumerate(meter.timed(bar), start=done + 1):
         losses = backward_in_memory(state, batch, backward, plan.on_oom)
-        if step % plan.accumulate == 0 or step == steps:
-            optimiser_step(state, plan.grad_clip)
         meter.add(losses, len(batch))
         if step % plan.print_freq == 0 or step == steps:
             means = meter.means()
@@ -176,48 +217,11 @@ def train_epoch(
             for name, value in means.items():
                 writer.add_scalar(f"train/{name}", value, state.epoch * steps + step)
             writer.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], state.epoch * steps + step)
+        if step % plan.accumulate == 0 or step == steps:
+            optimiser_step(state, plan.grad_clip)
+            state.batch = step
+            between_steps()
     return meter.means()
-
-
-class Meter:
-    """Running sums of an epoch: losses, items, and how long the loop waited for its batches."""
-
-    def __init__(self) -> None:
-        """Start the clock."""
-        self.sums: dict[str, Tensor | float] = defaultdict(float)
-        self.recent: list[Tensor] = []
-        self.items = 0
-        self.waited = 0.0
-        self.started = time.perf_counter()
-
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, with the wait for each measured."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, losses: dict[str, Tensor], items: int) -> None:
-        """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
-        self.items += items
-        self.recent.append(losses["loss"].detach())
-        for name, value in losses.items():
-            self.sums[name] += value.detach()
-
-    def take_recent(self) -> list[Tensor]:
-        """The loss of each batch since this was last asked for."""
-        recent, self.recent = self.recent, []
-        return recent
-
-    def means(self) -> dict[str, float]:
-        """Losses per item so far, images (one per item) per second, share of waiting."""
-        seconds = time.perf_counter() - self.started
-        means = {name: float(value) / self.items for name, value in self.sums.items()}
-        return means | {"images_per_second": self.items / seconds, "data_wait_share": self.waited / seconds}
 
 
 def check_finite(loss: float, epoch: int, step: int, recent: Sequence[Tensor] = ()) -> None:
@@ -237,7 +241,7 @@ def check_finite(loss: float, epoch: int, step: int, recent: Sequence[Tensor] = 
         where = f"by step {step}" if first is None else f"at step {step - len(recent) + 1 + first}"
         raise InputError(
             f"the loss became {loss} in epoch {epoch} {where}. Try a lower optim.lr, optim.grad_clip=2, or "
-            "optim.amp=off."
+            "optim.amp=off, under another name; optim.resume=.../last.pth starts that from here."
         )
 
 

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import vocab
 from augmentation import audio_margin_size, margin_size
-from checkpoints import load_weights, save_checkpoint
+from checkpoints import load_weights
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from engine import Plan
-from event_log import write_table
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from mismatch import Gate
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
-from option import ModalityOptions, Options, SceneOptions
+from option import ModalityOptions, Options
 from option.schema import Descent, Logs, Pictures, Training
 from queries import build_queries, typed_queries
-from report import as_csv
 from training_state import TrainingState
-from utils import InputError, derive_seed, first_line, logger
+from utils import InputError, derive_seed, logger
 from vocab import Vocabulary
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -344,6 +342,7 @@ def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
         amp=optim.amp,
         on_oom=optim.on_oom,
         select=select,
+        save_minutes=logs.save_minutes,
     )
 
 
@@ -379,54 +378,3 @@ def start_state(
         warmup=build_warmup(optimizer, optim.warmup_steps),
         average=moving_average(model, ema) if ema > 0 else None,
     )
-
-
-class Resumable(Protocol):
-    """What takes over the state of a checkpoint."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it over."""
-
-
-def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: str) -> None:
-    """Bring a new state to where a checkpoint was.
-
-    Args:
-        state: of the same run.
-        begun: the checkpoint.
-        folder: of the run, for the message.
-        name_key: the option that names the folder, for the message.
-
-    Raises:
-        InputError: the run was begun with another network, optimiser, loss or moving average.
-    """
-    try:
-        state.load_state_dict(begun)
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as fault:
-        raise InputError(
-            f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
-            f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."
-        ) from fault
-    logger.info("Goes on after epoch %d.", begun["epoch"])
-
-
-def keeper(
-    folder: Path, best: Path, options: Options | SceneOptions, **extra: object
-) -> Callable[[TrainingState, bool], None]:
-    """What saves a run after each epoch: `last.pth` to go on from, the best weights, and the history as a table.
-
-    Args:
-        folder: the run's folder.
-        best: file of the best weights.
-        options: stored in both checkpoints.
-        extra: stored in both, too.
-    """
-
-    def save(state: TrainingState, is_best: bool) -> None:
-        if is_best:
-            weights = {"model": state.scored.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
-            save_checkpoint(best, weights | extra, options)
-        save_checkpoint(folder / "last.pth", state.state_dict() | extra, options)
-        write_table(folder / "history.csv", as_csv(state.history))
-
-    return save

@@ -7,10 +7,10 @@ Letters: B batch, D embedding. f is a modality's feature, g what the shared modu
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 import option
-from checkpoints import begun_run, ending_clearly, fit_weights, save_checkpoint
+from checkpoints import ending_clearly, fit_weights, save_checkpoint
 from dataloader import Batch
 from engine import ScalarWriter, autocast, check_finite
-from event_log import EventLog, write_table
-from experiment import carry_on, place, read_vocabulary, start_state
+from event_log import EventLog
+from experiment import place, read_vocabulary, start_state
+from interruption import Watch
 from layers.losses import generator_loss, modality_loss
 from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modality
+from locks import run_lock
 from option import ModalityOptions
-from report import as_csv
+from resume import Keeper, begun_run, carry_on, is_finished, is_settled
 from training_state import TrainingState, optimiser_step
 from unpaired import ViewLoader
 from unpaired_sources import Sources, open_sources
@@ -37,24 +39,51 @@ from vocab import Vocabulary
 
 VALIDATION_EPOCH = -1
 """Names the order and the views that every validation sees."""
+NAME_KEY = "logs.experiment_name"
+Entries = dict[str, list[Tensor]]
+"""Each step's figures by name."""
 
 
 @dataclass
 class Adversaries:
-    """Both sides of a pretraining, each with its optimiser; the generator's epoch and history are those of the run."""
+    """Both sides of a pretraining, each with its optimiser; the generator's epoch and history are those of the run.
+
+    Attributes:
+        totals: figures of the present epoch's steps.
+        recent: those since the last report.
+    """
 
     model: MCRN
     discriminator: Discriminator
     generating: TrainingState
     discriminating: TrainingState
+    totals: Entries = field(default_factory=lambda: defaultdict(list))
+    recent: Entries = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """A row of figures for each whole epoch."""
+        return self.generating.history
+
+    @property
+    def at_best(self) -> bool:
+        """Whether an epoch has just ended: the last one is kept."""
+        return self.generating.at_best
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the run needs to go on; the key `model` holds the retrieval model's weights."""
-        return self.generating.state_dict() | {"discriminating": self.discriminating.state_dict()}
+        return self.generating.state_dict() | {
+            "discriminating": self.discriminating.state_dict(),
+            "totals": {name: torch.stack(values) for name, values in self.totals.items()},
+            "recent": {name: torch.stack(values) for name, values in self.recent.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.discriminating.load_state_dict(state["discriminating"])
+        device = next(self.model.parameters()).device
+        for entries, name in ((self.totals, "totals"), (self.recent, "recent")):
+            entries.update({key: list(values.to(device).unbind()) for key, values in state.get(name, {}).items()})
         self.generating.load_state_dict(state)
 
 
@@ -75,26 +104,56 @@ def pretrain_modalities(options: ModalityOptions, device: torch.device, resume: 
     if not isinstance(options.model, McrnParameters):
         raise InputError(f"model.name: given {options.model.name}; a pretraining without pairs is MCRN's")
     folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
-    begun = begun_run(folder, resume, "logs.experiment_name")
     result = folder / "pretrained.pth.tar"
-    if begun is not None and begun["epoch"] >= options.optim.epochs:
-        logger.info("%s is finished (%d epochs).", folder, begun["epoch"])
-        return result
-    with log_to(folder / "train.log"):
-        vocabulary = read_vocabulary(options)
-        sources = open_sources(options, vocabulary, folder / "cache", device)
-        sides = start_adversaries(options, options.model, vocabulary, device, begun)
-        write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-        done = sides.generating.epoch * sources.steps
-        with ending_clearly(folder), EventLog(folder, done + 1) as writer:
-            while sides.generating.epoch < options.optim.epochs:
-                one_epoch(sides, sources, options, device, writer)
-                extra = {"vocabulary": vocabulary.digest}
-                weights = {"model": sides.model.state_dict(), "epoch": sides.generating.epoch}
-                save_checkpoint(result, weights | extra, options)
-                save_checkpoint(folder / "last.pth", sides.state_dict() | extra, options)
-                write_table(folder / "history.csv", as_csv(sides.generating.history))
+    with run_lock(folder, NAME_KEY):
+        begun = begun_run(folder, options, resume, NAME_KEY)
+        if begun is not None and is_finished(begun, options.optim.epochs) and is_settled(begun, folder, result):
+            logger.info("%s is finished (%d epochs) and left as it is.", folder, begun["epoch"])
+            return result
+        with log_to(folder / "train.log"):
+            vocabulary = read_vocabulary(options)
+            sources = open_sources(options, vocabulary, folder / "cache", device)
+            sides = start_adversaries(options, options.model, vocabulary, device, begun)
+            write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+            extra = {"vocabulary": vocabulary.digest}
+            keeper = Keeper(folder, result, options, partial(save_model, result, sides, options, extra), extra)
+            with ending_clearly(folder):
+                keeper.settle(sides, begun)
+                fit_adversaries(sides, sources, options, device, keeper)
     return result
+
+
+def save_model(path: Path, sides: Adversaries, options: ModalityOptions, extra: dict[str, Any]) -> None:
+    """Write the weights that `model.init_from` takes."""
+    weights = {"model": sides.model.state_dict(), "epoch": sides.generating.epoch}
+    save_checkpoint(path, weights | extra, options)
+
+
+def fit_adversaries(
+    sides: Adversaries, sources: Sources, options: ModalityOptions, device: torch.device, keeper: Keeper
+) -> None:
+    """Train to the last epoch, saving as `engine.fit` does.
+
+    Raises:
+        InputError: a loss is not finite.
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    state, watch = sides.generating, Watch(options.logs.save_minutes)
+
+    def keep(is_best: bool) -> None:
+        writer.flush()
+        keeper.save(sides, is_best)
+        watch.saved()
+
+    def between_steps() -> None:
+        if watch.due:
+            keep(False)
+
+    purge_step = state.epoch * sources.steps + state.batch + 1
+    with EventLog(keeper.folder, purge_step) as writer, watch.signals():
+        while state.epoch < options.optim.epochs:
+            one_epoch(sides, sources, options, device, writer, between_steps)
+            keep(True)
 
 
 def start_adversaries(
@@ -129,30 +188,32 @@ def start_adversaries(
         start_state(discriminator, [{"params": list(discriminator.parameters()), "lr": optim.lr_D}], slower, device),
     )
     if begun is not None:
-        carry_on(sides, begun, last.parent, "logs.experiment_name")
+        carry_on(sides, begun, last.parent, NAME_KEY)
     return sides
 
 
 def one_epoch(
-    sides: Adversaries, sources: Sources, options: ModalityOptions, device: torch.device, writer: ScalarWriter
+    sides: Adversaries,
+    sources: Sources,
+    options: ModalityOptions,
+    device: torch.device,
+    writer: ScalarWriter,
+    between_steps: Callable[[], None],
 ) -> None:
     """Train for as many steps as all modalities have batches, then validate; the row of figures joins the history.
 
     Raises:
         InputError: a loss is not finite.
     """
-    started = time.perf_counter()
     epoch = sides.generating.epoch
-    row = {"epoch": float(epoch + 1), "lr": sides.generating.optimizer.param_groups[0]["lr"]}
-    row |= adversarial_epoch(sides, sources, options, device, writer)
-    for side in (sides.generating, sides.discriminating):
-        side.scheduler.step()
-        side.epoch += 1
+    figures = adversarial_epoch(sides, sources, options, device, writer, between_steps)
     scores = validate(sides, sources.val, device, options.optim.amp)
     for name, value in scores.items():
         writer.add_scalar(f"val/{name}", value, epoch + 1)
-    row |= {f"val_{name}": value for name, value in scores.items()} | {"seconds": time.perf_counter() - started}
-    sides.generating.history.append(row)
+    sides.discriminating.step_schedule()
+    sides.discriminating.epoch += 1
+    row = sides.generating.end_epoch(figures | {f"val_{name}": value for name, value in scores.items()})
+    sides.generating.best_epoch = sides.generating.epoch
     logger.info(
         "epoch %d/%d: generator %.4f, discriminator %.4f; val: it is right in %.1f %%, distance f %.3f, g %.3f; %.0f s",
         *(epoch + 1, options.optim.epochs, row.get("generator_loss", float("nan")), row["discriminator_loss"]),
@@ -161,26 +222,36 @@ def one_epoch(
 
 
 def adversarial_epoch(
-    sides: Adversaries, sources: Sources, options: ModalityOptions, device: torch.device, writer: ScalarWriter
+    sides: Adversaries,
+    sources: Sources,
+    options: ModalityOptions,
+    device: torch.device,
+    writer: ScalarWriter,
+    between_steps: Callable[[], None],
 ) -> dict[str, float]:
-    """The steps of one epoch.
+    """The steps of one epoch, or what is left of it.
 
     Returns:
         Means of `discriminator_loss`, `discriminator_accuracy` (in percent), `generator_loss` and its parts.
     """
-    epoch, optim = sides.generating.epoch, options.optim
-    draw = torch.Generator().manual_seed(derive_seed(optim.seed, "modalities", epoch))
-    streams = {modality: _endless(loader, epoch) for modality, loader in sources.train.items()}
-    available = list(sources.train)
+    state, optim = sides.generating, options.optim
+    epoch, done = state.epoch, state.batch
+    turns = draw_turns(list(sources.train), sources.steps, derive_seed(optim.seed, "modalities", epoch))
+    seen = Counter(modality for modality, _ in turns[:done])
+    streams = {modality: _endless(loader, epoch, seen[modality]) for modality, loader in sources.train.items()}
     sides.model.train()
     sides.discriminator.train()
-    totals: dict[str, list[Tensor]] = defaultdict(list)
-    recent: dict[str, list[Tensor]] = defaultdict(list)
-    bar = tqdm(range(1, sources.steps + 1), desc=f"epoch {epoch + 1}/{optim.epochs}", unit="step", disable=None)
-    for step in bar:
-        modality = available[int(torch.randint(len(available), (), generator=draw))]
-        others = [place for place, name in enumerate(MODALITIES) if name != modality]
-        fake = others[int(torch.randint(len(others), (), generator=draw))]
+    state.begin_epoch()
+    totals, recent = sides.totals, sides.recent
+    bar = tqdm(
+        turns[done:],
+        initial=done,
+        total=sources.steps,
+        desc=f"epoch {epoch + 1}/{optim.epochs}",
+        unit="step",
+        disable=None,
+    )
+    for step, (modality, fake) in enumerate(bar, start=done + 1):
         whole_step = epoch * sources.steps + step
         losses = adversarial_step(
             sides, modality, next(streams[modality]), fake, step % optim.generator_every == 0, device, optim
@@ -196,7 +267,21 @@ def adversarial_epoch(
                 check_finite(mean, epoch + 1, step)
                 writer.add_scalar(f"train/{name}", mean, whole_step)
             bar.set_postfix(discriminator=f"{means['discriminator_loss']:.3f}")
-    return _means(totals)
+        state.batch = step
+        between_steps()
+    means = _means(totals)
+    totals.clear()
+    return means
+
+
+def draw_turns(available: Sequence[Modality], steps: int, seed: int) -> list[tuple[Modality, int]]:
+    """For each step of an epoch its modality, and the place in `MODALITIES` of what it is to be taken for."""
+    generator, turns = torch.Generator().manual_seed(seed), []
+    for _ in range(steps):
+        modality = available[int(torch.randint(len(available), (), generator=generator))]
+        others = [place for place, name in enumerate(MODALITIES) if name != modality]
+        turns.append((modality, others[int(torch.randint(len(others), (), generator=generator))]))
+    return turns
 
 
 def adversarial_step(
@@ -271,9 +356,11 @@ def validate(
     return means | table
 
 
-def _endless(loader: ViewLoader, epoch: int) -> Iterator[tuple[Batch, Batch]]:
-    """The batches of one modality, anew and otherwise ordered when all were seen."""
-    for round_ in count():
+def _endless(loader: ViewLoader, epoch: int, skip: int) -> Iterator[tuple[Batch, Batch]]:
+    """The batches of one modality after the first `skip`, anew and otherwise ordered when all were seen."""
+    rounds, skip = divmod(skip, len(loader))
+    yield from loader.views(epoch, rounds, skip=skip)
+    for round_ in count(rounds + 1):
         yield from loader.views(epoch, round_)
 
 

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import option
 from experiment import add_check, entry_parser
+from interruption import stopped_at_once
 from modality_pretraining import pretrain_modalities
 from option import SceneOptions
 from preflight import check_pretraining
+from resume import add_resume
 from scene_pretraining import pretrain_scenes
 from utils import choose_device, logger, run_entry_point
 
@@ -20,18 +22,19 @@ from utils import choose_device, logger, run_entry_point
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pretraining that the YAML describes."""
     parser = entry_parser("Pretrain what a retrieval model starts from.")
-    parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    add_resume(parser)
     add_check(parser)
     given = parser.parse_args(arguments)
     options = option.load_pretraining_options(given.path_opt, given.set)
-    device = choose_device(given.device)
+    device, resume = choose_device(given.device), given.resume == "auto"
     if given.check:
-        print(check_pretraining(given.path_opt, options, device, given.resume))
+        print(check_pretraining(given.path_opt, options, device, resume))
         return
-    if isinstance(options, SceneOptions):
-        start = f"model.backbone.pretrained={pretrain_scenes(options, device, given.resume)}"
-    else:
-        start = f"model.init_from={pretrain_modalities(options, device, given.resume)}"
+    with stopped_at_once():
+        if isinstance(options, SceneOptions):
+            start = f"model.backbone.pretrained={pretrain_scenes(options, device, resume)}"
+        else:
+            start = f"model.init_from={pretrain_modalities(options, device, resume)}"
     logger.info("Pretrained. Start a model from it: python train.py --path_opt ... --set %s", start)
 
 

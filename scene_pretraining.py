@@ -18,7 +18,7 @@ from torch import Tensor
 
 import option
 from augmentation import margin_size, normalise
-from checkpoints import begun_run, ending_clearly, is_finished, refuse_diverged
+from checkpoints import ending_clearly, refuse_diverged
 from data.annotations import check_images, read_annotations
 from data.lists import read_names
 from data.picture_store import PictureStore
@@ -27,15 +27,19 @@ from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import Batch, stored_batches
 from engine import autocast, fit
 from event_log import EventLog
-from experiment import PictureLibrary, carry_on, keeper, place, plan_of, start_state
+from experiment import PictureLibrary, place, plan_of, start_state
 from layers.backbone import SceneClassifier
+from locks import run_lock
 from option import SceneOptions
 from option.pretraining import ScenePictures
+from resume import Keeper, begun_run, carry_on, is_finished, is_settled, save_best
 from training_state import TrainingState
 from unpaired import PictureLoader, Schedule
 from utils import InputError, derive_seed, log_to, logger, write_atomic, write_text_atomic
 
 FEWEST_PER_CLASS = 2
+BEST = "SceneClassifier_best.pth.tar"
+NAME_KEY = "logs.experiment_name"
 
 
 @dataclass(frozen=True)
@@ -168,20 +172,22 @@ def pretrain_scenes(options: SceneOptions, device: torch.device, resume: bool) -
     """
     folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
     result = folder / "backbone.pth"
-    begun = begun_run(folder, resume, "logs.experiment_name")
-    if begun is not None and is_finished(begun, options.optim.epochs, options.optim.patience):
-        logger.info("%s is finished (%d epochs).", folder, begun["epoch"])
-        return result
-    with log_to(folder / "train.log"):
-        pictures = list_pictures(options.dataset)
-        if begun is not None and tuple(begun["classes"]) != pictures.classes:
-            raise InputError(
-                f"{folder}/last.pth knows {len(begun['classes'])} classes, not the {len(pictures.classes)} that "
-                "are found now: restore the pictures, or choose another logs.experiment_name."
-            )
-        state, model = _start(options, len(pictures.classes), device, begun)
-        write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-        _run(options, pictures, state, model, device, folder, result)
+    with run_lock(folder, NAME_KEY):
+        begun = begun_run(folder, options, resume, NAME_KEY)
+        finished = begun is not None and is_finished(begun, options.optim.epochs, options.optim.patience)
+        if begun is not None and finished and is_settled(begun, folder, folder / BEST):
+            logger.info("%s is finished (%d epochs) and left as it is.", folder, begun["epoch"])
+            return result
+        with log_to(folder / "train.log"):
+            pictures = list_pictures(options.dataset)
+            if begun is not None and tuple(begun["classes"]) != pictures.classes:
+                raise InputError(
+                    f"{folder}/last.pth knows {len(begun['classes'])} classes, not the {len(pictures.classes)} that "
+                    f"are found now: restore the pictures, or choose another {NAME_KEY}."
+                )
+            state, model = _start(options, len(pictures.classes), device, begun)
+            write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+            _run(options, pictures, state, model, device, folder, result, begun)
     return result
 
 
@@ -197,7 +203,7 @@ def _start(
     state = start_state(model, groups, options.optim, device)
     if begun is not None:
         folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
-        carry_on(state, begun, folder, "logs.experiment_name")
+        carry_on(state, begun, folder, NAME_KEY)
     return state, model
 
 
@@ -209,6 +215,7 @@ def _run(
     device: torch.device,
     folder: Path,
     result: Path,
+    begun: dict[str, Any] | None,
 ) -> None:
     """Fit, keeping the run and its backbone after every epoch."""
     dataset, optim = options.dataset, options.optim
@@ -236,17 +243,17 @@ def _run(
             )
         }
 
-    best = folder / "SceneClassifier_best.pth.tar"
-    keep = keeper(folder, best, options, classes=list(pictures.classes))
+    extra = {"classes": list(pictures.classes)}
 
-    def save(state: TrainingState, is_best: bool) -> None:
-        if is_best:
-            content = {"state_dict": model.resnet.state_dict(), "classes": list(pictures.classes), "epoch": state.epoch}
-            refuse_diverged(result, content)
-            write_atomic(result, lambda file: torch.save(content, file))
-        keep(state, is_best)  # last, so that a run that counts as finished has its backbone
+    def keep_best() -> None:
+        content = {"state_dict": model.resnet.state_dict(), "epoch": state.epoch}
+        refuse_diverged(result, content)
+        write_atomic(result, lambda file: torch.save(content | extra, file), durable=True)
+        save_best(folder / BEST, state, options, extra)  # last: `is_settled` looks at it
 
-    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + 1) as writer:
+    keeper = Keeper(folder, folder / BEST, options, keep_best, extra)
+    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + state.batch + 1) as writer:
+        keeper.settle(state, begun)
         fit(
             state,
             loader,
@@ -255,5 +262,5 @@ def _run(
             plan_of(optim, options.logs, select="accuracy"),
             device,
             writer,
-            save,
+            keeper.save,
         )

@@ -296,7 +296,7 @@ def _refuse_missing(checkpoints: Mapping[str, Path], path_opt: str, overrides: S
     if not missing:
         return
     folds = ",".join(label.removeprefix("fold ") for label in missing if label.startswith("fold "))
-    train = command("train.py", path_opt, overrides, "--folds", folds, "--resume")
+    train = command("train.py", path_opt, overrides, "--folds", folds)
     advice = f" Train it: {train}" if folds else ""
     raise InputError(f"no checkpoint {', '.join(map(str, missing.values()))}.{advice}")
 

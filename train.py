@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import option
-from checkpoints import begun_run, ending_clearly, fit_weights, is_finished, load_weights
+from checkpoints import ending_clearly, fit_weights, load_weights
 from data.annotations import Annotations
 from data.prior import PriorSimilarity
 from data.splits import recorded_or_new
@@ -24,12 +25,10 @@ from experiment import (
     add_force,
     audio_folder_of,
     best_checkpoint,
-    carry_on,
     command,
     entry_parser,
     evaluation_loader,
     experiment_folder,
-    keeper,
     parse_folds,
     place,
     plan_of,
@@ -38,57 +37,60 @@ from experiment import (
     start_state,
     train_loader,
 )
+from interruption import stopped_at_once
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.objective import Objective, build_objective
+from locks import run_lock
 from mismatch import Gate
 from optimisation import slow_backbones
 from option import Options
 from pairs import PairSource
 from preflight import check_training
 from provenance import LIST_DIGEST, check_data_set, train_digest
+from resume import Keeper, add_resume, begun_run, carry_on, is_finished, is_settled, save_best
 from utils import choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
+
+NAME_KEY = "k_fold.experiment_name"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the chosen folds one after the other."""
     parser = entry_parser("Train every fold of one experiment.")
     add_folds(parser)
-    parser.add_argument("--resume", action="store_true", help="go on where the folds stopped; skip finished ones")
+    add_resume(parser)
     add_force(parser)
     add_check(parser)
     given = parser.parse_args(arguments)
+    with stopped_at_once():
+        train_folds(given)
+
+
+def train_folds(given: argparse.Namespace) -> None:
+    """Train the folds that the arguments of `main` choose."""
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
     if given.check:
-        print(check_training(given.path_opt, options, folds, device, given.resume, Gate(given.force)))
+        resume = given.resume == "auto"
+        print(check_training(given.path_opt, options, folds, device, resume, Gate(given.force)))
         return
     vocabulary = read_vocabulary(options)
     media: Media | None = None
     for fold in folds:
         folder = run_folder(options, fold)
-        begun = begun_run(folder, given.resume, "k_fold.experiment_name")
-        if begun is not None and is_finished(begun, options.optim.epochs, options.optim.patience):
-            logger.info("%s is finished (%d epochs).", folder, begun["epoch"])
-            continue
-        with log_to(folder / "train.log"):
-            logger.info("Fold %d of %s on %s", fold, options.k_fold.experiment_name, device)
-            k_fold = options.k_fold
-            train, val = recorded_or_new(
-                options.dataset.data_path,
-                folder,
-                k_fold.strategy,
-                fold,
-                k_fold.nums,
-                k_fold.seed,
-                given.resume,
-                audio_folder_of(options),
-            )
-            if media is None or not (media.holds(train) and media.holds(val)):
-                media = Media.of(options, (train, val), device)
-            train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force)
+        with run_lock(folder, NAME_KEY):
+            begun = begun_run(folder, options, given.resume == "auto", NAME_KEY)
+            if begun is not None and is_over(options, fold, begun):
+                logger.info("%s is finished (%d epochs) and left as it is.", folder, begun["epoch"])
+                continue
+            with log_to(folder / "train.log"):
+                logger.info("Fold %d of %s on %s", fold, options.k_fold.experiment_name, device)
+                train, val = split_of(options, fold, begun is not None)
+                if media is None or not (media.holds(train) and media.holds(val)):
+                    media = Media.of(options, (train, val), device)
+                train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force)
     logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set))
 
 
@@ -129,12 +131,14 @@ def train_fold(
     groups = slow_backbones(model, model.parameter_groups(options), optim.lr_backbone)
     state = start_state(model, groups, optim, device, objective, optim.ema)
     if begun is not None:
-        carry_on(state, begun, folder, "k_fold.experiment_name")
+        carry_on(state, begun, folder, NAME_KEY)
     source = pair_source(options, train)
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-    known = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
-    save = keeper(folder, best_checkpoint(options, fold), options, **known)
-    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + 1) as writer:
+    extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
+    best = best_checkpoint(options, fold)
+    keeper = Keeper(folder, best, options, lambda: save_best(best, state, options, extra), extra)
+    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + state.batch + 1) as writer:
+        keeper.settle(state, begun)
         fit(
             state,
             loader,
@@ -143,8 +147,29 @@ def train_fold(
             plan_of(optim, options.logs, model.selected_by),
             device,
             writer,
-            save,
+            keeper.save,
         )
+
+
+def split_of(options: Options, fold: int, begun: bool) -> tuple[Annotations, Annotations]:
+    """Train and val list of a fold, of one that was begun those that it was begun with."""
+    k_fold, folder = options.k_fold, run_folder(options, fold)
+    return recorded_or_new(
+        options.dataset.data_path,
+        folder,
+        k_fold.strategy,
+        fold,
+        k_fold.nums,
+        k_fold.seed,
+        begun,
+        audio_folder_of(options),
+    )
+
+
+def is_over(options: Options, fold: int, begun: dict[str, Any]) -> bool:
+    """Whether nothing is left to do for a fold."""
+    finished = is_finished(begun, options.optim.epochs, options.optim.patience)
+    return finished and is_settled(begun, run_folder(options, fold), best_checkpoint(options, fold))
 
 
 def training_losses(model: RetrievalModel, objective: Objective, source: PairSource, batch: Batch) -> dict[str, Tensor]:

@@ -2,12 +2,76 @@
 
 from __future__ import annotations
 
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+Item = TypeVar("Item")
+PLAIN = ("parts", "epoch", "best", "best_epoch", "validations_since_best", "history", "batch", "row")
+"""Attributes of a `TrainingState` that a checkpoint holds as they are."""
+
+
+class Meter:
+    """Running sums of an epoch: losses, items, and how long the loop waited for its batches."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self.sums: dict[str, Tensor | float] = defaultdict(float)
+        self.recent: list[Tensor] = []
+        self.items = 0
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start of the epoch; the time between a save and its resumption does not count."""
+        return time.perf_counter() - self.started
+
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches, with the wait for each measured."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, losses: dict[str, Tensor], items: int) -> None:
+        """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
+        self.items += items
+        self.recent.append(losses["loss"].detach())
+        for name, value in losses.items():
+            self.sums[name] = self.sums[name] + value.detach()  # not in place: resumed sums lie on the CPU
+
+    def take_recent(self) -> list[Tensor]:
+        """The loss of each batch since this was last asked for."""
+        recent, self.recent = self.recent, []
+        return recent
+
+    def means(self) -> dict[str, float]:
+        """Losses per item so far, images (one per item) per second, share of waiting."""
+        seconds = self.seconds
+        means = {name: float(value) / self.items for name, value in self.sums.items()}
+        return means | {"images_per_second": self.items / seconds, "data_wait_share": self.waited / seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {"sums": dict(self.sums), "items": self.items, "waited": self.waited, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; the clock runs on from there."""
+        self.sums = defaultdict(float, state["sums"])
+        self.items, self.waited = state["items"], state["waited"]
+        self.started = time.perf_counter() - state["seconds"]
 
 
 @dataclass
@@ -20,6 +84,12 @@ class TrainingState:
         warmup: stepped after each step of the optimiser.
         average: moving average of the model's weights and running statistics.
         parts: into how many a batch is cut to fit into memory, see `out_of_memory`.
+        epoch: whole epochs that are done.
+        best: the highest validation score so far, reached after `best_epoch` epochs.
+        history: a row of figures for each of the epochs.
+        batch: batches of the present epoch that are done; the optimiser has stepped after the last of them.
+        row: what is known already of the present epoch's row.
+        meter: the sums of the present epoch.
     """
 
     model: nn.Module
@@ -32,13 +102,43 @@ class TrainingState:
     parts: int = 1
     epoch: int = 0
     best: float = float("-inf")
+    best_epoch: int = 0
     validations_since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    batch: int = 0
+    row: dict[str, float] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def scored(self) -> nn.Module:
         """What is validated and kept as the best: the moving average where there is one, else the model."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def at_best(self) -> bool:
+        """Whether these are the weights of the best epoch so far."""
+        return self.batch == 0 and 0 < self.epoch == self.best_epoch
+
+    def begin_epoch(self) -> None:
+        """Start the row and the sums of an epoch, unless it is resumed in its middle."""
+        if self.batch == 0:
+            self.row = {"epoch": float(self.epoch + 1), "lr": self.optimizer.param_groups[0]["lr"]}
+            self.meter = Meter()
+
+    def step_schedule(self) -> None:
+        """Bring the learning rates to those of the next epoch."""
+        with warnings.catch_warnings():
+            # All of the epoch's steps may have been done before it was resumed.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler.step()
+
+    def end_epoch(self, figures: dict[str, float]) -> dict[str, float]:
+        """Count the epoch; returns its row: what was known at its start, these figures, its seconds."""
+        self.step_schedule()
+        self.epoch += 1
+        self.batch = 0
+        self.history.append(self.row | figures | {"seconds": self.meter.seconds})
+        return self.history[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, with the states of all random generators."""
@@ -50,11 +150,8 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "parts": self.parts,
-            "epoch": self.epoch,
-            "best": self.best,
-            "validations_since_best": self.validations_since_best,
-            "history": self.history,
+            "meter": self.meter.state_dict(),
+            **{name: getattr(self, name) for name in PLAIN},
             "random_cpu": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
@@ -74,9 +171,11 @@ class TrainingState:
         for part in ("model", "optimizer", "scheduler", "scaler"):
             getattr(self, part).load_state_dict(state[part])
         self.objective.load_state_dict(state.get("objective", {}))  # absent in runs begun before there was a choice
-        self.parts = state.get("parts", 1)  # absent in runs begun before batches could be cut
-        for value in ("epoch", "best", "validations_since_best", "history"):
-            setattr(self, value, state[value])
+        for value in PLAIN:
+            # Runs that an earlier version began lack some of them.
+            setattr(self, value, state.get(value, getattr(self, value)))
+        if "meter" in state:
+            self.meter.load_state_dict(state["meter"])
         torch.set_rng_state(state["random_cpu"].cpu())
         if len(state["random_cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])

@@ -24,8 +24,8 @@ class ViewLoader(Protocol):
     def __len__(self) -> int:
         """Batches per epoch."""
 
-    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
-        """All items once, on the device, two views of each batch."""
+    def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
+        """All items once, on the device, two views of each batch; the first `skip` batches are left out."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,27 @@ class StoredLoader:
         """Batches per epoch."""
         return len(self.schedule)
 
-    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
+    def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """See `ViewLoader`."""
-        chunks, generator = self.schedule.draw(*epoch)
-        for ids, stored in self._stored(chunks):
-            yield self._view(stored, ids, generator, second=False), self._view(stored, ids, generator, second=True)
+        return ((first, second) for first, second in self._views(epoch, (False, True), skip))
 
-    def _stored(self, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _views(self, epoch: tuple[int, ...], kinds: tuple[bool, ...], skip: int) -> Iterator[list[Batch]]:
+        """The views of each batch; of what `kinds` says are second ones."""
+        chunks, generator = self.schedule.draw(*epoch)
+        for chunk in chunks[:skip]:
+            for second in kinds:
+                self._draw(len(chunk), generator, second)
+        chunks = chunks[skip:]
         pictures = stored_batches(self.store, [self.rows[chunk] for chunk in chunks], self.workers)
         for ids, stored in zip(chunks, pictures, strict=True):
-            yield ids, stored.to(self.device, non_blocking=True)
+            resident = stored.to(self.device, non_blocking=True)
+            yield [self._view(resident, ids, self._draw(len(ids), generator, second)) for second in kinds]
 
-    def _view(self, stored: Tensor, ids: Tensor, generator: torch.Generator, second: bool) -> Batch:
+    def _draw(self, count: int, generator: torch.Generator, second: bool) -> Draws:
+        """What chance decides for a view of `count` items."""
+        raise NotImplementedError
+
+    def _view(self, stored: Tensor, ids: Tensor, draws: Draws) -> Batch:
         raise NotImplementedError
 
 
@@ -108,22 +117,26 @@ class PictureLoader(StoredLoader):
     `image_ids` of a batch are places among the N pictures.
     """
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All pictures once, in the order of epoch `number`, in the training view."""
-        chunks, generator = self.schedule.draw(number)
-        for ids, stored in self._stored(chunks):
-            yield self._view(stored, ids, generator, second=False)
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """All pictures once, in the order of epoch `number`, in the training view, without the first `skip` batches."""
+        for (view,) in self._views((number,), (False,), skip):
+            yield view
 
-    def _view(self, stored: Tensor, ids: Tensor, generator: torch.Generator, second: bool) -> Batch:
-        draws = Draws.draw(len(stored), self.margin, generator, flips=second)
+    def _draw(self, count: int, generator: torch.Generator, second: bool) -> Draws:
+        return Draws.draw(count, self.margin, generator, flips=second)
+
+    def _view(self, stored: Tensor, ids: Tensor, draws: Draws) -> Batch:
         return Batch(images=augment(stored, self.image_size, draws), image_ids=ids).to(self.device)
 
 
 class SpectrogramLoader(StoredLoader):
     """Spectrograms of side `audio_margin_size(S)`, in two random crops."""
 
-    def _view(self, stored: Tensor, ids: Tensor, generator: torch.Generator, second: bool) -> Batch:
-        return Batch(audio=crop(stored, self.image_size, draw_offsets(len(stored), self.margin, generator)))
+    def _draw(self, count: int, generator: torch.Generator, second: bool) -> Draws:
+        return Draws(torch.zeros(count), draw_offsets(count, self.margin, generator))
+
+    def _view(self, stored: Tensor, ids: Tensor, draws: Draws) -> Batch:
+        return Batch(audio=crop(stored, self.image_size, draws.offsets))
 
 
 class CaptionLoader:
@@ -163,13 +176,15 @@ class CaptionLoader:
         """Batches per epoch."""
         return len(self.schedule)
 
-    def views(self, *epoch: int) -> Iterator[tuple[Batch, Batch]]:
+    def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """See `ViewLoader`."""
         chunks, generator = self.schedule.draw(*epoch)
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             drawn = [self._two_captions(self.images[image], generator) for image in chunk.tolist()]
             first, second = torch.tensor(drawn).T
-            yield self._view(first, generator), self._view(second, generator)
+            views = self._view(first, generator), self._view(second, generator)
+            if number >= skip:
+                yield views
 
     @staticmethod
     def _two_captions(own: Tensor, generator: torch.Generator) -> tuple[int, int]:

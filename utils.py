@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import logging
 import os
@@ -34,18 +36,31 @@ class RunFault(InputError):
     """A fault that ends a run midway; what was saved before stays, and a resumed run goes on from it. Exit status 3."""
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+class Interrupted(BaseException):
+    """A signal ended a run whose state is saved. Entry points end with exit status `RUN_AGAIN`."""
+
+
+RUN_AGAIN = 75
+"""Exit status of a run that the same command carries on: EX_TEMPFAIL, of which sysexits.h says "try again"."""
+UNFINISHED = ".unfinished"
+"""Ends the names of files that are being written."""
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], durable: bool = False) -> None:
     """Write a file so that a reader sees either the old content or the whole new one, even after a crash.
 
     Args:
         path: the file; its folder is made.
         write: called with the temporary file beside it, open for writing and for reading back.
+        durable: return only when the new name, too, is on the disk: the file is there even if the power fails then.
 
     Raises:
         OSError: it can't be written; carries the name of the file. What was there before stays.
     """
     try:
         _write_atomic(path, write)
+        if durable:
+            _flush_folder(path.parent)
     except (OSError, RuntimeError) as fault:
         error = system_error(fault)
         if error is None:
@@ -55,7 +70,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 def _write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
         with os.fdopen(handle, "w+b") as file:
             write(file)
@@ -66,6 +81,26 @@ def _write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what killed writers of `write_atomic` left in a folder, of one file name or of all.
+
+    Nobody else may be writing there: hold the folder's lock.
+    """
+    for leftover in folder.glob(f".{glob.escape(name)}*{UNFINISHED}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -220,8 +255,8 @@ def log_to(path: Path) -> Iterator[None]:
 def run_entry_point(main: Callable[[], None]) -> NoReturn:
     """Run an entry point, whose faults end in one message and an exit status, not in a traceback.
 
-    2: a fault in what the user gave, found before the work; 3: one that ended the work, such as a full disk; 130: the
-    keyboard.
+    2: a fault in what the user gave, found before the work; 3: one that ended the work, such as a full disk;
+    `RUN_AGAIN`: a signal stopped a training; 130: the keyboard.
     """
     start_logging()
     try:
@@ -232,8 +267,10 @@ def run_entry_point(main: Callable[[], None]) -> NoReturn:
     except InputError as fault:
         logger.error("%s", fault)
         sys.exit(2)
+    except Interrupted:
+        sys.exit(RUN_AGAIN)
     except KeyboardInterrupt:
-        logger.error("stopped by the keyboard; what was saved stays, and the same command goes on (training: --resume)")
+        logger.error("stopped by the keyboard")
         sys.exit(130)
     except (OSError, RuntimeError, MemoryError) as fault:
         text = explain(fault)

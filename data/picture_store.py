@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from data.lists import first_faults
 from data.pictures import DECODING_RULES, load_square
-from utils import InputError, write_atomic
+from locks import waiting_lock
+from utils import InputError, remove_unfinished, write_atomic
 
 CACHES = ("device", "ram", "disk", "off")
 
@@ -232,14 +233,16 @@ def _prepare_file(paths: Sequence[Path], size: int, cache_folder: Path) -> Path:
     key = json.dumps([DECODING_RULES, size, [os.path.abspath(path) for path in paths]])
     file = cache_folder / f"{_digest(key).hex()[:16]}.uint8"
     total = len(paths) * (_MARK_BYTES + 3 * size * size)
-    if not file.exists() or file.stat().st_size != total:
-        try:
-            write_atomic(file, lambda handle: _reserve(handle, total))
-        except OSError as error:
-            raise InputError(
-                f"{file}: no room for a picture cache of {total / 2**30:.1f} GiB ({error.strerror}); free some "
-                "space, or set dataset.cache to off"
-            ) from error
+    with waiting_lock(file):  # two runs that each made one would not share what they decode
+        remove_unfinished(cache_folder, file.name)
+        if not file.exists() or file.stat().st_size != total:
+            try:
+                write_atomic(file, lambda handle: _reserve(handle, total))
+            except OSError as error:
+                raise InputError(
+                    f"{file}: no room for a picture cache of {total / 2**30:.1f} GiB ({error.strerror}); free some "
+                    "space, or set dataset.cache to off"
+                ) from error
     return file
 
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 import vocab
 from data.annotations import Annotations
 from data.lists import LONGEST_LINE
+from locks import waiting_lock
 from untrusted import read_arrays
-from utils import InputError, first_line, logger, write_atomic
+from utils import InputError, first_line, logger, remove_unfinished, write_atomic
 
 RULE = "prior-1"
 """Names what is computed here, so that files of another rule are not taken for this one."""
@@ -146,12 +147,14 @@ class PriorSimilarity:
             InputError: the kept file can't be read.
         """
         path = folder / f"prior-{captions_digest(annotations)[:16]}.npz"
-        if path.is_file():
-            return cls.load(path)
-        logger.info("Counts n-grams of %d captions for the prior similarity: %s", len(annotations.captions), path)
-        found = cls.build(annotations)
-        found.save(path)
-        return found
+        if not path.is_file():
+            with waiting_lock(path):
+                remove_unfinished(folder, path.name)
+                if not path.is_file():
+                    captions = len(annotations.captions)
+                    logger.info("Counts n-grams of %d captions for the prior similarity: %s", captions, path)
+                    cls.build(annotations).save(path)
+        return cls.load(path)
 
     def save(self, path: Path) -> None:
         """Write all counts, a few MB, as NumPy arrays."""

@@ -14,11 +14,23 @@ export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 
 # step NAME COMMAND...: runs a command under a headline; where it fails, says which step that was and ends the script.
+# SIGTERM and SIGINT are passed on to it, and waited for: a training saves its state and ends with status 75.
 step() {
-  local name="$1" start=$SECONDS status=0
+  local name="$1" start=$SECONDS status=0 child interrupted=1
   shift
   printf '\n==> %s\n' "$name"
-  "$@" || status=$?
+  "$@" &
+  child=$!
+  trap 'interrupted=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
+  while ((interrupted)); do
+    interrupted=0 status=0
+    wait "$child" || status=$?
+  done
+  trap - TERM INT
+  if ((status == 75)); then
+    printf '==> %s: stopped after %d s, its state is saved. Run the same command again to go on.\n' "$name" $((SECONDS - start)) >&2
+    exit "$status"
+  fi
   if ((status != 0)); then
     printf '==> %s: FAILED after %d s (exit status %d). The reason stands above; mend it and run the same command again.\n' \
       "$name" $((SECONDS - start)) "$status" >&2

@@ -9,7 +9,7 @@ step "1/5 environment" bash exec/environment.sh
 python=.venv/bin/python
 step "2/5 toy data set" "$python" -m data.toy
 step "3/5 vocabulary" "$python" -m vocab --data_path data/toy_precomp --data_name toy
-step "4/5 training" "$python" train.py --path_opt option/TOY_AMFMN.yaml --resume "$@"
+step "4/5 training" "$python" train.py --path_opt option/TOY_AMFMN.yaml "$@"
 step "5/5 test" "$python" test.py --report --path_opt option/TOY_AMFMN.yaml "$@"
 
 cat <<'NEXT'

@@ -19,7 +19,7 @@ for words in dropped kept; do
       settings=(model.backbone.pretrained=none model.seq2vec.arch=gru dataset.image_size=64 "dataset.vocab_path=$vocabulary"
         optim.amp=bf16 optim.epochs=6 optim.schedule=cosine "optim.loss=$loss" "optim.mask=$mask"
         k_fold.nums=2 "k_fold.experiment_name=$name" "${extra[@]}")
-      step "train $name" "$python" train.py --path_opt "$option" --resume --set "${settings[@]}"
+      step "train $name" "$python" train.py --path_opt "$option" --set "${settings[@]}"
       step "test $name" "$python" test.py --path_opt "$option" --set "${settings[@]}"
       folders+=("checkpoint/$name")
     done

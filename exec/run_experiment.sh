@@ -30,5 +30,5 @@ keywords="data/${name}_keywords"
 if grep -q "keywords_path: $keywords" "$option" && [[ ! -f "$keywords/test_keywords.txt" ]]; then
   step "keywords" "$python" -m data.keywords "data/${name}_precomp" --out "$keywords"
 fi
-step "training" "$python" train.py --path_opt "$option" --resume "$@"
+step "training" "$python" train.py --path_opt "$option" "$@"
 step "test" "$python" test.py --path_opt "$option" "$@"

@@ -26,8 +26,8 @@ if [[ ! -f "vocab/${name}_splits_vocab.json" ]]; then
 fi
 start=()
 if [[ $pretrain == yes ]]; then
-  step "pretraining" "$python" pretrain.py --path_opt "option/${name^^}_MCRN_PRETRAIN.yaml" --resume
+  step "pretraining" "$python" pretrain.py --path_opt "option/${name^^}_MCRN_PRETRAIN.yaml"
   start=(--set "k_fold.experiment_name=${name}_mcrn_pretrained"
     "model.init_from=checkpoint/${name}_mcrn_pretrain/pretrained.pth.tar")
 fi
-bash exec/run_experiment.sh "option/${name^^}_MCRN.yaml" "$name" "${start[@]}" "$@"
+exec bash exec/run_experiment.sh "option/${name^^}_MCRN.yaml" "$name" "${start[@]}" "$@"

@@ -48,7 +48,7 @@ PUBLISHED_KEYS = (
     ("model", "num_modal word_dim num_layers use_bidirectional_rnn is_finetune resnet_ckpt", ANOTHER_MODEL),
     ("dataset", "data_split", "k_fold.strategy chooses the split"),
     ("optim", "lr_D lr_D_decay_param lr_D_update_epoch", "the discriminator belongs to pretrain.py"),
-    ("optim", "resume_Discriminator", "pretrain.py --resume carries on with both"),
+    ("optim", "resume_Discriminator", "pretrain.py carries on with both"),
     ("optim", "lr_finetune_decay_param lr_finetune_update_epoch", "optim.schedule lowers the rate"),
     ("logs", "logger_name", "the log lies in the run's folder"),
     ("k_fold", "current_num", "--folds chooses the folds"),
@@ -282,7 +282,7 @@ class Optim(Training):
     )
     resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
         default=None,
-        description="checkpoint whose weights to start from, or false; an interrupted run goes on by --resume instead",
+        description="checkpoint whose weights to start from, or false; an interrupted run goes on by itself",
     )
 
 
@@ -291,6 +291,12 @@ class Logs(Parameters):
 
     eval_step: int = Field(default=1, ge=1, description="epochs from one validation to the next [epochs]")
     print_freq: int = Field(default=10, ge=1, description="training steps from one report to the next [steps]")
+    save_minutes: float = Field(
+        default=10.0,
+        ge=0,
+        description="time from one save inside an epoch to the next, by which a killed run goes on; 0: only after "
+        "epochs and signals [minutes]",
+    )
     ckpt_save_path: GivenPath = Field(
         default=Path("checkpoint"), description="folder of all runs: <ckpt_save_path>/<experiment_name>/<fold>"
     )

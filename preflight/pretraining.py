@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from augmentation import audio_margin_size, margin_size
-from checkpoints import begun_run
 from experiment import read_vocabulary
 from layers.backbone import SceneClassifier
 from layers.mcrn import MCRN
@@ -24,6 +23,7 @@ from preflight.resources import (
     describe_headers,
     each_weight_alone,
 )
+from resume import begun_run
 from scene_pretraining import list_pictures
 from unpaired_sources import find_sources
 
@@ -49,7 +49,7 @@ def check_pretraining(source: str, options: SceneOptions | ModalityOptions, devi
     else:
         data, stores, model = _check_modalities(found, options)
     folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
-    begun = found.attempt("Earlier runs", partial(begun_run, folder, resume, "logs.experiment_name"))
+    begun = found.attempt("Earlier runs", partial(begun_run, folder, options, resume, "logs.experiment_name"))
     memory, on_disk = check_memory(found, options.dataset, stores, device)
     last, best = (0, 0) if model is None else checkpoint_bytes(model, averaged=False)
     output = check_output(found, folder, on_disk + last + (0 if begun else last + 2 * best))

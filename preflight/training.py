@@ -10,7 +10,7 @@ import torch
 
 import vocab
 from augmentation import audio_margin_size, margin_size
-from checkpoints import begun_run, fit_weights, load_weights
+from checkpoints import fit_weights, load_weights
 from data.annotations import Annotations, blank_captions, check_images, list_files, read_annotations
 from data.lists import read_lines
 from data.splits import UNNAMED_SCENE, fold_annotations, recorded_or_new, scene_classes
@@ -30,6 +30,7 @@ from preflight.resources import (
     each_weight_alone,
 )
 from provenance import check_data_set
+from resume import begun_run
 from vocab import Vocabulary
 
 MOST_UNKNOWN = 0.9
@@ -117,7 +118,8 @@ def _split(options: Options, fold: int, resume: bool) -> tuple[Annotations, Anno
     """The split that training would take; nothing is written."""
     k_fold, data_path, audio_folder = options.k_fold, options.dataset.data_path, audio_folder_of(options)
     folder = run_folder(options, fold)
-    if resume and all((folder / "split" / f"{side}.txt").exists() for side in ("train", "val")):
+    recorded = all((folder / "split" / f"{side}.txt").exists() for side in ("train", "val"))
+    if resume and recorded and (folder / "last.pth").exists():
         return recorded_or_new(data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, True, audio_folder)
     return fold_annotations(data_path, k_fold.strategy, fold, k_fold.nums, k_fold.seed, audio_folder)
 
@@ -167,7 +169,7 @@ def _check_weights(
         found.attempt("Weights", partial(load_weights, model, options.optim.resume, options, vocabulary, gate))
     for fold in folds:
         folder = run_folder(options, fold)
-        begun = found.attempt("Earlier runs", partial(begun_run, folder, resume, "k_fold.experiment_name"))
+        begun = found.attempt("Earlier runs", partial(begun_run, folder, options, resume, "k_fold.experiment_name"))
         if begun is not None:
             last, data_path = folder / "last.pth", options.dataset.data_path
             found.attempt("Earlier runs", partial(check_data_set, begun, last, data_path, gate))

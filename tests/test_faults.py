@@ -48,26 +48,26 @@ class Run:
         self.train(1)
         self.saved = self.last.read_bytes()
 
-    def train(self, epochs: int, *overrides: str, resume: bool = False) -> None:
-        given = ["--path_opt", str(self.path), "--folds", "0", *(["--resume"] if resume else [])]
+    def train(self, epochs: int, *overrides: str) -> None:
+        given = ["--path_opt", str(self.path), "--folds", "0"]
         train_entry.main([*given, "--set", f"optim.epochs={epochs}", "dataset.cache=off", *overrides])
 
     def fails(self, *overrides: str) -> str:
         """Go on into the fault; returns its message, with the old state found whole."""
         with pytest.raises(RunFault) as caught:
-            self.train(3, *overrides, resume=True)
+            self.train(3, *overrides)
         assert self.last.read_bytes() == self.saved
         assert read_checkpoint(self.last)["epoch"] == 1
-        assert not list(self.last.parent.glob(".*"))  # no temporary file is left
+        assert not list(self.last.parent.glob(".*.unfinished"))  # no temporary file is left
         message = str(caught.value)
         assert message.endswith(
-            f"{self.last} is whole, as it was saved last: once that is mended, --resume goes on from it."
+            f"{self.last} is whole, as it was saved last: once that is mended, the same command goes on from there."
         )
         return message
 
     def goes_on(self) -> dict[str, Any]:
         """The fault is mended: the run must reach its end."""
-        self.train(3, resume=True)
+        self.train(3)
         content = read_checkpoint(self.last)
         assert content["epoch"] == 3
         return content
@@ -187,13 +187,13 @@ class TestMemory:
                 raise CUDA_FAULT
 
         use_small_model(monkeypatch, note)
-        run.train(2, "optim.on_oom=halve", resume=True)
+        run.train(2, "optim.on_oom=halve")
         # 38 captions: four batches of 8 and one of 6
         assert sizes == [8, *[4] * 8, 3, 3]
         assert "Each batch is now worked off in 2 parts" in caplog.text
         assert "only its own 4 items as negatives" in caplog.text
         assert read_checkpoint(run.last)["parts"] == 2
-        run.train(3, "optim.on_oom=halve", resume=True)
+        run.train(3, "optim.on_oom=halve")
         assert sizes[11:] == [*[4] * 8, 3, 3]  # a resumed run does not try the whole batch again
 
     def test_nothing_is_left_to_halve(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ class TestMemory:
     def test_another_error_of_a_step_stays_itself(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         use_small_model(monkeypatch, out_of_memory_above(0, RuntimeError("shapes do not fit")))
         with pytest.raises(RuntimeError, match="shapes do not fit"):
-            run.train(2, "optim.on_oom=halve", resume=True)
+            run.train(2, "optim.on_oom=halve")
 
     def test_parts_give_the_sum_of_their_gradients(self) -> None:
         torch.manual_seed(0)

@@ -151,7 +151,7 @@ class TestDataSet:
     def test_a_run_does_not_go_on_with_other_captions(self, trained: Path) -> None:
         captions = trained.parent / "data" / "train_caps.txt"
         captions.write_text(captions.read_text().replace("field", "meadow"))
-        given = ["--path_opt", str(trained), "--resume", "--folds", "0", "--set", "optim.epochs=2"]
+        given = ["--path_opt", str(trained), "--folds", "0", "--set", "optim.epochs=2"]
         with pytest.raises(InputError, match="whose train list is another"):
             train_entry.main(given)
         train_entry.main([*given, "--force"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import modality_pretraining
 import option
 import pretrain as pretrain_entry
 import train as train_entry
@@ -16,6 +17,7 @@ from layers import build_model
 from layers.mcrn import MODALITIES
 from modality_pretraining import Adversaries, adversarial_step, start_adversaries, validate
 from option import ModalityOptions
+from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.test_unpaired import CPU, opened, read_options, write_options
 from tests.tiny import add_spectrograms, make_precomp
 from unpaired_sources import Sources
@@ -149,20 +151,23 @@ class TestRun:
         assert set(drawn) <= {0.0, 1.0, 2.0}
 
     def test_resume_gives_the_weights_of_an_uninterrupted_run(
-        self, data: Path, words: Vocabulary, pretrained: Path, tmp_path: Path
+        self, data: Path, words: Vocabulary, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arguments = ["--path_opt", str(write_options(tmp_path, data, words))]
-        pretrain_entry.main([*arguments, "--set", "optim.epochs=1"])
-        with pytest.raises(InputError, match=r"already holds a run.*logs\.experiment_name"):
+        with asked_to_stop(monkeypatch, modality_pretraining, "adversarial_step", 4):
             pretrain_entry.main(arguments)
-        with pytest.raises(InputError, match=r"another network, optimiser.*warmup.*logs\.experiment_name"):
+        assert read_checkpoint(run_folder(tmp_path / "x") / "last.pth")["batch"] == 4
+        with pytest.raises(InputError, match=r"already holds a run.*logs\.experiment_name"):
+            pretrain_entry.main([*arguments, "--resume", "never"])
+        with pytest.raises(InputError, match=r"(?s)warmup_steps: 0 when it was begun, 3 now.*logs\.experiment_name"):
             pretrain_entry.main([*arguments, "--resume", "--set", "optim.warmup_steps=3"])
         pretrain_entry.main([*arguments, "--resume"])
         whole, parts = (read_checkpoint(run_folder(path) / "last.pth") for path in (pretrained, tmp_path / "x"))
-        for side in ("model", "discriminating"):
-            one, other = (run[side] if side == "model" else run[side]["model"] for run in (whole, parts))
-            for name, value in one.items():
-                assert torch.equal(value, other[name]), name
+        assert_equal(*(comparable(run | {"discriminating": None}) for run in (whole, parts)))
+        assert_equal(*(comparable(run["discriminating"]) for run in (whole, parts)))
+        assert_equal(
+            *(read_checkpoint(run_folder(p) / "pretrained.pth.tar")["model"] for p in (pretrained, tmp_path / "x"))
+        )
         pretrain_entry.main([*arguments, "--resume"])
 
     def test_a_model_starts_from_it(self, pretrained: Path, data: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import keeper, start_state
+from experiment import start_state
 from layers import build_model
 from layers.backbone import resnet_parameters
 from layers.objective import build_objective
@@ -18,6 +18,7 @@ from layers.registry import registered
 from optimisation import moving_average, slow_backbones
 from option import Options
 from option.schema import Optim
+from resume import Keeper, save_best
 from training_state import optimiser_step
 from utils import read_checkpoint
 from vocab import Vocabulary
@@ -151,7 +152,9 @@ def test_the_average_is_what_is_kept_as_the_best(tiny_options: Callable[..., Opt
     state = start_state(model, groups_of(model), Optim(), CPU, ema=0.5)
     nn.init.constant_(cast(Small, state.scored).linear.weight, 7.0)
     state.history.append({"epoch": 1.0})
-    keeper(tmp_path, tmp_path / "best.pth", tiny_options("AMFMN"))(state, True)
+    options = tiny_options("AMFMN")
+    best = tmp_path / "best.pth"
+    Keeper(tmp_path, best, options, lambda: save_best(best, state, options, {})).save(state, True)
     weights = [read_checkpoint(tmp_path / name)["model"]["linear.weight"] for name in ("best.pth", "last.pth")]
     assert torch.equal(weights[0], torch.full((2, 3), 7.0))
     assert torch.equal(weights[1], model.linear.weight)

@@ -354,7 +354,8 @@ class TestFaults:
             (
                 "logs.colour",
                 "red",
-                "logs.colour: unknown key, given 'red'; known there: eval_step, print_freq, ckpt_save_path",
+                "logs.colour: unknown key, given 'red'; known there: eval_step, print_freq, save_minutes, "
+                "ckpt_save_path",
             ),
             (
                 "colour",
@@ -364,7 +365,8 @@ class TestFaults:
             (
                 "logs",
                 "3",
-                "logs: given '3'; allowed: a block of keys: logs.eval_step, logs.print_freq, logs.ckpt_save_path",
+                "logs: given '3'; allowed: a block of keys: logs.eval_step, logs.print_freq, logs.save_minutes, "
+                "logs.ckpt_save_path",
             ),
             ("model.fusion", "3", "model.fusion: given '3'; allowed: a block of keys: none of this model"),
             ("model.seq2vec.dropout", "1", "model.seq2vec.dropout: given '1'; allowed: a number, at least 0, below 1"),

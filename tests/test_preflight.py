@@ -195,12 +195,12 @@ class TestTraining:
         use_small_model(monkeypatch)
         given = ["--path_opt", str(experiment), "--folds", "0", "--set", "optim.epochs=1"]
         train_entry.main(given)
-        assert "already holds a run" in check(experiment)
-        train_entry.main([*given, "--check", "--resume"])
+        assert "already holds a run" in check(experiment, flags=("--resume", "never"))
+        train_entry.main([*given, "--check"])
         data = experiment.parent / "data" / "train_caps.txt"
         data.write_text(data.read_text().replace("field", "roof"))
-        assert "whose train list is another" in check(experiment, flags=("--resume",))
-        train_entry.main([*given, "--check", "--resume", "--force"])
+        assert "whose train list is another" in check(experiment, "optim.epochs=1")
+        train_entry.main([*given, "--check", "--force"])
 
     def test_room_on_disk_in_memory_and_for_the_workers(
         self, experiment: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import engine
 import option
 import pretrain as pretrain_entry
 from experiment import read_vocabulary
@@ -19,6 +20,7 @@ from layers import build_model
 from layers.backbone import SceneClassifier, import_torchvision, read_backbone_file
 from option.pretraining import SceneBackbone, ScenePictures
 from scene_pretraining import list_pictures, split_classes
+from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError, read_checkpoint
 
@@ -150,27 +152,31 @@ class TestRun:
                 assert torch.equal(started[f"image_encoder.pyramid.resnet.{name}"], value), name
 
     def test_resume_gives_the_weights_of_an_uninterrupted_run(
-        self, data: Path, pretrained: Path, tmp_path: Path
+        self, data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = ["--path_opt", str(write_options(tmp_path, data)), "--set", "optim.epochs=1", "optim.schedule_epochs=2"]
-        pretrain_entry.main([*first])
-        pretrain_entry.main([*first, "optim.epochs=2", "--resume"])
-        whole, parts = (read_checkpoint(run / "last.pth") for run in (pretrained, tmp_path / "checkpoint" / "scenes"))
-        for name, value in whole["model"].items():
-            assert torch.equal(value, parts["model"][name]), name
-        assert [row["val_accuracy"] for row in whole["history"]] == [row["val_accuracy"] for row in parts["history"]]
+        arguments = ["--path_opt", str(write_options(tmp_path, data))]
+        run = tmp_path / "checkpoint" / "scenes"
+        with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+            pretrain_entry.main(arguments)
+        begun = read_checkpoint(run / "last.pth")
+        assert (begun["epoch"], begun["batch"]) == (0, 2)
+        pretrain_entry.main(arguments)
+        assert_equal(*(comparable(read_checkpoint(folder / "last.pth")) for folder in (pretrained, run)))
+        assert_equal(*(torch.load(folder / "backbone.pth", weights_only=True) for folder in (pretrained, run)))
 
     def test_a_begun_run_is_kept(self, data: Path, pretrained: Path, tmp_path: Path) -> None:
         before = (pretrained / "last.pth").stat().st_mtime_ns
         arguments = ["--path_opt", str(write_options(pretrained.parents[1], data))]
         with pytest.raises(InputError, match=r"already holds a run.*logs\.experiment_name"):
-            pretrain_entry.main(arguments)
-        pretrain_entry.main([*arguments, "--resume"])
+            pretrain_entry.main([*arguments, "--resume", "never"])
+        pretrain_entry.main(arguments)
         assert (pretrained / "last.pth").stat().st_mtime_ns == before
-        longer = [*arguments, "--resume", "--set", "optim.epochs=3"]
-        with pytest.raises(InputError, match=r"another network, optimiser.*logs\.experiment_name"):
+        with pytest.raises(InputError, match=r"optim\.schedule_epochs: 2 when it was begun, 3 now"):
+            pretrain_entry.main([*arguments, "--set", "optim.epochs=3"])
+        longer = [*arguments, "--set", "optim.epochs=3", "optim.schedule_epochs=2"]
+        with pytest.raises(InputError, match=r"(?s)architecture: resnet18 when it was.*, resnet34.*experiment_name"):
             pretrain_entry.main([*longer, "backbone.architecture=resnet34"])
-        with pytest.raises(InputError, match=r"another network, optimiser.*warmup"):
+        with pytest.raises(InputError, match=r"optim\.warmup_steps: 0 when it was begun, 3 now"):
             pretrain_entry.main([*longer, "optim.warmup_steps=3"])
         fewer = make_precomp(tmp_path / "fewer")
         names = [name for name in (fewer / "train_filename.txt").read_text().split() if not name.startswith("pond")]

@@ -103,25 +103,11 @@ def test_one_checkpoint_alone_leaves_the_table(trained: Path, tmp_path: Path) ->
 
 def test_a_begun_run_is_not_overwritten_and_a_finished_one_is_skipped(trained: Path) -> None:
     before = snapshot(experiment(trained))
-    with pytest.raises(InputError, match=r"already holds a run.*--resume"):
-        train_entry.main(["--path_opt", str(trained)])
-    train_entry.main(["--path_opt", str(trained), "--resume"])
+    with pytest.raises(InputError, match=r"already holds a run.*--resume never"):
+        train_entry.main(["--path_opt", str(trained), "--resume", "never"])
+    train_entry.main(["--path_opt", str(trained)])
     weights = {name: stamp for name, stamp in before.items() if "pth" in name}
     assert {name: stamp for name, stamp in snapshot(experiment(trained)).items() if "pth" in name} == weights
-
-
-def test_resume_gives_the_weights_of_an_uninterrupted_run(trained: Path, tmp_path: Path) -> None:
-    def arguments(name: str, epochs: int) -> list[str]:
-        overrides = [f"logs.ckpt_save_path={tmp_path}", f"k_fold.experiment_name={name}", f"optim.epochs={epochs}"]
-        return ["--path_opt", str(trained), "--folds", "1", "--set", *overrides]
-
-    train_entry.main(arguments("whole", 3))
-    train_entry.main(arguments("parts", 1))
-    train_entry.main([*arguments("parts", 3), "--resume"])
-    whole, parts = (read_checkpoint(tmp_path / name / "1" / "last.pth") for name in ("whole", "parts"))
-    for name, value in whole["model"].items():
-        assert torch.equal(value, parts["model"][name]), name
-    assert [row["val_mR"] for row in whole["history"]] == [row["val_mR"] for row in parts["history"]]
 
 
 EVERYTHING = [
@@ -153,7 +139,7 @@ def test_every_choice_of_the_optimiser_resumes_exactly(trained: Path, tmp_path: 
     assert 0 < last["masked_share"] < 0.3
     assert list((tmp_path / "whole" / "cache").glob("prior-*.npz"))
     test_entry.main(arguments("whole", 3))
-    with pytest.raises(InputError, match=r"another network, optimiser, loss or moving average.*'average'"):
+    with pytest.raises(InputError, match=r"optim\.ema: 0\.9 when it was begun, 0\.0 now"):
         train_entry.main([*arguments("parts", 4), "optim.ema=0", "--resume"])
 
 
@@ -170,9 +156,7 @@ def test_a_missing_checkpoint_names_the_command(trained: Path) -> None:
     with pytest.raises(InputError) as fault:
         test_entry.main(["--path_opt", str(trained), *overrides])
     assert "never/0/AMFMN_best.pth.tar" in str(fault.value)
-    assert f"python train.py --path_opt {trained} --folds 0,1 --resume --set k_fold.experiment_name=never" in str(
-        fault.value
-    )
+    assert f"python train.py --path_opt {trained} --folds 0,1 --set k_fold.experiment_name=never" in str(fault.value)
 
 
 def test_another_model_than_the_checkpoint_names_the_options(trained: Path) -> None:

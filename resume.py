@@ -1,0 +1,200 @@
+"""Going on with a run: what was begun, whether these options may go on with it, and what is saved for that."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import option
+from checkpoints import FORMAT, dotted, refuse_incomplete, save_checkpoint
+from event_log import write_table
+from layers.registry import Parameters
+from report import as_csv
+from training_state import TrainingState
+from utils import InputError, first_line, logger, read_checkpoint
+
+FREE = (
+    *("logs.", "rerank.", "k_fold.experiment_name", "k_fold.nums", "optim.epochs", "optim.patience", "optim.resume"),
+    *("optim.on_oom", "dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache"),
+    *("dataset.max_pixels", "dataset.missing_regions", "model.pretrained", "model.init_from", "backbone.pretrained"),
+    "model.backbone.pretrained",
+)
+"""How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
+or only what it started from."""
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """The argument that says what to do where a run was begun."""
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        default="auto",
+        choices=("auto", "never"),
+        help="auto (default): go on where a run was begun, leave a finished one as it is; never: refuse both",
+    )
+
+
+def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) -> dict[str, Any] | None:
+    """The last checkpoint of a run's folder, None where nothing was begun.
+
+    Args:
+        folder: the run's folder.
+        options: to go on with.
+        resume: go on with what was begun.
+        name_key: the option that names the folder, for the message.
+
+    Raises:
+        InputError: something was begun and `resume` does not say to go on with it, or it can't be read, or it was begun
+            with other options.
+    """
+    last = folder / "last.pth"
+    if not last.is_file():
+        return None
+    if not resume:
+        raise InputError(
+            f"{folder} already holds a run. Go on with it (without --resume never), or train under another name "
+            f"(--set {name_key}=NAME), or delete that folder."
+        )
+    content = read_checkpoint(last)
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
+        )
+    refuse_incomplete(last, content)
+    if not isinstance(content.get("epoch"), int) or not isinstance(content.get("validations_since_best"), int):
+        raise InputError(f"{last} is damaged: it does not say how far it has come. Delete it to begin anew.")
+    _refuse_other_options(content["options"], option.dump(options), folder, name_key)
+    return content
+
+
+def _refuse_other_options(stored: dict[str, Any], given: dict[str, Any], folder: Path, name_key: str) -> None:
+    """Raise an InputError if a run would go on with other options than it was begun with."""
+    before, now = _that_matter(dotted(stored)), _that_matter(dotted(given))
+    lines = [
+        f"\n  {key}: {before[key]} when it was begun, {now[key]} now"
+        for key in sorted(before.keys() & now.keys())  # a key that only one version knows has its default there
+        if before[key] != now[key]
+    ]
+    if lines:
+        raise InputError(
+            f"{folder} was begun with other options:{''.join(lines)}\nGo on with those (all of them are in "
+            f"{folder / 'options.yaml'}), or choose another {name_key}."
+        )
+
+
+def _that_matter(options: dict[str, Any]) -> dict[str, Any]:
+    """The options by dotted key that must be as they were."""
+    kept = {key: value for key, value in options.items() if not key.startswith(FREE)}
+    for key in kept:
+        if key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
+            kept[key] = "null" if kept[key] is None else "a path"  # files may have moved
+    if options.get("optim.schedule") == "cosine":
+        kept["optim.schedule_epochs"] = options["optim.schedule_epochs"] or options["optim.epochs"]
+    if options.get("k_fold.strategy") == "kfold":
+        kept["k_fold.nums"] = options["k_fold.nums"]
+    return kept
+
+
+def is_finished(begun: dict[str, Any], epochs: int, patience: int = 0) -> bool:
+    """Whether a run has all its epochs, or has stopped early."""
+    return bool(begun["epoch"] >= epochs or 0 < patience <= begun["validations_since_best"])
+
+
+def is_settled(begun: dict[str, Any], folder: Path, best: Path) -> bool:
+    """Whether a run's other files are of its last checkpoint; not so if it was killed before it wrote them all."""
+    history = folder / "history.csv"
+    table = history.read_text(encoding="utf-8") if history.is_file() else ""
+    if begun["history"] and table != as_csv(begun["history"]):
+        return False
+    at_best = begun.get("best_epoch") == begun["epoch"] and begun["batch"] == 0
+    return not at_best or (best.is_file() and read_checkpoint(best)["epoch"] == begun["epoch"])
+
+
+class Resumable(Protocol):
+    """What a checkpoint is made of and gone on from."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """A row of figures for each whole epoch."""
+
+    @property
+    def at_best(self) -> bool:
+        """Whether these are the weights to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them over."""
+
+
+def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: str) -> None:
+    """Bring a new state to where a checkpoint was.
+
+    Args:
+        state: of the same run.
+        begun: the checkpoint.
+        folder: of the run, for the message.
+        name_key: the option that names the folder, for the message.
+
+    Raises:
+        InputError: the run was begun with another network, optimiser, loss or moving average.
+    """
+    try:
+        state.load_state_dict(begun)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as fault:
+        raise InputError(
+            f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
+            f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."
+        ) from fault
+    logger.info("Goes on after epoch %d, batch %d.", begun["epoch"], begun.get("batch", 0))
+
+
+def save_best(path: Path, state: TrainingState, options: Parameters, extra: dict[str, Any]) -> None:
+    """Write the weights that are scored, with the figures of their epoch."""
+    weights = {"model": state.scored.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
+    save_checkpoint(path, weights | extra, options)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Saves a run.
+
+    `last.pth` is written first: no other file is ever of an epoch that it does not know, and `settle` makes up from it
+    what a killed run had still to write.
+
+    Attributes:
+        folder: the run's folder.
+        best: the file of the best epoch's weights.
+        options: stored in the checkpoint.
+        keep_best: writes the files that are kept of the best epoch, `best` as the last of them.
+        extra: stored in the checkpoint, too.
+    """
+
+    folder: Path
+    best: Path
+    options: Parameters
+    keep_best: Callable[[], None]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, state: Resumable, is_best: bool) -> None:
+        """Save what to go on from and the history as a table; with `is_best` what is kept of the best epoch, too."""
+        save_checkpoint(self.folder / "last.pth", state.state_dict() | self.extra, self.options)
+        self._write_history(state)
+        if is_best:
+            self.keep_best()
+
+    def settle(self, state: Resumable, begun: dict[str, Any] | None) -> None:
+        """Write what follows from the checkpoint that a run goes on from, where it is not there."""
+        if begun is not None and not is_settled(begun, self.folder, self.best):
+            self._write_history(state)
+            if state.at_best:
+                self.keep_best()
+
+    def _write_history(self, state: Resumable) -> None:
+        if state.history:
+            write_table(self.folder / "history.csv", as_csv(state.history))
