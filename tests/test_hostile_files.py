@@ -29,7 +29,7 @@ from torch import nn
 import option
 import untrusted
 from bench.fuzz_targets import EXPERIMENT, TARGETS, run_target
-from checkpoints import FORMAT, begun_run, fit_weights
+from checkpoints import FORMAT, fit_weights
 from data.annotations import list_files, read_annotations
 from data.audio import draw_wavs
 from data.caption_sources import read_captions, read_csv, read_json
@@ -51,6 +51,7 @@ from layers.text import load_glove
 from option import Options
 from option.load import MOST_HINTS
 from report import read_history
+from resume import begun_run
 from significance import read_ranks
 from untrusted import check_pickle, read_array, read_arrays, read_bytes
 from utils import InputError, read_checkpoint
@@ -194,19 +195,20 @@ class TestCheckpoints:
         for _ in range(60):
             wide = [wide, wide]  # 2^60 lists to whoever writes it out
         stores: list[object] = [None, [], deep, {"a": wide}]
+        options = tiny_options("AMFMN")
         for stored in stores:
             content = {"format": FORMAT, "model": {}, "vocabulary": vocabulary.digest, "options": stored, "epoch": 1}
             path = tmp_path / "last.pth"
             with pytest.raises(InputError, match="damaged: it has no options, or far too many"):
-                fit_weights(nn.Module(), content, path, tiny_options("AMFMN"), vocabulary)  # type: ignore[arg-type]
+                fit_weights(nn.Module(), content, path, options, vocabulary)  # type: ignore[arg-type]
             if stored is deep:
                 continue  # torch.save itself does not write what is nested so deeply
             save(path, content)
             with pytest.raises(InputError, match="damaged"):
-                begun_run(tmp_path, True, "x")
+                begun_run(tmp_path, options, True, "x")
         save(path, content | {"options": {}, "epoch": "many"})
         with pytest.raises(InputError, match="does not say how far it has come"):
-            begun_run(tmp_path, True, "x")
+            begun_run(tmp_path, options, True, "x")
 
 
 def npy(shape: tuple[int, ...], content: bytes = b"", kind: str = "<f4") -> bytes:
@@ -376,7 +378,8 @@ class TestRegions:
     def test_texts_of_free_length(self, tmp_path: Path) -> None:
         # Fuzzing found damaged files in which HDF5 crashed or went round for ever while it looked for such texts.
         path = region_grids(tmp_path / "x.h5")
-        sequence = np.array([np.zeros(3)], dtype=h5py.vlen_dtype(np.float64))
+        sequence = np.empty(1, dtype=h5py.vlen_dtype(np.float64))
+        sequence[0] = np.zeros(3)  # np.array would make numbers of it
         for classes in (["ship"], sequence):
             with h5py.File(path, "a") as file:
                 file.attrs["classes"] = classes

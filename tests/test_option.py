@@ -389,7 +389,8 @@ class TestFaults:
         assert faults_of("optim: {epochs: 3}")[1:] == [
             f"model.name: missing; allowed: one of {', '.join(sorted(registry.registered()))}",
             "dataset.data_path: missing; needed: folder of the caption and file-name lists (a path)",
-            "dataset.vocab_path: missing; needed: vocabulary JSON, made by `python -m vocab` (a path)",
+            "dataset.vocab_path: missing; needed: vocabulary JSON, made by `python -m vocab`; CLIP brings its own and "
+            "reads none (a path)",
             "k_fold.experiment_name: missing; needed: name of the experiment's folder below logs.ckpt_save_path (text)",
         ]
 
