@@ -376,10 +376,11 @@ class TestRegions:
     def test_texts_of_free_length(self, tmp_path: Path) -> None:
         # Fuzzing found damaged files in which HDF5 crashed or went round for ever while it looked for such texts.
         path = region_grids(tmp_path / "x.h5")
-        sequence = np.array([np.zeros(3)], dtype=h5py.vlen_dtype(np.float64))
-        for classes in (["ship"], sequence):
+        sequences = np.empty(1, dtype=h5py.vlen_dtype(np.float64))
+        sequences[0] = np.zeros(3)
+        for classes in (["ship"], sequences):
             with h5py.File(path, "a") as file:
-                file.attrs["classes"] = classes
+                file.attrs.create("classes", classes, dtype=getattr(classes, "dtype", h5py.string_dtype()))
             assert "classes is no list" in refused(read_regions, path)
         with h5py.File(path, "a") as file:
             del file["names"]
