@@ -17,7 +17,7 @@ import stat
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import h5py
 import numpy as np
@@ -56,10 +56,15 @@ def leads_outside(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(folder.resolve())
 
 
-def read_array(path: Path) -> NDArray[Any]:
-    """The array of an `.npy`, mapped into memory, so that a header alone takes none; arrays of objects are refused."""
+def read_array(path: Path, mode: Literal["r", "c"] = "r") -> NDArray[Any]:
+    """The array of an `.npy`, mapped into memory, so that a header alone takes none; arrays of objects are refused.
+
+    Args:
+        path: the file.
+        mode: whether the array can't be written to ("r"), or changes in memory alone ("c").
+    """
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        return np.lib.format.open_memmap(path, mode=mode)
     except OSError:
         raise
     except Exception as fault:  # on damaged bytes NumPy raises errors of many classes

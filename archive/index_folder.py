@@ -25,6 +25,7 @@ from archive.shards import AGAIN, Dtype, Shards, write_shard
 from data.lists import name_fault, shown
 from layers.registry import Parameters, registered
 from option import Options
+from untrusted import parse_json, read_bytes
 from utils import InputError, first_line, write_text_atomic
 from vocab import Vocabulary
 
@@ -179,12 +180,12 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path))
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT and str(found).startswith("rsretrieval-index-"):
             raise InputError(f"{path}: an index of the format {found}, expected {FORMAT}; index again.")
         return Manifest.model_validate(content)
-    except (OSError, ValueError, RecursionError) as fault:  # pydantic's ValidationError is a ValueError
+    except (OSError, ValueError) as fault:  # pydantic's ValidationError is a ValueError
         reason = _reason(fault) if isinstance(fault, ValidationError) else first_line(fault)
         raise InputError(f"{path}: damaged, or no index of this program ({reason}); index again.") from fault
 
@@ -205,8 +206,8 @@ def read_names(path: Path, count: int | None = None) -> list[str]:
         InputError: it is missing or damaged, or a name would leave the folder of the pictures.
     """
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
+        names = parse_json(read_bytes(path))
+    except (OSError, ValueError) as fault:
         raise InputError(
             f"{path}: this part of the index is missing or damaged ({first_line(fault)}); {AGAIN}"
         ) from fault

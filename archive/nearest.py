@@ -22,6 +22,7 @@ from archive.exact import Ranked, Scorer, order
 from archive.index_folder import IndexFolder
 from archive.shards import Shards
 from layers.base import l2norm
+from untrusted import parse_json, read_bytes
 from utils import InputError, first_line, write_atomic, write_text_atomic
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
@@ -108,7 +109,7 @@ class Nearest:
         if not path.is_file() or not about.is_file():
             raise InputError(f"{folder.folder} has no {kind} index; {again}")
         try:
-            built = json.loads(about.read_text(encoding="utf-8"))
+            built = parse_json(read_bytes(about))
             index = _faiss().read_index(str(path))
         except (OSError, ValueError, RuntimeError) as fault:
             raise InputError(f"{path}: damaged ({first_line(fault)}); {again}") from fault

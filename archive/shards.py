@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from untrusted import read_array
 from utils import InputError, first_line, write_atomic
 
 Dtype = Literal["float32", "float16"]
@@ -90,10 +91,10 @@ class Shards:
         path = self.folder / f"{self.names[place]}.npy"
         expected = (self.starts[place + 1] - self.starts[place], self.dim)
         try:
-            values = np.load(path, mmap_mode="c", allow_pickle=False)
+            values = read_array(path, mode="c")
         except FileNotFoundError as fault:
             raise InputError(f"{path}: this part of the index is missing; {AGAIN}") from fault
-        except (OSError, ValueError, EOFError) as fault:
+        except (OSError, ValueError) as fault:
             raise InputError(
                 f"{path}: this part of the index is damaged or cut short ({first_line(fault)}); {AGAIN}"
             ) from fault

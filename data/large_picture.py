@@ -54,8 +54,8 @@ def open_large(path: Path, max_pixels: int) -> Iterator[LargePicture]:
     Raises:
         InputError: it is missing, damaged, too large or of a kind that is not read, or rasterio is missing.
     """
-    refuse_special(path)
     try:
+        refuse_special(path)
         with path.open("rb") as file:
             is_tiff = file.read(4) in _TIFF
     except OSError as fault:

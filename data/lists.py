@@ -140,9 +140,9 @@ def name_fault(name: str, what: str) -> str | None:
         return "blank file name"
     if "\\" in name or "\0" in name:
         return f"{shown(name)} holds a backslash or a NUL character; folders are separated by /"
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+    if any(unicodedata.category(character) == "Cc" for character in name):
         return f"{shown(name)} holds a control character"
-    if any(len(part.encode()) > LONGEST_NAME for part in name.split("/")):
+    if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_NAME for part in name.split("/")):
         return f"{shown(name)} is longer than {LONGEST_NAME} bytes"
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
         return f"{shown(name)} leaves the {what} folder"

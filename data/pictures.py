@@ -69,8 +69,8 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     Raises:
         InputError: see `decode`.
     """
-    refuse_special(path)
     try:
+        refuse_special(path)
         # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
         with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:

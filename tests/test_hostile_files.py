@@ -382,7 +382,7 @@ class TestRegions:
         sequence[0] = np.zeros(3)  # np.array would make numbers of it
         for classes in (["ship"], sequence):
             with h5py.File(path, "a") as file:
-                file.attrs["classes"] = classes
+                file.attrs.create("classes", classes, dtype=getattr(classes, "dtype", h5py.string_dtype()))
             assert "classes is no list" in refused(read_regions, path)
         with h5py.File(path, "a") as file:
             del file["names"]
