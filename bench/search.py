@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -29,10 +29,11 @@ K = 10
 
 @dataclass(frozen=True)
 class Row:
-    """One way to search: seconds to build it, its size in MiB, median milliseconds of a query (`Timing`), recall@10."""
+    """One way to search: its build, its size in MiB, the median query and recall@10; times as in `Timing`."""
 
     name: str
     build_seconds: float
+    build_processor_seconds: float
     mebibytes: float
     milliseconds: float
     processor_milliseconds: float
@@ -114,28 +115,27 @@ def run(vectors: Shards, queries: Tensor, kinds: Sequence[nearest.Kind]) -> list
         return exact.search(vectors.blocks(), query[None], exact.cosine, K)[0][1]
 
     timing, truth = timed(queries, exactly)
-    rows = [Row("exact", 0.0, 4 * len(vectors) * vectors.dim / 2**20, timing.wall, timing.processor, 1.0)]
+    rows = [Row("exact", 0.0, 0.0, 4 * len(vectors) * vectors.dim / 2**20, timing.wall, timing.processor, 1.0)]
     for kind in kinds:
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         index = nearest.Nearest(kind, nearest.build(kind, vectors), vectors)
-        seconds = time.perf_counter() - started
+        build = time.perf_counter() - started, time.process_time() - used
         timing, found = timed(queries, index.finder(exact.cosine, K))
         mebibytes = index.size() / 2**20
-        rows.append(Row(kind, seconds, mebibytes, timing.wall, timing.processor, recall(found, truth)))
+        rows.append(Row(kind, *build, mebibytes, timing.wall, timing.processor, recall(found, truth)))
         print(as_table(rows[-1:], "so far"), flush=True)
     return rows
 
 
 def as_table(rows: Sequence[Row], title: str) -> str:
     """A text table."""
-    lines = [
-        title,
-        f"{'index':8} {'build s':>9} {'MiB':>8} {'ms per query':>13} {'processor ms':>13} {'recall@10':>10}",
-    ]
+    headings = ("build s", "processor s", "MiB", "query ms", "processor ms", f"recall@{K}")
+    lines = [title, " ".join(["index   ", *(f"{heading:>12}" for heading in headings)])]
     for row in rows:
-        size = f"{row.mebibytes:8.0f}"
-        times = f"{row.milliseconds:13.2f} {row.processor_milliseconds:13.2f}"
-        lines.append(f"{row.name:8} {row.build_seconds:9.1f} {size} {times} {row.recall:10.4f}")
+        _, *numbers = astuple(row)
+        digits = (1, 1, 0, 2, 2, 4)
+        shown = (f"{number:12.{places}f}" for number, places in zip(numbers, digits, strict=True))
+        lines.append(" ".join([f"{row.name:8}", *shown]))
     return "\n".join(lines)
 
 
