@@ -34,7 +34,7 @@ from data.toy import make_toy
 from layers.backbone import SceneClassifier
 from layers.registry import registered
 from option.schema import leaves
-from utils import RUN_AGAIN, UNFINISHED, InputError, logger, read_checkpoint, run_entry_point
+from utils import RUN_AGAIN, UNFINISHED, InputError, logger, read_checkpoint, remove_unfinished, run_entry_point
 
 SMALL = {
     "seq2vec.word_dim": 16,
@@ -42,7 +42,7 @@ SMALL = {
     "word_dim": 16,
     "embed.embed_dim": 64,
     "fusion.mca_HIDDEN_SIZE": 64,
-    "fusion.mca_HIDDEN_SIZE_HEAD": 16,
+    "fusion.mca_HIDDEN_SIZE_HEAD": 8,
     "discriminator.in_size": 64,
     "discriminator.mid_size": 16,
     "architecture": "tests/clip_tiny.json",
@@ -112,7 +112,15 @@ def trainings(data: Path) -> dict[str, Training]:
         sizes = _sizes(entry.parameters)
         inputs = [f"dataset.audio_path={data / 'audios'}"] if entry.model.uses_audio else []
         inputs += ["dataset.local_path=null"] if entry.model.uses_regions else []
-        overrides = (*common, words, *inputs, *sizes, "k_fold.nums=1", "k_fold.experiment_name=storm")
+        overrides = (
+            *common,
+            words,
+            *inputs,
+            *sizes,
+            "k_fold.nums=1",
+            "k_fold.strategy=random",
+            "k_fold.experiment_name=storm",
+        )
         found[name] = Training("train", path, overrides, "storm/0")
     scenes = ("backbone.architecture=resnet18", "backbone.pretrained=none", "logs.experiment_name=storm")
     found["scenes"] = Training("pretrain", "option/AID_RESNET50.yaml", (*common, *scenes), "storm")
@@ -138,7 +146,9 @@ def ending(run: Path) -> Ending:
     """What must not depend on how often a run was killed, as digests: weights, state, best weights, history, curves."""
     last = read_checkpoint(run / "last.pth")
     rows = [{name: value for name, value in row.items() if name not in TIMED} for row in last.pop("history")]
-    state = {key: value for key, value in last.items() if key not in ("options", "meter", "model")}
+    # The other side of a pretraining without pairs has a meter of its own.
+    sides = {"discriminating": _untimed(last.pop("discriminating"))} if "discriminating" in last else {}
+    state = {key: value for key, value in _untimed(last).items() if key not in ("options", "model")} | sides
     found = {"weights": _digest(last["model"]), "state": _digest(state), "history": _digest(rows)}
     for file in sorted([*run.glob("*_best.pth.tar"), *run.glob("backbone.pth"), *run.glob("pretrained.pth.tar")]):
         kept = torch.load(file, weights_only=True)
@@ -149,6 +159,10 @@ def ending(run: Path) -> Ending:
     timed = {place for place, name in enumerate(header.split(",")) if name in TIMED}
     table = [[cell for place, cell in enumerate(line.split(",")) if place not in timed] for line in lines]
     return found | {"history.csv": _digest(table), "curves": _digest(curves(run))}
+
+
+def _untimed(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != "meter"}
 
 
 def curves(run: Path) -> list[tuple[str, int, float]]:
@@ -219,6 +233,8 @@ class Storm:
             checkpoints = self.folder / f"run{self.tally.counts['runs']}"
             with _disk(checkpoints, self.tmpfs):
                 self._one_run(checkpoints, kills)
+                if self.tally.faults:
+                    return self.tally
                 found = ending(checkpoints / self.training.place)
                 different = [name for name in expected if found.get(name) != expected[name]]
                 self.tally.expect(found.keys() == expected.keys() and not different, f"{checkpoints}: {different}")
@@ -280,6 +296,7 @@ class Storm:
         """Let an attempt run into a full disk."""
         last = checkpoints / self.training.place / "last.pth"
         filler = checkpoints / "filler"
+        remove_unfinished(last.parent)  # the attempt would do so, and have room
         if self.tmpfs:
             free = shutil.disk_usage(checkpoints).free
             with filler.open("wb") as file:

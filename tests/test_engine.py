@@ -194,7 +194,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tiny: tuple[Options, Vocabular
     options, vocabulary = tiny
     whole = run(options, vocabulary, Plan(epochs=3))
     saved = run(options, vocabulary, Plan(epochs=2)).state_dict()
-    begun = {**saved, "vocabulary": vocabulary.digest}
+    begun = {**saved, "vocabulary": vocabulary.digest, "options": option.dump(options)}
     _, resumed = started = start(options, vocabulary, begun)
     run(options, vocabulary, Plan(epochs=3), started)
     for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):

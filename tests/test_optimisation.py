@@ -39,7 +39,9 @@ def groups_of(model: nn.Module, rate: float = 0.1) -> list[dict[str, Any]]:
     return [{"params": list(model.parameters()), "lr": rate}]
 
 
-@pytest.mark.parametrize("name", sorted(registered()))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, entry in registered().items() if "backbone" in entry.parameters.model_fields)
+)
 def test_backbones_learn_slower(name: str, tiny_options: Callable[..., Options], vocabulary: Vocabulary) -> None:
     options = tiny_options(name, {"is_finetune": True} if name == "SWAN" else {})
     model = build_model(options, vocabulary)
