@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from augmentation import Augmentation, Draws, augment, crop, draw_offsets, norma
 from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
+from distributed import ALONE, World
 from interruption import obey_parent_alone
 from machine import explain
+from prefetch import overlapped, pinned
+from sampling import SAMPLERS, Batching, Sample, batches_of, like_lengths
 from utils import InputError, RunFault, derive_seed
 from vocab import Vocabulary
 
@@ -29,6 +33,9 @@ VIEW_SEED = 0
 @dataclass(frozen=True)
 class Batch:
     """What a model sees at once; a field that the batch does not carry is None.
+
+    A training batch of pictures with all their captions has N pictures (`images`, `image_ids`, `second_view`, `nodes`,
+    `adjacency`) and M captions (`tokens`, `lengths`, `caption_ids`, `audio`, `keywords`); any other has B of both.
 
     Attributes:
         images: [B, 3, S, S] float, normalised.
@@ -42,6 +49,8 @@ class Batch:
         adjacency: [B, 20, 20] their graph.
         keywords: [B, K] int64 word ids of the pictures' keywords, two to each, zero-padded; 0 is also a missing first
             word. In a query by sentence alone, words of the sentence; see `queries`.
+        image_rows: [M] int64 row of each caption's picture; None: caption i belongs to picture i.
+        whole: what the batches of all ranks hold together; None: not known, or no training batch.
     """
 
     images: Tensor | None = None
@@ -54,10 +63,22 @@ class Batch:
     nodes: Tensor | None = None
     adjacency: Tensor | None = None
     keywords: Tensor | None = None
+    image_rows: Tensor | None = None
+    whole: Sample | None = None
 
     def __len__(self) -> int:
-        """Items, B."""
+        """Items, B; of a training batch of pictures with all their captions the pictures."""
         return next(len(value) for value in vars(self).values() if value is not None)
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of the batches of all ranks."""
+        return len(self) if self.whole is None else len(self.whole.images)
+
+    @property
+    def items(self) -> int:
+        """Matching pairs of the batches of all ranks; items where there are no pairs."""
+        return len(self) if self.whole is None else len(self.whole.captions)
 
     def need(self, field: str) -> Tensor:
         """The tensor of a field that a model can't do without.
@@ -72,9 +93,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; `lengths` stays on the CPU."""
-        held = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "lengths"}
+        held = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("lengths", "whole")
+        }
         moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if value is not None}
         return replace(self, **moved)
+
+
+OF_CAPTIONS = ("tokens", "lengths", "caption_ids", "audio", "keywords", "image_rows")
+"""The fields of a batch with an entry per caption; all others have one per picture."""
 
 
 @dataclass(frozen=True)
@@ -181,32 +208,11 @@ class Spectrograms:
     rows: Tensor
 
 
-def batches_of(order: Tensor, batch_size: int) -> list[Tensor]:
-    """Cut an order into batches of `batch_size`; a last single item, which batch norms can't learn from, joins them."""
-    chunks = list(order.split(batch_size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
-        chunks[-2:] = [torch.cat(chunks[-2:])]
-    return chunks
-
-
-def like_lengths(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Batches of captions of like length, themselves in random order.
-
-    Args:
-        order: caption ids in random order, which decides among those of equal length.
-        lengths: [M] words of each caption.
-        batch_size: see `batches_of`.
-        generator: for the order of the batches.
-    """
-    batches = batches_of(order[lengths[order].argsort(stable=True)], batch_size)
-    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist()]
-
-
 class TrainLoader:
-    """Batches of matching pairs, shuffled anew in every epoch.
+    """Batches of matching pairs, or of pictures with all their captions, shuffled anew in every epoch.
 
     The order and the augmentation follow from (seed, epoch) alone, whatever was run before, so that a resumed run
-    sees the batches that it would have seen.
+    sees the batches that it would have seen. Several ranks share each batch that one process would have had.
     """
 
     def __init__(
@@ -227,6 +233,8 @@ class TrainLoader:
         two_views: bool = False,
         augmentation: Augmentation = "published",
         length_buckets: bool = False,
+        batching: Batching = "pairs",
+        world: World = ALONE,
     ) -> None:
         """Pair each usable caption with its picture.
 
@@ -236,7 +244,7 @@ class TrainLoader:
             usable: [M] bool, False for a caption that can't train a text encoder.
             store: pictures of side R = `margin_size(image_size)`.
             picture_ids: [N] index of each image in the store.
-            batch_size: pairs per batch, B.
+            batch_size: pairs, or pictures, per batch of a rank.
             image_size: side S of the views, pixels.
             workers: processes that decode where the store holds nothing in memory.
             seed: root of order and augmentation.
@@ -246,15 +254,23 @@ class TrainLoader:
             two_views: whether batches carry a second view of their pictures.
             augmentation: of the views.
             length_buckets: whether the captions of a batch are of like length.
+            batching: what a batch is made of.
+            world: the ranks that share each batch.
 
         Raises:
-            InputError: no caption is usable.
+            InputError: no caption is usable, or there are too few items for the ranks.
         """
         if not usable.any():
             raise InputError(f"{annotations.folder}: none of the {len(usable)} train captions has a token; mend them")
         self.captions = captions
-        self.caption_image = torch.from_numpy(annotations.caption_image)
-        self.pairs = usable.nonzero().squeeze(1)  # caption ids
+        self.sampler = SAMPLERS[batching](torch.from_numpy(annotations.caption_image), usable)
+        self.world = world
+        self.least = 2 * world.size  # see `batches_of`
+        if world.size > 1 and len(self.sampler) < self.least:
+            raise InputError(
+                f"{annotations.folder}: {len(self.sampler)} {batching} to train on are too few for {world.size} ranks, "
+                "each of which needs 2 in every batch; start fewer."
+            )
         self.store = store
         self.picture_ids = picture_ids
         self.batch_size = batch_size
@@ -270,47 +286,67 @@ class TrainLoader:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(batches_of(self.pairs, self.batch_size))
+        return len(batches_of(torch.arange(len(self.sampler)), self.batch_size * self.world.size, self.least))
+
+    def _cut(self, order: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """An order in batches of all ranks together."""
+        batch_size = self.batch_size * self.world.size
+        if not self.length_buckets:
+            return batches_of(order, batch_size, self.least)
+        return like_lengths(order, self.sampler.longest(self.captions.lengths), batch_size, generator, self.least)
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """All pairs once, in the order of epoch `number`, on the device; the first `skip` batches are left out."""
+        """All items once, in the order of epoch `number`, on the device; the first `skip` batches are left out.
+
+        Of several ranks each yields its share of every batch.
+        """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
-        order = self.pairs[torch.randperm(len(self.pairs), generator=generator)]
-        chunks = batches_of(order, self.batch_size)
-        if self.length_buckets:
-            chunks = like_lengths(order, self.captions.lengths, self.batch_size, generator)
-        for chunk in chunks[:skip]:
-            self._draw(len(chunk), generator)
-        chunks = chunks[skip:]
-        image_chunks = [self.caption_image[chunk] for chunk in chunks]
-        pictures = stored_batches(self.store, [self.picture_ids[images] for images in image_chunks], self.workers)
-        spoken = self._spoken(chunks)
-        for caption_ids, image_ids, stored in zip(chunks, image_chunks, pictures, strict=True):
-            size, (first, second, offsets) = self.image_size, self._draw(len(caption_ids), generator)
-            resident = stored.to(self.device, non_blocking=True)
-            fields = {"images": augment(resident, size, first)}
+        order = torch.randperm(len(self.sampler), generator=generator)
+        samples = [self.sampler.sample(items) for items in self._cut(order, generator)]
+        for sample in samples[:skip]:
+            self._draw(sample, generator)
+        return overlapped(self._batches(samples[skip:], generator), self.device)
+
+    def _batches(self, samples: Sequence[Sample], generator: torch.Generator) -> Iterator[Batch]:
+        shares = [sample.shares(self.world.size)[self.world.rank] for sample in samples]
+        pictures = stored_batches(self.store, [self.picture_ids[share.images] for share in shares], self.workers)
+        spoken = self._spoken(shares)
+        for whole, share, stored in zip(samples, shares, pictures, strict=True):
+            size, (first, second, offsets) = self.image_size, self._draw(whole, generator)
+            resident = pinned(stored, self.device).to(self.device, non_blocking=True)
+            fields: dict[str, Any] = {"images": augment(resident, size, first)}
             if second is not None:
                 fields["second_view"] = augment(resident, size, second)
             if offsets is not None:
-                fields["audio"] = crop(next(spoken).to(self.device, non_blocking=True), size, offsets)
-            fields |= region_fields(self.regions, image_ids)
-            yield replace(self.captions.batch(caption_ids), image_ids=image_ids, **fields).to(self.device)
+                heard = pinned(next(spoken), self.device)
+                fields["audio"] = crop(heard.to(self.device, non_blocking=True), size, offsets)
+            fields |= region_fields(self.regions, share.images)
+            batch = replace(self.captions.batch(share.captions), image_ids=share.images, **fields)
+            yield replace(batch, image_rows=share.rows, whole=whole).to(self.device)
 
-    def _draw(self, count: int, generator: torch.Generator) -> tuple[Draws, Draws | None, Tensor | None]:
-        """What chance decides for `count` pairs: the view, the second view, the crop of the spectrograms."""
-        size, margin = self.image_size, self.store.size - self.image_size
-        view = Draws.draw(count, margin, generator, augmentation=self.augmentation)
-        second = None
+    def _draw(self, whole: Sample, generator: torch.Generator) -> tuple[Draws, Draws | None, Tensor | None]:
+        """What chance decides for this rank's share: the view, the second view, the crop of the spectrograms.
+
+        Drawn for all ranks, as one process would have drawn it.
+        """
+        size, margin, count = self.image_size, self.store.size - self.image_size, len(whole.images)
+        shares = whole.shares(self.world.size)
+        images = torch.arange(count).split([len(share.images) for share in shares])[self.world.rank]
+        view = Draws.draw(count, margin, generator, augmentation=self.augmentation).rows(images)
+        second, offsets = None, None
         if self.two_views:
-            second = Draws.draw(count, margin, generator, flips=True, augmentation=self.augmentation)
-        offsets = draw_offsets(count, self.audio.store.size - size, generator) if self.audio is not None else None
+            second = Draws.draw(count, margin, generator, flips=True, augmentation=self.augmentation).rows(images)
+        if self.audio is not None:
+            drawn = draw_offsets(len(whole.captions), self.audio.store.size - size, generator)
+            offsets = drawn.split([len(share.captions) for share in shares])[self.world.rank]
         return view, second, offsets
 
-    def _spoken(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+    def _spoken(self, shares: Sequence[Sample]) -> Iterator[Tensor]:
         """Stored spectrograms of the captions of each batch."""
         if self.audio is None:
             return iter(())
-        return stored_batches(self.audio.store, [self.audio.rows[chunk] for chunk in chunks], self.workers)
+        rows = self.audio.rows
+        return stored_batches(self.audio.store, [rows[share.captions] for share in shares], self.workers)
 
 
 class EvaluationLoader:
@@ -329,8 +365,12 @@ class EvaluationLoader:
         regions: Regions | None = None,
         audio: Spectrograms | None = None,
         views: PictureStore | None = None,
+        world: World = ALONE,
     ) -> None:
-        """See `TrainLoader`; the store's pictures have the side S here, those of `views` the side R."""
+        """See `TrainLoader`; the store's pictures have the side S here, those of `views` the side R.
+
+        Of several ranks each gets every W-th batch; `join` brings together what they make of them.
+        """
         self.text_image = torch.from_numpy(annotations.caption_image)
         self.distinct, self.caption_row = captions.distinct()
         self.first_caption = torch.from_numpy(np.unique(self.caption_row.numpy(), return_index=True)[1])
@@ -342,10 +382,19 @@ class EvaluationLoader:
         self.regions = regions
         self.audio = audio
         self.views = views
+        self.world = world
+
+    def _own(self, chunks: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Every W-th chunk; a rank without one does the first as well, so that it knows the form of the result."""
+        return chunks[self.world.rank :: self.world.size] or chunks[:1]
+
+    def join(self, rows: Tensor, total: int) -> Tensor:
+        """Embeddings [total, D] of all ranks, from those that this rank made of its batches."""
+        return self.world.weave(rows, self.batch_size, total)
 
     def image_batches(self) -> Iterator[Batch]:
         """Every picture once, in order."""
-        chunks = torch.arange(len(self.picture_ids)).split(self.batch_size)
+        chunks = self._own(torch.arange(len(self.picture_ids)).split(self.batch_size))
         pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, pictures, strict=True):
             local = region_fields(self.regions, image_ids)
@@ -353,8 +402,13 @@ class EvaluationLoader:
 
     def caption_batches(self) -> Iterator[Batch]:
         """Every different caption once, the longest first; `caption_row` [M] says which row is whose."""
-        for rows in torch.arange(len(self.distinct.lengths)).split(self.batch_size):
+        for rows in self._own(torch.arange(len(self.distinct.lengths)).split(self.batch_size)):
             yield replace(self.distinct.batch(rows), caption_ids=self.first_caption[rows]).to(self.device)
+
+    @property
+    def spectrograms(self) -> int:
+        """Different spectrograms."""
+        return 0 if self.audio is None else len(self.audio.rows.unique())
 
     @property
     def caption_audio(self) -> Tensor:
@@ -368,7 +422,7 @@ class EvaluationLoader:
         if self.audio is None:
             raise ValueError("this loader was made without spectrograms")
         rows = self.audio.rows.unique()
-        for stored in stored_batches(self.audio.store, rows.split(self.batch_size), self.workers):
+        for stored in stored_batches(self.audio.store, self._own(rows.split(self.batch_size)), self.workers):
             yield Batch(audio=normalise(stored.to(self.device)))
 
     def view_batches(self) -> Iterator[Batch]:
@@ -378,7 +432,7 @@ class EvaluationLoader:
         size, count = self.store.size, len(self.picture_ids)
         generator = torch.Generator().manual_seed(VIEW_SEED)
         draws = Draws.draw(count, self.views.size - size, generator, flips=True)
-        chunks = torch.arange(count).split(self.batch_size)
+        chunks = self._own(torch.arange(count).split(self.batch_size))
         pictures = stored_batches(self.views, [self.picture_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, pictures, strict=True):
             view = augment(stored.to(self.device), size, draws.rows(image_ids))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import metrics
 from dataloader import Batch, EvaluationLoader
+from distributed import ALONE, World
 from interruption import Watch
 from layers.base import RetrievalModel
 from out_of_memory import backward_in_memory
@@ -92,6 +93,7 @@ def fit(
     device: torch.device,
     writer: ScalarWriter,
     save: Callable[[TrainingState, bool], None],
+    world: World = ALONE,
 ) -> None:
     """Train to the end of the plan, validating and saving on the way.
 
@@ -107,6 +109,8 @@ def fit(
         writer: gets all scalars.
         save: called after each epoch with whether it is the best so far, and inside an epoch every
             `plan.save_minutes` and after a signal.
+        world: the ranks that train together, and must save and stop together: inside an epoch they ask each other
+            where the log is written, every `plan.print_freq` steps.
 
     Raises:
         InputError: the loss or an embedding is not finite; what was saved before stays.
@@ -116,12 +120,15 @@ def fit(
     watch = Watch(plan.save_minutes)
 
     def keep(is_best: bool) -> None:
+        heard = world.union(watch.received)
         writer.flush()  # first, so that no curve lacks a step that a resumed run won't repeat
         save(state, is_best)
-        watch.saved()
+        watch.saved(heard)
 
     def between_steps() -> None:
-        if watch.due:
+        if world.size > 1 and state.batch % plan.print_freq:
+            return
+        if world.any(watch.due):
             check_finite(state.meter.means()["loss"], state.epoch + 1, state.batch, state.meter.recent)
             keep(False)
 
@@ -209,7 +216,7 @@ def train_epoch(
 
     for step, batch in enumerate(meter.timed(bar), start=done + 1):
         losses = backward_in_memory(state, batch, backward, plan.on_oom)
-        meter.add(losses, len(batch))
+        meter.add(losses, batch.items, batch.pictures)
         if step % plan.print_freq == 0 or step == steps:
             means = meter.means()
             check_finite(means["loss"], state.epoch + 1, step, meter.take_recent())
@@ -271,8 +278,10 @@ def encode(
     Raises:
         InputError: an embedding is not finite.
     """
-    images = embed(model, model.encode_image, loader.image_batches(), "image", device, amp)
-    return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp)
+    join = partial(loader.join, total=len(loader.picture_ids))
+    images = embed(model, model.encode_image, loader.image_batches(), "image", device, amp, join)
+    join = partial(loader.join, total=len(loader.distinct.lengths))
+    return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp, join)
 
 
 @torch.no_grad()
@@ -283,8 +292,18 @@ def embed(
     kind: str,
     device: torch.device,
     amp: str,
+    join: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Embeddings [*, D] of some batches by one of the model's verbs, float32, on the device.
+
+    Args:
+        model: any registered model.
+        verb: one of its encoders.
+        batches: those of this rank.
+        kind: of item, for the message.
+        device: where the model is.
+        amp: mixed precision.
+        join: makes those of all ranks from those of this one; None: this one has all batches.
 
     Raises:
         InputError: an embedding is not finite; the message says which `kind` it is of.
@@ -292,6 +311,8 @@ def embed(
     model.eval()
     with autocast(device, amp):
         embeddings = torch.cat([verb(batch).float() for batch in batches])
+    if join is not None:
+        embeddings = join(embeddings)
     broken = int((~embeddings.isfinite().all(dim=1)).sum())
     if broken:
         raise InputError(
@@ -389,8 +410,10 @@ def rank_tasks(
     text = metrics.rank_blocks(blocks, text_image)
     if not model.uses_audio:
         return [text]
-    audio = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp)
-    views = embed(model, model.encode_image, loader.view_batches(), "image", device, amp)
+    join = partial(loader.join, total=loader.spectrograms)
+    audio = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp, join)
+    join = partial(loader.join, total=len(images))
+    views = embed(model, model.encode_image, loader.view_batches(), "image", device, amp, join)
     heard = score_source(model, images, audio, loader.caption_audio, scores_per_block)
     own = torch.arange(len(images), device=device)
     seen = score_source(model, images, views, own, scores_per_block)

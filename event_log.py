@@ -78,6 +78,16 @@ class EventLog:
             self._hook(thrown)
 
 
+class NoEvents:
+    """What takes the events of all ranks but one, and keeps none."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
 def write_table(path: Path, text: str) -> None:
     """Write a table that the run can do without; where that fails, say so."""
     try:

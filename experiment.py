@@ -18,6 +18,7 @@ from data.annotations import Annotations, blank_captions, check_images, describe
 from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
+from distributed import ALONE, World
 from engine import Plan
 from layers import build_model
 from layers.base import RetrievalModel
@@ -132,7 +133,13 @@ class PictureLibrary:
     """The pictures of an experiment, read once and shared by its folds."""
 
     def __init__(
-        self, pictures: Pictures, folder: Path, cache_folder: Path, names: Sequence[str], device: torch.device
+        self,
+        pictures: Pictures,
+        folder: Path,
+        cache_folder: Path,
+        names: Sequence[str],
+        device: torch.device,
+        processes: int = 1,
     ) -> None:
         """Name the pictures; nothing is decoded yet.
 
@@ -142,6 +149,7 @@ class PictureLibrary:
             cache_folder: where a cache on disk goes.
             names: file names in the image folder; order and repeats do not matter.
             device: where the batches will go.
+            processes: how many of this machine hold a library of the same pictures.
         """
         self.pictures = pictures
         self.folder = folder
@@ -149,6 +157,7 @@ class PictureLibrary:
         self.names = sorted(set(names))
         self.row = {name: row for row, name in enumerate(self.names)}
         self.device = device
+        self.processes = processes
         self.stores: dict[int, PictureStore] = {}
 
     def holds(self, names: Sequence[str]) -> bool:
@@ -170,7 +179,7 @@ class PictureLibrary:
         return store, rows
 
     def _store(self, size: int) -> PictureStore:
-        cache = choose_cache(self.pictures.cache, len(self.names), size, self.device)
+        cache = choose_cache(self.pictures.cache, len(self.names), size, self.device, self.processes)
         logger.info("Pictures of %d pixels: cache %s, %.0f MiB", size, cache, len(self.names) * 3 * size**2 / 2**20)
         paths = [self.folder / name for name in self.names]
         return PictureStore(paths, size, cache, self.cache_folder, self.device, self.pictures.max_pixels)
@@ -184,16 +193,16 @@ class Media:
     audio: PictureLibrary | None
 
     @classmethod
-    def of(cls, options: Options, lists: Sequence[Annotations], device: torch.device) -> Media:
-        """The files that some lists name; nothing is decoded yet."""
+    def of(cls, options: Options, lists: Sequence[Annotations], device: torch.device, processes: int = 1) -> Media:
+        """The files that some lists name, for each of some processes of this machine; nothing is decoded yet."""
         dataset, cache_folder = options.dataset, experiment_folder(options) / "cache"
         image_names = [name for annotations in lists for name in annotations.image_names]
-        images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device)
+        images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device, processes)
         audio_folder = audio_folder_of(options)
         if audio_folder is None:
             return cls(images, None)
         audio_names = [name for annotations in lists for name in annotations.audio_names or ()]
-        return cls(images, PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device))
+        return cls(images, PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes))
 
     def holds(self, annotations: Annotations) -> bool:
         """Whether all files of a list belong to it."""
@@ -262,8 +271,9 @@ def train_loader(
     annotations: Annotations,
     media: Media,
     device: torch.device,
+    world: World = ALONE,
 ) -> TrainLoader:
-    """Training pairs of a fold; captions without a word are left out."""
+    """Training pairs of a fold, of which each rank gets its share; captions without a word are left out."""
     check_images(annotations, options.dataset.image_folder)
     size = options.dataset.image_size
     store, rows = media.images.open(annotations.image_names, margin_size(size), f"pictures ({annotations.name})")
@@ -283,6 +293,8 @@ def train_loader(
         two_views=registered()[options.model.name].model.uses_second_view,
         augmentation=options.dataset.augmentation,
         length_buckets=options.dataset.length_buckets,
+        batching=options.dataset.batching,
+        world=world,
     )
 
 
@@ -292,8 +304,9 @@ def evaluation_loader(
     vocabulary: Vocabulary,
     media: Media,
     device: torch.device,
+    world: World = ALONE,
 ) -> EvaluationLoader:
-    """Pictures, captions and spectrograms of a val or test list, ready to be encoded."""
+    """Pictures, captions and spectrograms of a val or test list, ready to be encoded; each rank gets its share."""
     check_images(annotations, options.dataset.image_folder)
     warn_of_blanks(annotations)
     size, names, views = options.dataset.image_size, annotations.image_names, None
@@ -311,6 +324,7 @@ def evaluation_loader(
         regions=regions_of(options, names),
         audio=media.spectrograms(annotations, size),
         views=views,
+        world=world,
     )
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -77,15 +77,18 @@ class Watch:
         """Whether the state is to be saved now."""
         return bool(self.received) or 0 < self.seconds <= time.monotonic() - self._saved_at
 
-    def saved(self) -> None:
+    def saved(self, heard: Sequence[int] | None = None) -> None:
         """Restart the clock.
+
+        Args:
+            heard: the signals that any process of the run has received; None: it has but this one.
 
         Raises:
             Interrupted: a signal asked to stop.
         """
         self._saved_at = time.monotonic()
-        if self.received:
-            _say(self.received[0], "all steps so far are saved")
+        if signals := self.received if heard is None else heard:
+            _say(signals[0], "all steps so far are saved")
             raise Interrupted
 
 

@@ -6,13 +6,15 @@ Letters: B batch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dataloader import Batch, batches_of
+from dataloader import OF_CAPTIONS, Batch
 from machine import first_words, is_out_of_memory
+from sampling import batches_of
 from training_state import TrainingState
 from utils import RunFault, logger
 
@@ -67,9 +69,17 @@ def parts_of(batch: Batch, parts: int) -> list[Batch]:
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
-    chosen = slice(int(rows[0]), int(rows[-1]) + 1)
-    held = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    part = replace(batch, **{name: value[chosen] for name, value in held.items() if value is not None})
+    """Consecutive pictures and their captions, or pairs, or items."""
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    captions = slice(start, stop) if batch.whole is None else batch.whole.captions_of(start, stop)
+    chosen: dict[str, Any] = {
+        name: value[captions if name in OF_CAPTIONS else slice(start, stop)]
+        for name, value in vars(batch).items()
+        if isinstance(value, Tensor)
+    }
+    part = replace(batch, **chosen, whole=None if batch.whole is None else batch.whole.part(start, stop))
+    if part.image_rows is not None:
+        part = replace(part, image_rows=part.image_rows - start)
     if part.tokens is None or part.lengths is None:
         return part
     return replace(part, tokens=part.tokens[:, : int(part.lengths.max())])

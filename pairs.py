@@ -1,6 +1,6 @@
 """What is known of the pairs of each training batch: true matches off the diagonal, prior similarity.
 
-Letters: B batch, M captions.
+Letters: N pictures and M captions of a batch, C captions of the list.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from data.annotations import Annotations
 from data.prior import PriorSimilarity
 from dataloader import Batch
 from layers.objective import Pairs
+from sampling import Sample
 
 Mask = Literal["none", "image", "caption"]
 
@@ -36,22 +37,35 @@ class PairSource:
         self.prior = prior
         numbers: dict[tuple[str, ...], int] = {}
         keys = [tuple(vocab.tokenize(caption)) for caption in annotations.captions] if mask == "caption" else []
-        self.wording = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])  # [M]
+        self.wording = torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])  # [C]
 
     def of(self, batch: Batch) -> Pairs:
-        """The pairs of a batch, on its device."""
+        """The pairs of a batch, on its device; of several ranks those of the batches of all of them.
+
+        What is known lies on the CPU, so that nothing waits for the device.
+        """
         image_ids, caption_ids = batch.need("image_ids"), batch.need("caption_ids")
-        matches = None
-        if self.mask != "none":
-            matches = _equal(image_ids)
-        if self.mask == "caption":
-            matches = _equal(image_ids) | _equal(self.wording.to(caption_ids.device)[caption_ids])
-        if self.prior is None:
-            return Pairs(matches)
-        found = self.prior.between(image_ids.cpu().numpy(), caption_ids.cpu().numpy())
-        return Pairs(matches, torch.from_numpy(found.astype(np.float32)).to(image_ids.device))
+        sample = batch.whole or Sample(image_ids.cpu(), caption_ids.cpu())
+        found = None if self.prior is None else self.prior.between(sample.images.numpy(), sample.captions.numpy())
+        known = {
+            "matches": self._matches(sample),
+            "prior": None if found is None else torch.from_numpy(found.astype(np.float32)),
+            "image_rows": sample.rows,
+        }
+        device = image_ids.device
+        return Pairs(**{name: None if value is None else value.to(device) for name, value in known.items()})
 
-
-def _equal(ids: Tensor) -> Tensor:
-    """[B] -> [B, B] bool."""
-    return ids[:, None] == ids[None]
+    def _matches(self, sample: Sample) -> Tensor | None:
+        """The pairs that are no negatives, [N, M] bool, None: own pairs alone."""
+        if self.mask == "none":
+            return None
+        own = slice(None) if sample.rows is None else sample.rows
+        matches = sample.images[:, None] == sample.images[own]
+        if self.mask == "image":
+            return matches
+        wording = self.wording[sample.captions]
+        if sample.rows is None:
+            return matches | (wording[:, None] == wording)
+        # A caption matches a picture that has an equal one.
+        same = torch.zeros(matches.shape, dtype=torch.int64)
+        return matches | (same.index_add_(0, sample.rows, (wording[:, None] == wording).long()) > 0)

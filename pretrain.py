@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import option
+from distributed import refuse_torchrun
 from experiment import add_check, entry_parser
 from interruption import stopped_at_once
 from modality_pretraining import pretrain_modalities
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_resume(parser)
     add_check(parser)
     given = parser.parse_args(arguments)
+    refuse_torchrun("pretrain.py")
     options = option.load_pretraining_options(given.path_opt, given.set)
     device, resume = choose_device(given.device), given.resume == "auto"
     if given.check:

@@ -20,6 +20,7 @@ from checkpoints import FORMAT
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
+from distributed import refuse_torchrun
 from engine import encode, rank_tasks, recall_table, score_source
 from experiment import (
     Media,
@@ -76,6 +77,7 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and write the recall table of an experiment, or of one checkpoint."""
     given = _read_arguments(arguments)
+    refuse_torchrun("test.py")
     options = option.load_options(given.path_opt, given.set)
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)

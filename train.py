@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
 
 import option
 from checkpoints import ending_clearly, fit_weights, load_weights
 from data.annotations import Annotations
 from data.prior import PriorSimilarity
 from data.splits import recorded_or_new
-from dataloader import Batch
+from distributed import ALONE, World, own_random_states, refuse_torchrun, session
 from engine import evaluate, fit
-from event_log import EventLog
+from event_log import EventLog, NoEvents
 from experiment import (
     Media,
     add_check,
@@ -40,7 +40,9 @@ from experiment import (
 from interruption import stopped_at_once
 from layers import build_model
 from layers.base import RetrievalModel
-from layers.objective import Objective, build_objective
+from layers.objective import build_objective
+from layers.registry import registered
+from learner import Losses, compile_encoders
 from locks import run_lock
 from mismatch import Gate
 from optimisation import slow_backbones
@@ -49,7 +51,8 @@ from pairs import PairSource
 from preflight import check_training
 from provenance import LIST_DIGEST, check_data_set, train_digest
 from resume import Keeper, add_resume, begun_run, carry_on, is_finished, is_settled, save_best
-from utils import choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
+from training_state import TrainingState, random_states
+from utils import InputError, choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
 NAME_KEY = "k_fold.experiment_name"
@@ -64,34 +67,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_check(parser)
     given = parser.parse_args(arguments)
     with stopped_at_once():
-        train_folds(given)
+        if given.check:
+            print(check(given))
+            return
+        with session(given.device) as (world, device):
+            train_folds(given, world, device)
 
 
-def train_folds(given: argparse.Namespace) -> None:
+def check(given: argparse.Namespace) -> str:
+    """What `--check` finds for the arguments of `main`."""
+    refuse_torchrun("train.py --check")
+    options = option.load_options(given.path_opt, given.set)
+    folds, device = parse_folds(given.folds, options.k_fold.nums), choose_device(given.device)
+    return check_training(given.path_opt, options, folds, device, given.resume == "auto", Gate(given.force))
+
+
+def train_folds(given: argparse.Namespace, world: World, device: torch.device) -> None:
     """Train the folds that the arguments of `main` choose."""
     options = option.load_options(given.path_opt, given.set)
-    device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
-    if given.check:
-        resume = given.resume == "auto"
-        print(check_training(given.path_opt, options, folds, device, resume, Gate(given.force)))
-        return
+    check_ranks(options, world, device)
     vocabulary = read_vocabulary(options)
     media: Media | None = None
     for fold in folds:
         folder = run_folder(options, fold)
-        with run_lock(folder, NAME_KEY):
+        with run_lock(folder, NAME_KEY) if world.leads else nullcontext():
             begun = begun_run(folder, options, given.resume == "auto", NAME_KEY)
             if begun is not None and is_over(options, fold, begun):
                 logger.info("%s is finished (%d epochs) and left as it is.", folder, begun["epoch"])
                 continue
-            with log_to(folder / "train.log"):
-                logger.info("Fold %d of %s on %s", fold, options.k_fold.experiment_name, device)
-                train, val = split_of(options, fold, begun is not None)
+            with log_to(folder / "train.log") if world.leads else nullcontext():
+                logger.info("Fold %d of %s on %s%s", fold, options.k_fold.experiment_name, device, _number_of(world))
+                with world.in_turn():
+                    train, val = split_of(options, fold, begun is not None or not world.leads)
                 if media is None or not (media.holds(train) and media.holds(val)):
-                    media = Media.of(options, (train, val), device)
-                train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force)
+                    media = Media.of(options, (train, val), device, world.local_size)
+                train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force, world)
     logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set))
+
+
+def _number_of(world: World) -> str:
+    return "" if world.size == 1 else f", {world.size} ranks"
+
+
+def check_ranks(options: Options, world: World, device: torch.device) -> None:
+    """Refuse what several ranks can't do.
+
+    Raises:
+        InputError: synchronised batch norms without a GPU, or a model with a training loss of one device alone.
+    """
+    if world.size == 1:
+        return
+    if options.optim.sync_batch_norm and device.type == "cpu":
+        raise InputError("optim.sync_batch_norm: true; torch's SyncBatchNorm needs GPUs: leave it false on the CPU.")
+    model = registered()[options.model.name].model
+    if model.training_loss is not RetrievalModel.training_loss:
+        raise InputError(
+            f"model.name: {options.model.name} overrides `training_loss`, which sees one rank's batch; torchrun needs "
+            "`encodings` and `loss_of` in its place (layers/base.py). Train it with python train.py."
+        )
 
 
 def train_fold(
@@ -104,6 +138,7 @@ def train_fold(
     device: torch.device,
     begun: dict[str, Any] | None,
     force: bool = False,
+    world: World = ALONE,
 ) -> None:
     """Train one fold and keep its best and its last epoch.
 
@@ -117,37 +152,55 @@ def train_fold(
         device: where to train.
         begun: the checkpoint to go on from.
         force: go on with weights of another vocabulary, model or data set.
+        world: the ranks that train it together.
 
     Raises:
         InputError: data, weights or checkpoint are at fault.
         RunFault: something stopped the training midway.
     """
     folder = run_folder(options, fold)
-    validation = evaluation_loader(options, val, vocabulary, media, device)
-    loader = train_loader(options, fold, vocabulary, train, media, device)
-    model = start_model(options, fold, vocabulary, device, begun, Gate(force))
+    with world.in_turn():
+        validation = evaluation_loader(options, val, vocabulary, media, device, world)
+        loader = train_loader(options, fold, vocabulary, train, media, device, world)
+        source = pair_source(options, train)
+    model = start_model(options, fold, vocabulary, device, begun, Gate(force), world)
     optim = options.optim
     objective = build_objective(optim).to(device)
     groups = slow_backbones(model, model.parameter_groups(options), optim.lr_backbone)
     state = start_state(model, groups, optim, device, objective, optim.ema)
     if begun is not None:
-        carry_on(state, begun, folder, NAME_KEY)
-    source = pair_source(options, train)
-    write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+        carry_on(state, own_random_states(begun, world, folder), folder, NAME_KEY)
+    if optim.compile:
+        compile_encoders(model)
     extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
     best = best_checkpoint(options, fold)
     keeper = Keeper(folder, best, options, lambda: save_best(best, state, options, extra), extra)
-    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + state.batch + 1) as writer:
-        keeper.settle(state, begun)
+
+    def save(state: TrainingState, is_best: bool) -> None:
+        state.ranks = world.collect(random_states()) if world.size > 1 else []
+        if world.leads:
+            keeper.save(state, is_best)
+
+    def validate() -> dict[str, float]:
+        world.share_buffers(state.scored)
+        return world.agree(evaluate(cast(RetrievalModel, state.scored), validation, device, optim.amp))
+
+    if world.leads:
+        write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+    events = EventLog(folder, state.epoch * len(loader) + state.batch + 1) if world.leads else nullcontext(NoEvents())
+    with ending_clearly(folder), events as writer:
+        if world.leads:
+            keeper.settle(state, begun)
         fit(
             state,
             loader,
-            partial(training_losses, model, objective, source),
-            lambda: evaluate(cast(RetrievalModel, state.scored), validation, device, optim.amp),
+            world.parallel(Losses(model, objective, source, world)),
+            validate,
             plan_of(optim, options.logs, model.selected_by),
             device,
             writer,
-            keeper.save,
+            save,
+            world,
         )
 
 
@@ -172,20 +225,6 @@ def is_over(options: Options, fold: int, begun: dict[str, Any]) -> bool:
     return finished and is_settled(begun, run_folder(options, fold), best_checkpoint(options, fold))
 
 
-def training_losses(model: RetrievalModel, objective: Objective, source: PairSource, batch: Batch) -> dict[str, Tensor]:
-    """Losses of a batch, summed over its items: key `loss`, and what else is to be logged.
-
-    Besides the parts of the loss: `temperature` where one is learned, and with `optim.mask` the `masked_share` of the
-    wrong pairs; both times the items, of which the log shows the mean.
-    """
-    pairs = source.of(batch)
-    losses = model.training_loss(batch, partial(objective, pairs=pairs))
-    figures = objective.figures()
-    if pairs.matches is not None:
-        figures["masked_share"] = pairs.masked_share()
-    return losses | {name: len(batch) * value for name, value in figures.items()}
-
-
 def pair_source(options: Options, train: Annotations) -> PairSource:
     """What is known of the pairs of a training list, as far as the loss uses it."""
     prior = None
@@ -201,16 +240,18 @@ def start_model(
     device: torch.device,
     begun: dict[str, Any] | None,
     gate: Gate | None = None,
+    world: World = ALONE,
 ) -> RetrievalModel:
     """The model as at the start of a run, or as a checkpoint holds it.
 
     Args:
         options: the experiment.
-        fold: seeds the random weights.
+        fold: seeds the random weights, and the dropout.
         vocabulary: sizes the word table.
         device: where the model goes.
         begun: the checkpoint to go on from.
         gate: whether the user insists on a mismatch.
+        world: the ranks, which begin with the same weights and drop out for themselves.
 
     Raises:
         InputError: weights that the options name, or the checkpoint, do not fit.
@@ -223,6 +264,10 @@ def start_model(
         fit_weights(model, begun, last, options, vocabulary, gate)
     elif options.optim.resume is not None:
         load_weights(model, options.optim.resume, options, vocabulary, gate)
+    if not world.leads:
+        torch.manual_seed(derive_seed(options.optim.seed, "dropout", fold, world.rank))
+    if options.optim.sync_batch_norm and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return place(model, device)
 
 

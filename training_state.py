@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,13 +20,14 @@ PLAIN = ("parts", "epoch", "best", "best_epoch", "validations_since_best", "hist
 
 
 class Meter:
-    """Running sums of an epoch: losses, items, and how long the loop waited for its batches."""
+    """Running sums of an epoch: losses, items and pictures of all ranks, and how long the loop waited for batches."""
 
     def __init__(self) -> None:
         """Start the clock."""
         self.sums: dict[str, Tensor | float] = defaultdict(float)
         self.recent: list[Tensor] = []
         self.items = 0
+        self.pictures = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -45,9 +47,10 @@ class Meter:
                 return
             yield batch
 
-    def add(self, losses: dict[str, Tensor], items: int) -> None:
+    def add(self, losses: dict[str, Tensor], items: int, pictures: int) -> None:
         """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
         self.items += items
+        self.pictures += pictures
         self.recent.append(losses["loss"].detach())
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value.detach()  # not in place: resumed sums lie on the CPU
@@ -58,19 +61,21 @@ class Meter:
         return recent
 
     def means(self) -> dict[str, float]:
-        """Losses per item so far, images (one per item) per second, share of waiting."""
+        """Losses per item (of pairs, per pair) so far, images per second, share of waiting."""
         seconds = self.seconds
         means = {name: float(value) / self.items for name, value in self.sums.items()}
-        return means | {"images_per_second": self.items / seconds, "data_wait_share": self.waited / seconds}
+        return means | {"images_per_second": self.pictures / seconds, "data_wait_share": self.waited / seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
-        return {"sums": dict(self.sums), "items": self.items, "waited": self.waited, "seconds": self.seconds}
+        counts = {"items": self.items, "pictures": self.pictures}
+        return {"sums": dict(self.sums), **counts, "waited": self.waited, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; the clock runs on from there."""
         self.sums = defaultdict(float, state["sums"])
         self.items, self.waited = state["items"], state["waited"]
+        self.pictures = state.get("pictures", self.items)  # absent where each item had a picture of its own
         self.started = time.perf_counter() - state["seconds"]
 
 
@@ -90,6 +95,7 @@ class TrainingState:
         batch: batches of the present epoch that are done; the optimiser has stepped after the last of them.
         row: what is known already of the present epoch's row.
         meter: the sums of the present epoch.
+        ranks: random states of each of several ranks, which a checkpoint holds; see `distributed.own_random_states`.
     """
 
     model: nn.Module
@@ -108,6 +114,7 @@ class TrainingState:
     batch: int = 0
     row: dict[str, float] = field(default_factory=dict)
     meter: Meter = field(default_factory=Meter)
+    ranks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def scored(self) -> nn.Module:
@@ -152,8 +159,8 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict(),
             **{name: getattr(self, name) for name in PLAIN},
-            "random_cpu": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **random_states(),
+            **({"ranks": self.ranks} if self.ranks else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -176,9 +183,29 @@ class TrainingState:
             setattr(self, value, state.get(value, getattr(self, value)))
         if "meter" in state:
             self.meter.load_state_dict(state["meter"])
-        torch.set_rng_state(state["random_cpu"].cpu())
-        if len(state["random_cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([random.cpu() for random in state["random_cuda"]])
+        set_random_states(state)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of this process's random generators, as a checkpoint holds them.
+
+    Of several ranks each looks at its own GPU alone: a look at another would take memory there.
+    """
+    states: list[Tensor] = []
+    if torch.cuda.is_available():
+        alone = not (dist.is_available() and dist.is_initialized())
+        states = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+    return {"random_cpu": torch.get_rng_state(), "random_cuda": states}
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Take over what `random_states` gave; states of more or fewer GPUs than there are now are left."""
+    torch.set_rng_state(states["random_cpu"].cpu())
+    cuda = [random.cpu() for random in states["random_cuda"]]
+    if len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+    elif len(cuda) == 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda[0])
 
 
 def optimiser_step(state: TrainingState, grad_clip: float) -> None:

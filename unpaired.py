@@ -14,7 +14,8 @@ from torch import Tensor
 
 from augmentation import Draws, augment, crop, draw_offsets
 from data.picture_store import PictureStore
-from dataloader import Batch, Captions, batches_of, stored_batches
+from dataloader import Batch, Captions, stored_batches
+from sampling import batches_of
 from utils import derive_seed
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class FileBatches:
         generator = torch.Generator().manual_seed(number)
         for caption_ids in torch.randperm(len(self.caption_image), generator=generator).split(self.batch_size):
             image_ids = self.caption_image[caption_ids]
-            fields = {}
+            fields: dict[str, Any] = {}
             for field in self.views:
                 draws = Draws.draw(len(caption_ids), margin_size(self.size) - self.size, generator, field != "images")
                 pictures = [view_from_file(self.images[i], self.size, draws, row) for row, i in enumerate(image_ids)]

@@ -6,7 +6,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,8 +21,9 @@ from dataloader import Batch
 from engine import autocast
 from experiment import start_state, train_loader
 from layers.objective import build_objective
+from learner import Losses
 from optimisation import slow_backbones
-from train import pair_source, training_losses
+from train import pair_source
 from training_state import optimiser_step
 from utils import choose_device, run_entry_point
 
@@ -50,7 +50,7 @@ class TrainingSteps:
         self.state = start_state(model, groups, options.optim, device, objective)
         if not variant.fused:
             self.state.optimizer = loop_adam(groups)
-        self.losses_of = partial(training_losses, model, objective, pair_source(options, experiment.annotations))
+        self.losses_of = Losses(model, objective, pair_source(options, experiment.annotations))
         self.variant, self.steps, self.device = variant, steps, device
         self.grad_clip = options.optim.grad_clip
         self.batches = self._batches()

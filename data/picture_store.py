@@ -29,7 +29,7 @@ _RAM_SHARE = 0.5
 _MARK_BYTES = 8
 
 
-def choose_cache(requested: str, count: int, size: int, device: torch.device) -> str:
+def choose_cache(requested: str, count: int, size: int, device: torch.device, processes: int = 1) -> str:
     """Where the pictures of a list are to be kept.
 
     Args:
@@ -39,6 +39,7 @@ def choose_cache(requested: str, count: int, size: int, device: torch.device) ->
         count: how many pictures.
         size: S, pixels; a picture takes 3 S^2 bytes.
         device: where the model runs.
+        processes: how many of this machine will each keep them in memory.
     """
     if requested == "device" and device.type == "cpu":
         return "ram"
@@ -47,7 +48,7 @@ def choose_cache(requested: str, count: int, size: int, device: torch.device) ->
     needed = count * 3 * size * size
     if device.type == "cuda" and needed < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    return "ram" if needed < _RAM_SHARE * available_memory() else "disk"
+    return "ram" if processes * needed < _RAM_SHARE * available_memory() else "disk"
 
 
 class PictureStore:

@@ -39,7 +39,7 @@ class Regions:
     adjacency: Tensor
 
 
-def region_fields(regions: Regions | None, image_ids: Tensor) -> dict[str, Tensor]:
+def region_fields(regions: Regions | None, image_ids: Tensor) -> dict[str, Any]:
     """The fields of a batch of pictures [B]: `nodes` and `adjacency`, or none where there are no regions."""
     return {} if regions is None else {"nodes": regions.nodes[image_ids], "adjacency": regions.adjacency[image_ids]}
 

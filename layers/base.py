@@ -24,6 +24,7 @@ QueryMode = Literal["none", "sentence", "keywords", "both"]
 """What a text query is made of; "none": captions, for models that know no keywords. See `queries`."""
 
 Criterion = Callable[[Tensor], dict[str, Tensor]]
+"""Losses of a score matrix, pictures by captions: key `loss`, and its parts to log."""
 
 NORM_FLOOR = 1e-8
 
@@ -31,6 +32,29 @@ NORM_FLOOR = 1e-8
 def l2norm(vectors: Tensor) -> Tensor:
     """Scale vectors [..., D] to unit length: x / (sqrt(sum x^2) + 1e-8), the released normalisation."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_FLOOR)
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """What a training loss sees of a batch: N pictures, M captions; of several ranks those of all of them.
+
+    Attributes:
+        images: [N, D].
+        texts: [M, D].
+        audio: [M, D].
+        second_view: [N, D].
+        image_rows: [M] int64 row of each caption's picture; None: caption i belongs to picture i.
+    """
+
+    images: Tensor
+    texts: Tensor
+    audio: Tensor | None = None
+    second_view: Tensor | None = None
+    image_rows: Tensor | None = None
+
+    def of_captions(self, pictures: Tensor) -> Tensor:
+        """Of values per picture [N, ...] those of each caption's picture, [M, ...]."""
+        return pictures if self.image_rows is None else pictures[self.image_rows]
 
 
 @dataclass(frozen=True)
@@ -150,5 +174,17 @@ class RetrievalModel(nn.Module):
         return F.linear(l2norm(images), l2norm(texts))  # [N, M]
 
     def training_loss(self, batch: Batch, criterion: Criterion) -> dict[str, Tensor]:
-        """Loss of a batch of matching pairs: key `loss`, and its parts to log."""
-        return criterion(self.score(self.encode_image(batch), self.encode_text(batch)))
+        """Loss of a batch: key `loss`, and its parts to log.
+
+        Override `encodings` and `loss_of` instead where several devices are to train the model: what one encodes is
+        gathered from all before the loss.
+        """
+        return self.loss_of(self.encodings(batch), criterion)
+
+    def encodings(self, batch: Batch) -> Encodings:
+        """What the training loss needs of a batch, each item alone."""
+        return Encodings(self.encode_image(batch), self.encode_text(batch), image_rows=batch.image_rows)
+
+    def loss_of(self, encodings: Encodings, criterion: Criterion) -> dict[str, Tensor]:
+        """Loss of what `encodings` made of a batch: key `loss`, and its parts to log."""
+        return criterion(self.score(encodings.images, encodings.texts))

@@ -1,7 +1,8 @@
 """Training objectives: pure functions of a score matrix or of embeddings.
 
-Letters: B batch, D embedding. Row i of the scores is image i, column j is text j; pair (i, i) matches. f and g are a
-feature before and after MCRN's shared pattern transfer.
+Letters: B batch, N images, M texts, D embedding. Row i of the scores is image i, column j is text j. Every text has one
+own image; in a batch of pairs, N = M = B, pair (i, i). f and g are a feature before and after MCRN's shared pattern
+transfer.
 """
 
 from __future__ import annotations
@@ -21,35 +22,50 @@ NORM_WEIGHT = 0.01
 
 
 def triplet_parts(
-    scores: Tensor, margin: float | Tensor, hardest: bool, matches: Tensor | None = None
+    scores: Tensor,
+    margin: float | Tensor,
+    hardest: bool,
+    matches: Tensor | None = None,
+    image_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two-way hinge loss over all wrong pairs of a batch, or over the hardest one of each query.
 
     cost of text j for image i = relu(margin + s_ij - s_ii), cost of image i for text j = relu(margin + s_ij - s_jj).
     AMFMN (Yuan et al., 2022), eq. 28 with a fixed margin; VSE++ (Faghri et al., 2018), eq. 6 for `hardest`.
+    Where images have several texts, each text k with its image i is a query of its own in both directions, with s_ik in
+    place of s_ii; unless only the hardest counts, all texts of a wrong image together weigh as much as one, their mean.
 
     Args:
-        scores: [B, B] similarities, the matches on the diagonal.
-        margin: wanted lead of a match, in the units of the similarity; of all pairs, or of each [B, B].
-        hardest: keep only the greatest cost per row (image) and per column (text).
-        matches: [B, B] bool, the pairs that are no negatives, the diagonal among them; None: the diagonal alone.
+        scores: [N, M] similarities.
+        margin: wanted lead of a match, in the units of the similarity; of all pairs, or of each [N, M].
+        hardest: keep only the greatest cost per query.
+        matches: [N, M] bool, the pairs that are no negatives, own pairs among them; None: own pairs alone.
+        image_rows: [M] int64 own image of each text; None: text i belongs to image i.
 
     Returns:
         Sum of the image -> text costs and sum of the text -> image costs, scalars.
     """
-    own = scores.diagonal()
     if matches is None:
-        matches = diagonal_like(scores)
-    image_to_text = (margin + scores - own[:, None]).clamp(min=0).masked_fill(matches, 0)
-    text_to_image = (margin + scores - own[None, :]).clamp(min=0).masked_fill(matches, 0)
+        matches = own_pairs(scores, image_rows)
+    lead = margin + scores
+    query_lead, query_matches, own = lead, matches, scores.diagonal()
+    if image_rows is not None:
+        query_lead, query_matches = lead[image_rows], matches[image_rows]  # [M, M]
+        own = scores.gather(0, image_rows[None]).squeeze(0)  # [M]
+    image_to_text = (query_lead - own[:, None]).clamp(min=0).masked_fill(query_matches, 0)
+    text_to_image = (lead - own[None, :]).clamp(min=0).masked_fill(matches, 0)
     if hardest:
-        image_to_text, text_to_image = image_to_text.amax(dim=1), text_to_image.amax(dim=0)
+        return image_to_text.amax(dim=1).sum(), text_to_image.amax(dim=0).sum()
+    if image_rows is not None:
+        texts = scores.new_zeros(len(scores)).index_add(0, image_rows, torch.ones_like(own))  # [N], of each image
+        image_to_text = image_to_text / texts[image_rows]
     return image_to_text.sum(), text_to_image.sum()
 
 
-def diagonal_like(scores: Tensor) -> Tensor:
-    """The matches of a batch in which nothing but its own caption belongs to a picture: [B, B] bool."""
-    return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+def own_pairs(scores: Tensor, image_rows: Tensor | None) -> Tensor:
+    """The matches of a batch in which nothing but its own texts belongs to an image: [N, M] bool."""
+    rows = torch.arange(len(scores), device=scores.device)
+    return rows[:, None] == (rows if image_rows is None else image_rows)
 
 
 def dynamic_margin(prior: Tensor, gamma: float, beta: float) -> Tensor:
@@ -69,37 +85,40 @@ def contrastive_parts(
     label_smoothing: float = 0.0,
     hard_weight: float = 0.0,
     matches: Tensor | None = None,
+    image_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE: cross-entropy of finding a picture's captions in the batch, and a caption's pictures.
 
     CLIP (Radford et al., 2021); several matches share the target evenly, as in supervised contrastive learning
-    (Khosla et al., 2020, eq. 2).
+    (Khosla et al., 2020, eq. 2). An image with several texts counts once for each.
 
     Args:
-        scores: [B, B] similarities, the matches on the diagonal.
+        scores: [N, M] similarities.
         temperature: what the scores are divided by.
-        label_smoothing: share of the target spread over all B items.
+        label_smoothing: share of the target spread over all M texts, or N images.
         hard_weight: b in the weight of a negative, n e^(b s/t) / sum of e^(b s/t) over the n negatives of its query
             (as in Radenovic et al., 2023); 0: all weigh 1.
         matches: see `triplet_parts`.
+        image_rows: see `triplet_parts`.
 
     Returns:
         Half the sum over the images and half the sum over the texts, scalars.
     """
     if matches is None:
-        matches = diagonal_like(scores)
+        matches = own_pairs(scores, image_rows)
     logits = scores / temperature
+    queries = (logits, matches) if image_rows is None else (logits[image_rows], matches[image_rows])  # [M, M]
     parts = []
-    for rows, targets in ((logits, matches), (logits.T, matches.T)):
+    for rows, targets in (queries, (logits.T, matches.T)):
         if hard_weight > 0:
             rows = _weigh_negatives(rows, targets, hard_weight)
-        shares = targets.to(rows.dtype) / targets.sum(dim=1, keepdim=True)  # [B, B]
+        shares = targets.to(rows.dtype) / targets.sum(dim=1, keepdim=True)
         parts.append(0.5 * F.cross_entropy(rows, shares, label_smoothing=label_smoothing, reduction="sum"))
     return parts[0], parts[1]
 
 
 def _weigh_negatives(logits: Tensor, matches: Tensor, hard_weight: float) -> Tensor:
-    """Add the logarithm of its weight to the logit of each negative, [B, B]."""
+    """Add the logarithm of its weight to the logit of each negative; rows are queries."""
     negatives = (hard_weight * logits).masked_fill(matches, -math.inf)
     counts = (~matches).sum(dim=1, keepdim=True).to(logits.dtype)
     log_weights = counts.log() + negatives - negatives.logsumexp(dim=1, keepdim=True)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from layers.backbone import BackboneParameters, resnet
-from layers.base import Criterion, Explanation, RetrievalModel
+from layers.base import Criterion, Encodings, Explanation, RetrievalModel
 from layers.losses import distillation
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
@@ -237,25 +237,32 @@ class MCRN(RetrievalModel):
         f1, f2 = self.features(modality, first), self.features(modality, second)
         return f1, f2, self.share(f1), self.share(f2)
 
-    def training_loss(self, batch: Batch, criterion: Criterion) -> dict[str, Tensor]:
-        """Triplets from pictures to captions and to audio; with `aligned`, also views and modalities brought together.
-
-        Returns:
-            `loss` and its parts as they enter it: `triplet_text`, `triplet_audio`; `mse_view` (two views of a picture),
-            `kd` and `alignment` (distillation and mean squared error of each two modalities).
+    def encodings(self, batch: Batch) -> Encodings:
+        """See `RetrievalModel.encodings`.
 
         Raises:
             ValueError: the batch lacks `audio`, or `second_view` where `aligned`.
         """
         images, texts, audio = (self.encode(modality, batch) for modality in MODALITIES)
+        second = self.share(self.image_encoder(batch.need("second_view"))) if self.aligned else None
+        return Encodings(images, texts, audio, second, batch.image_rows)
+
+    def loss_of(self, encodings: Encodings, criterion: Criterion) -> dict[str, Tensor]:
+        """Triplets from pictures to captions and to audio; with `aligned`, also views and modalities brought together.
+
+        Returns:
+            `loss` and its parts as they enter it: `triplet_text`, `triplet_audio`; `mse_view` (two views of a picture),
+            `kd` and `alignment` (distillation and mean squared error of each two modalities).
+        """
+        texts, audio = encodings.texts, cast(Tensor, encodings.audio)
         parts = {
-            "triplet_text": TRIPLET_WEIGHT * criterion(self.score(images, texts))["loss"],
-            "triplet_audio": TRIPLET_WEIGHT * criterion(self.score(images, audio))["loss"],
+            "triplet_text": TRIPLET_WEIGHT * criterion(self.score(encodings.images, texts))["loss"],
+            "triplet_audio": TRIPLET_WEIGHT * criterion(self.score(encodings.images, audio))["loss"],
         }
-        if self.aligned:
-            second = self.share(self.image_encoder(batch.need("second_view")))
+        if encodings.second_view is not None:
+            images = encodings.of_captions(encodings.images)  # [M, D]
             pairs = ((images, texts), (images, audio), (audio, texts))
-            parts["mse_view"] = ALIGNMENT_WEIGHT * F.mse_loss(images, second)
+            parts["mse_view"] = ALIGNMENT_WEIGHT * F.mse_loss(encodings.images, encodings.second_view)
             parts["kd"] = ALIGNMENT_WEIGHT * torch.stack([distillation(*pair) for pair in pairs]).sum()
             parts["alignment"] = ALIGNMENT_WEIGHT * torch.stack([F.mse_loss(*pair) for pair in pairs]).sum()
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}

@@ -1,6 +1,6 @@
 """What training minimises: one loss or a weighted sum of several, from the scores of a batch.
 
-Letters: B batch. Row i of the scores is image i, column j is text (or audio) j; pair (i, i) matches.
+Letters: N images, M texts. Row i of the scores is image i, column j is text (or audio) j, see `layers.losses`.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ class Pairs:
     """What is known of the pairs of a batch beforehand.
 
     Attributes:
-        matches: [B, B] bool, the pairs that are no negatives, the diagonal among them; None: the diagonal alone.
-        prior: [B, B] similarity in [0, 1] of each caption to the captions of each picture, see `data.prior`.
+        matches: [N, M] bool, the pairs that are no negatives, own pairs among them; None: own pairs alone.
+        prior: [N, M] similarity in [0, 1] of each caption to the captions of each picture, see `data.prior`.
+        image_rows: [M] int64 own picture of each caption; None: caption i belongs to picture i.
     """
 
     matches: Tensor | None = None
     prior: Tensor | None = None
+    image_rows: Tensor | None = None
 
     def masked_share(self) -> Tensor:
-        """Share of the pairs off the diagonal that are no negatives, a scalar.
+        """Share of the pairs, own pairs aside, that are no negatives, a scalar.
 
         Raises:
             ValueError: nothing is masked.
         """
         if self.matches is None:
             raise ValueError("these pairs carry no matches")
-        size = len(self.matches)
-        return (self.matches.sum() - size) / max(1, size * (size - 1))
+        images, texts = self.matches.shape
+        return (self.matches.sum() - texts) / max(1, images * texts - texts)
 
 
 class TripletLoss(nn.Module):
@@ -55,8 +57,8 @@ class TripletLoss(nn.Module):
         self.margin, self.hardest = margin, hardest
 
     def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Both directions, summed over the batch, for scores [B, B]."""
-        return triplet_parts(scores, self.margin, self.hardest, pairs.matches)
+        """Both directions, summed over the batch, for scores [N, M]."""
+        return triplet_parts(scores, self.margin, self.hardest, pairs.matches, pairs.image_rows)
 
 
 class DynamicMarginLoss(nn.Module):
@@ -68,14 +70,15 @@ class DynamicMarginLoss(nn.Module):
         self.gamma, self.beta, self.hardest = gamma, beta, hardest
 
     def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Both directions, summed over the batch, for scores [B, B].
+        """Both directions, summed over the batch, for scores [N, M].
 
         Raises:
             ValueError: the pairs have no prior similarity.
         """
         if pairs.prior is None:
             raise ValueError("the dynamic margin needs Pairs.prior")
-        return triplet_parts(scores, dynamic_margin(pairs.prior, self.gamma, self.beta), self.hardest, pairs.matches)
+        margin = dynamic_margin(pairs.prior, self.gamma, self.beta)
+        return triplet_parts(scores, margin, self.hardest, pairs.matches, pairs.image_rows)
 
 
 class ContrastiveLoss(nn.Module):
@@ -98,9 +101,9 @@ class ContrastiveLoss(nn.Module):
         return self.log_temperature.exp()
 
     def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Both directions, summed over the batch, for scores [B, B]."""
+        """Both directions, summed over the batch, for scores [N, M]."""
         smoothing, hard_weight = self.constants.label_smoothing, self.constants.hard_weight
-        return contrastive_parts(scores, self.temperature, smoothing, hard_weight, pairs.matches)
+        return contrastive_parts(scores, self.temperature, smoothing, hard_weight, pairs.matches, pairs.image_rows)
 
 
 class Objective(nn.Module):

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from layers.registry import ModelParameters, Parameters
+from sampling import Batching
 
 # numpy takes seeds below 2**32, and a fold adds its number to the seed
 LARGEST_SEED = 2**31 - 1
@@ -93,8 +94,8 @@ class Pictures(Parameters):
     batch_size: int = Field(
         default=100,
         ge=2,
-        description="items per training batch; where they are pairs, every other pair of the batch is a negative "
-        "[items]",
+        description="items per training batch, of each device; where they are pairs, every other pair of the batch is "
+        "a negative [items]",
     )
     batch_size_val: int = Field(
         default=70, ge=1, description="pictures or captions encoded at a time in evaluation [items]"
@@ -132,6 +133,11 @@ class Dataset(Pictures):
     )
     local_path: GivenPath | None = Field(
         default=None, description="region file, made by `python -m data.regions`; null: GaLR is global only"
+    )
+    batching: Batching = Field(
+        default="pairs",
+        description="what batch_size counts; images: pictures, each encoded once for all its captions, which come with "
+        "it",
     )
     missing_regions: Literal["error", "zeros"] = Field(
         default="error",
@@ -279,6 +285,13 @@ class Optim(Training):
         ge=0,
         le=2,
         description="by how much a match must score above a wrong pair to cost nothing [cosine]",
+    )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="several GPUs (torchrun): batch norms take their statistics over the batches of all",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile of the encoders in training: slow first steps, then maybe faster"
     )
     resume: Annotated[Path | None, BeforeValidator(_not_blank), BeforeValidator(_path_or_false)] = Field(
         default=None,

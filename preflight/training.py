@@ -14,7 +14,6 @@ from checkpoints import fit_weights, load_weights
 from data.annotations import Annotations, blank_captions, check_images, list_files, read_annotations
 from data.lists import read_lines
 from data.splits import UNNAMED_SCENE, fold_annotations, recorded_or_new, scene_classes
-from dataloader import batches_of
 from experiment import audio_folder_of, experiment_folder, queries_of, read_vocabulary, regions_of, run_folder
 from layers import build_model
 from layers.base import RetrievalModel
@@ -31,6 +30,7 @@ from preflight.resources import (
 )
 from provenance import check_data_set
 from resume import begun_run
+from sampling import SAMPLERS, batches_of
 from vocab import Vocabulary
 
 MOST_UNKNOWN = 0.9
@@ -186,13 +186,16 @@ def _describe_work(
     optim, (train, val) = options.optim, splits[0]
     parameters = list(model.parameters())
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
-    usable = int((~blank_captions(train, vocab.tokenize)).sum())
-    steps = len(batches_of(torch.arange(usable), options.dataset.batch_size)) if usable else 0
+    words = torch.from_numpy(~blank_captions(train, vocab.tokenize))
+    usable, batching = int(words.sum()), options.dataset.batching
+    items = len(SAMPLERS[batching](torch.from_numpy(train.caption_image), words))
+    steps = len(batches_of(torch.arange(items), options.dataset.batch_size)) if usable else 0
     return (
         f"{options.model.name} with {sum(map(torch.numel, parameters)):,} weights, of which {trained:,} are trained: "
         f"{len(splits)} fold{'s' if len(splits) > 1 else ''} on {device}, at most {optim.epochs} epochs of {steps:,} "
-        f"steps (batches of {options.dataset.batch_size}, loss {' + '.join(optim.loss)}). A fold trains on {usable:,} "
-        f"captions of {len(train.image_names):,} pictures and validates on {len(val.image_names):,} pictures."
+        f"steps (batches of {options.dataset.batch_size} {batching}, loss {' + '.join(optim.loss)}). A fold trains on "
+        f"{usable:,} captions of {len(train.image_names):,} pictures and validates on {len(val.image_names):,} "
+        "pictures."
     )
 
 

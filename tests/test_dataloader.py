@@ -17,7 +17,8 @@ import vocab
 from augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from data.annotations import Annotations
 from data.picture_store import PictureStore
-from dataloader import Batch, Captions, EvaluationLoader, TrainLoader, like_lengths
+from dataloader import Batch, Captions, EvaluationLoader, TrainLoader
+from sampling import like_lengths
 from utils import InputError
 
 CPU = torch.device("cpu")

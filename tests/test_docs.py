@@ -20,6 +20,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch.distributed.run
 
 import option
 from layers.registry import registered
@@ -142,6 +143,9 @@ def check_script(script: str, arguments: Sequence[str]) -> None:
     elif name == "run_mcrn.sh":
         assert (ROOT / "option" / f"{arguments[0].upper()}_MCRN.yaml").is_file()
         parsed("train.py", ["--path_opt", "x", *arguments[1:]])
+    elif name == "run_multi_gpu.sh":
+        assert arguments[0].isdigit()
+        check_python(["train.py", "--path_opt", arguments[1], *arguments[3:]])
     elif name not in ("run_tests.sh", "run_experiment.sh"):
         parsed("train.py", ["--path_opt", "x", *arguments])
 
@@ -150,9 +154,13 @@ def check(words: Sequence[str]) -> None:
     """Check one command of a page."""
     if " ".join(words) in SYSTEM:
         return
-    assert words[0] in ("python", "bash"), f"unknown program: {shlex.join(words)}"
+    assert words[0] in ("python", "bash", "torchrun"), f"unknown program: {shlex.join(words)}"
     if words[0] == "python":
         check_python(words[1:])
+    elif words[0] == "torchrun":
+        given = torch.distributed.run.parse_args(words[1:])
+        assert given.training_script == "train.py"
+        check_python([given.training_script, *given.training_script_args])
     else:
         check_script(words[1], words[2:])
 

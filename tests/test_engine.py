@@ -307,7 +307,7 @@ def test_meter_counts_pairs_and_waiting() -> None:
     meter = Meter()
     batch = Batch(caption_ids=torch.arange(4))
     for taken in meter.timed([batch, replace(batch, caption_ids=torch.arange(2))]):
-        meter.add({"loss": torch.tensor(6.0)}, len(taken))
+        meter.add({"loss": torch.tensor(6.0)}, taken.items, taken.pictures)
     means = meter.means()
     assert means["loss"] == 2.0
     assert 0 <= means["data_wait_share"] <= 1

@@ -16,10 +16,10 @@ from layers import build_model
 from layers.losses import dynamic_margin, triplet_parts
 from layers.objective import build_objective
 from layers.registry import registered
+from learner import Losses
 from option import Options
 from pairs import PairSource
 from tests.test_layers import random_batch
-from train import training_losses
 from vocab import Vocabulary
 
 CAPTIONS = ("a red roof .", "two roofs", "A red roof", "many trees", "a red  roof.", "trees")
@@ -79,9 +79,8 @@ def test_every_model_learns_with_every_objective(
     ids = batch_of([0, 1, 2, 3, 4, 5])
     batch = random_batch(6)
     object.__setattr__(batch, "image_ids", ids.image_ids)
-    losses = training_losses(
-        model, objective, PairSource(pair_list, "caption", PriorSimilarity.build(pair_list)), batch
-    )
+    source = PairSource(pair_list, "caption", PriorSimilarity.build(pair_list))
+    losses = Losses(model, objective, source)(batch)
     assert losses["masked_share"].item() == pytest.approx(6 * 12 / 30)
     assert losses["temperature"].item() == pytest.approx(6 * 0.07)
     losses["loss"].backward()

@@ -126,7 +126,7 @@ class TestTraining:
         assert len(text.strip().splitlines()) == 1
         for part in (
             f"{experiment}: no faults. AMFMN with ",
-            "2 folds on cpu, at most 2 epochs of 5 steps (batches of 8, loss triplet)",
+            "2 folds on cpu, at most 2 epochs of 5 steps (batches of 8 pairs, loss triplet)",
             "A fold trains on 38 captions of 19 pictures and validates on 5 pictures.",
             "24 pictures with 48 captions in train, 12 pictures with 24 captions in test, 0 captions without a word",
             "; 3 scene classes.",

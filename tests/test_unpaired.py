@@ -12,8 +12,9 @@ import option
 import vocab
 from augmentation import audio_margin_size, margin_size
 from data.annotations import read_annotations
-from dataloader import Captions, batches_of
+from dataloader import Captions
 from option import ModalityOptions
+from sampling import batches_of
 from tests.tiny import add_spectrograms, make_precomp
 from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader
 from unpaired_sources import Sources, open_sources
