@@ -62,12 +62,13 @@ def _best(fold: Path) -> float:
 
 def differing(experiments: Sequence[Experiment]) -> list[str]:
     """Dotted keys of the options in which the experiments differ, in the order of the schema."""
-    keys = list(dict.fromkeys(key for experiment in experiments for key in experiment.options))
-    return [
-        key
-        for key in keys
-        if key not in NAMES_ONLY and len({str(experiment.options.get(key)) for experiment in experiments}) > 1
-    ]
+    return differing_keys([experiment.options for experiment in experiments], NAMES_ONLY)
+
+
+def differing_keys(options: Sequence[Mapping[str, Any]], but: Sequence[str]) -> list[str]:
+    """Dotted keys in which some options differ, in the order of the schema, without those in `but`."""
+    keys = list(dict.fromkeys(key for given in options for key in given))
+    return [key for key in keys if key not in but and len({str(given.get(key)) for given in options}) > 1]
 
 
 def spread_over_folds(experiments: Sequence[Experiment]) -> float:
@@ -97,12 +98,12 @@ def table(experiments: Sequence[Experiment]) -> list[list[str]]:
         recalls = [f"{value:.2f}{deviation if name == 'mR' else ''}" for name, value in means.items()]
         against = means["mR"] - first
         verdict = "" if experiment is experiments[0] else "none" if abs(against) <= spread else f"{against:+.2f}"
-        options = [_short(experiment.options.get(key)) for key in keys]
+        options = [short(experiment.options.get(key)) for key in keys]
         cells.append([*options, f"{statistics.fmean(experiment.validation):.2f}", *recalls, verdict])
     return cells
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """An option as a cell: a file by its name."""
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)
 

@@ -31,6 +31,7 @@ from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modalit
 from locks import run_lock
 from option import ModalityOptions
 from resume import Keeper, begun_run, carry_on, is_finished, is_settled
+from run_record import recorded
 from training_state import TrainingState, optimiser_step
 from unpaired import ViewLoader
 from unpaired_sources import Sources, open_sources
@@ -117,7 +118,7 @@ def pretrain_modalities(options: ModalityOptions, device: torch.device, resume: 
             write_text_atomic(folder / "options.yaml", option.to_yaml(options))
             extra = {"vocabulary": vocabulary.digest}
             keeper = Keeper(folder, result, options, partial(save_model, result, sides, options, extra), extra)
-            with ending_clearly(folder):
+            with ending_clearly(folder), recorded(folder, device):
                 keeper.settle(sides, begun)
                 fit_adversaries(sides, sources, options, device, keeper)
     return result

@@ -33,6 +33,7 @@ from locks import run_lock
 from option import SceneOptions
 from option.pretraining import ScenePictures
 from resume import Keeper, begun_run, carry_on, is_finished, is_settled, save_best
+from run_record import recorded
 from training_state import TrainingState
 from unpaired import PictureLoader, Schedule
 from utils import InputError, derive_seed, log_to, logger, write_atomic, write_text_atomic
@@ -252,7 +253,8 @@ def _run(
         save_best(folder / BEST, state, options, extra)  # last: `is_settled` looks at it
 
     keeper = Keeper(folder, folder / BEST, options, keep_best, extra)
-    with ending_clearly(folder), EventLog(folder, state.epoch * len(loader) + state.batch + 1) as writer:
+    events = EventLog(folder, state.epoch * len(loader) + state.batch + 1)
+    with ending_clearly(folder), recorded(folder, device), events as writer:
         keeper.settle(state, begun)
         fit(
             state,

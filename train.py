@@ -51,6 +51,7 @@ from pairs import PairSource
 from preflight import check_training
 from provenance import LIST_DIGEST, check_data_set, train_digest
 from resume import Keeper, add_resume, begun_run, carry_on, is_finished, is_settled, save_best
+from run_record import recorded
 from training_state import TrainingState, random_states
 from utils import InputError, choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
 from vocab import Vocabulary
@@ -188,7 +189,8 @@ def train_fold(
     if world.leads:
         write_text_atomic(folder / "options.yaml", option.to_yaml(options))
     events = EventLog(folder, state.epoch * len(loader) + state.batch + 1) if world.leads else nullcontext(NoEvents())
-    with ending_clearly(folder), events as writer:
+    record = recorded(folder, device) if world.leads else nullcontext()
+    with ending_clearly(folder), record, events as writer:
         if world.leads:
             keeper.settle(state, begun)
         fit(

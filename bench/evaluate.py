@@ -12,7 +12,7 @@ import torch
 
 from bench import table
 from bench.arguments import bench_parser, measure, positive, reference_of
-from bench.machine import description, peak_memory, wait_for
+from bench.machine import description, wait_for
 from bench.naive_data import blockwise_scores
 from bench.process import Figures
 from bench.subject import Experiment
@@ -21,6 +21,7 @@ from dataloader import EvaluationLoader
 from engine import embed, score_source
 from experiment import evaluation_loader
 from metrics import rank_blocks, recalls
+from run_record import peak_memory
 from utils import choose_device, run_entry_point
 
 PARTS = ("data", "pictures", "captions", "ranks")

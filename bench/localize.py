@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,8 +32,10 @@ from layers.base import RetrievalModel
 from localization import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from localize import MEDIAN, WINDOWS, parse_sides
 from report import markdown
+from run_record import peak_memory
 from utils import InputError, choose_device, run_entry_point, write_text_atomic
 
+CPU = torch.device("cpu")
 MEAN_TOLERANCE = 1e-5  # of the mean scores, which lie in -1..1
 LEVEL_TOLERANCE = 1  # of 255, where a mean score lies on the border of two levels
 
@@ -138,7 +139,7 @@ def clock() -> NDArray[np.float64]:
 
 def time_ours(setting: Setting, picture: LargePicture, sides: Sequence[int], median: int) -> dict[str, Any]:
     """Seconds (see `clock`) of this project on the whole picture, and peak memory of the process in MiB."""
-    before = peak_memory()
+    before = peak_memory(CPU)
     start = clock()
     windows = window_grid(picture.height, picture.width, sides)
     scores = setting.scores(picture, windows, setting.amp)
@@ -146,7 +147,7 @@ def time_ours(setting: Setting, picture: LargePicture, sides: Sequence[int], med
     for column in scores.T:
         mean_map(windows, column).levels(median)
     maps = (clock() - encoded) / scores.shape[1]
-    memory = {"memory_before": before, "memory": peak_memory()}
+    memory = {"memory_before": before, "memory": peak_memory(CPU)}
     return {"windows": len(windows), "encode": (encoded - start).tolist(), "map": maps.tolist(), **memory}
 
 
@@ -177,11 +178,6 @@ def time_plain(setting: Setting, picture: LargePicture, sides: Sequence[int], sa
 def whole_of(picture: LargePicture) -> Image.Image:
     """The picture in memory, where the plain path cuts its windows."""
     return picture.read(0, 0, picture.height, picture.width)
-
-
-def peak_memory() -> float:
-    """Largest memory of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def table(ours: dict[str, Any], plain: dict[str, Any], queries: int) -> str:

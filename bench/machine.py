@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from run_record import machine_of
+
 GEMM_SIDE = 2048
 COPY_BYTES = 2**28
-_STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,23 +48,6 @@ def copy_rate(device: torch.device) -> float:
     return 2 * COPY_BYTES / seconds_of(lambda: target.copy_(source), device) / 1e9
 
 
-def peak_memory(device: torch.device) -> float:
-    """MiB: the most that this process has held of the GPU, or on the CPU of the machine's memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if _STATUS.exists():
-        return _status("VmHWM")
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def held_memory(device: torch.device) -> float:
-    """MiB that this process holds now; where the system does not tell, the most that it has held."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device) / 2**20
-    return _status("VmRSS") if _STATUS.exists() else peak_memory(device)
-
-
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on, where the system can do that."""
     if device.type == "cuda":
@@ -75,21 +56,6 @@ def reset_peak_memory(device: torch.device) -> None:
         _CLEAR.write_text("5")
 
 
-def _status(field: str) -> float:
-    """A line of the process's status, MiB."""
-    fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
-    return int(fields[field].split()[0]) / 2**10
-
-
 def description(device: torch.device, threads: int) -> dict[str, object]:
     """The machine and what it is busy with: what a reader of a table needs."""
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    processor = models[0] if models else platform.processor()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
-        "processors": os.cpu_count(),
-        "threads": threads,
-        "load": round(os.getloadavg()[0], 1),
-        "torch": torch.__version__,
-    }
+    return machine_of(device) | {"threads": threads, "load": round(os.getloadavg()[0], 1)}

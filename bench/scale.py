@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench import table
 from bench.arguments import positive
-from bench.machine import description, gemm_rate, held_memory, peak_memory, reset_peak_memory, wait_for
+from bench.machine import description, gemm_rate, reset_peak_memory, wait_for
 from bench.process import Figures, Side
 from bench.variants import OURS
 from engine import SCORES_PER_BLOCK, score_source
@@ -21,6 +21,7 @@ from layers.amfmn import soft_scores
 from layers.base import RetrievalModel
 from metrics import rank_blocks, recalls
 from rerank import rerank
+from run_record import held_memory, peak_memory
 from utils import choose_device, run_entry_point
 
 CAPTIONS = 5

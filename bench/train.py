@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import table
 from bench.arguments import bench_parser, measure, positive, reference_of
-from bench.machine import description, peak_memory, wait_for
+from bench.machine import description, wait_for
 from bench.naive import loop_adam
 from bench.naive_data import FileBatches
 from bench.process import Figures
@@ -23,6 +23,7 @@ from experiment import start_state, train_loader
 from layers.objective import build_objective
 from learner import Losses
 from optimisation import slow_backbones
+from run_record import peak_memory
 from train import pair_source
 from training_state import optimiser_step
 from utils import choose_device, run_entry_point

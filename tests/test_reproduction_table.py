@@ -1,0 +1,138 @@
+"""Results to cite: each experiment beside its published row, with what it was made; and the script that makes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report import RECALLS, as_csv
+from reproduction_table import main, read_published, read_result, recall_rows, run_rows
+from tests.markdown import ROOT
+from tests.tiny import make_precomp, write_experiment
+from utils import InputError
+
+ENTRY = {"device": "a processor", "processors": 2, "threads": 1, "torch": "2.9", "commit": "abc"}
+
+
+def finished(folder: Path, model: dict[str, Any], scores: list[float], record: list[dict[str, Any]]) -> Path:
+    """What `train.py` and `test.py` leave of an experiment of one fold per score."""
+    options = {"model": model, "optim": {"seed": 3, "lr": len(scores)}, "k_fold": {"seed": 5, "nums": 2}}
+    means, mean = dict.fromkeys(RECALLS, 20.0), sum(scores) / len(scores)
+    content = {
+        "options": options,
+        "protocol": "Protocol: ...",
+        "rows": {f"fold {i}": means | {"mR": score} for i, score in enumerate(scores)},
+        "mean": means | {"mR": mean},
+        "standard_deviation": dict.fromkeys(RECALLS, 1.5),
+        "chance": dict.fromkeys(RECALLS, 2.0),
+        "ceiling": dict.fromkeys(RECALLS, 70.0),
+    }
+    folder.mkdir()
+    (folder / "test.json").write_text(json.dumps(content))
+    for i in range(len(scores)):
+        (folder / str(i)).mkdir()
+        epochs = [{"epoch": n + 1.0, "loss": 1.0, "val_mR": [1.0, 3.0, 2.0][n], "seconds": 60.0 * i} for n in range(3)]
+        (folder / str(i) / "history.csv").write_text(as_csv(epochs))
+        (folder / str(i) / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    soft = {"name": "AMFMN", "cross_attention": {"att_type": "soft_att"}}
+    record = [ENTRY | {"peak_memory_mib": 1500}, ENTRY | {"commit": "def+"}]
+    return [
+        finished(tmp_path / "a", soft, [10.0, 14.0], record),
+        finished(tmp_path / "b", {"name": "SWAN"}, [13.0], []),
+    ]
+
+
+def test_published_rows_are_the_mean_of_their_recalls() -> None:
+    # AMFMN-soft on RSICD is printed with a mean that its own six numbers do not have
+    for data_set in ("ucm", "rsitmd", "rsicd"):
+        for row in read_published(data_set):
+            mean = sum(value for name, value in row.scores.items() if name != "mR") / 6
+            odd = (data_set, row.model, row.variant) == ("rsicd", "AMFMN", "soft_att")
+            assert row.scores["mR"] == pytest.approx(mean, abs=0.15 if odd else 0.02), row
+    with pytest.raises(InputError, match="there are some of ucm, rsitmd, rsicd"):
+        read_published("sydney")
+
+
+def test_rows_stand_above_what_was_published_of_them(folders: list[Path]) -> None:
+    cells = recall_rows([read_result(folder) for folder in folders], read_published("rsitmd"))
+    assert [row[0] for row in cells] == [
+        *("", "**AMFMN soft_att**", "published", "rerun by RRSITR (any attention)"),
+        *("**SWAN**", "published", "rerun by RRSITR", "chance", "ceiling"),
+    ]
+    assert [row[-1] for row in cells] == [
+        *("mR", "12.00 ± 1.50", "28.74", "31.66", "13.00", "34.11", "34.37", "2.00", "70.00"),
+    ]
+
+
+def test_what_each_row_was_made_with(folders: list[Path]) -> None:
+    _, amfmn, swan = run_rows([read_result(folder) for folder in folders])
+    assert amfmn == [
+        "AMFMN soft_att",
+        "2",
+        "3, 5",
+        "2 2",
+        "2",
+        "1,500",
+        "abc def+",
+        "optim.lr=2",
+    ]  # (0 + 3) / 2 min, to even
+    assert swan == ["SWAN", "1", "3, 5", "2", "0", "unknown", "unknown", "optim.lr=1"]
+
+
+def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out = folders[0].parent / "table.md"
+    main([*map(str, folders), "--published", "ucm", "--out", str(out)])
+    assert capsys.readouterr().out == out.read_text()
+    assert "a processor, 2 processors, threads per training: 1, torch 2.9." in out.read_text()
+    (folders[0] / "test.json").write_text("{}")
+    with pytest.raises(InputError, match="not the result of a test"):
+        main([str(folders[0])])
+
+
+SCRIPT = """
+source {root}/exec/reproduce.sh
+row first {yaml} optim.epochs=1
+row second {yaml} optim.epochs=1 optim.lr=2e-3
+prepare() {{ :; }}
+cd {folder}
+reproduce ucm "$@"
+"""
+
+
+def test_the_script_trains_tests_and_draws_up_the_table(tmp_path: Path) -> None:
+    yaml = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
+    script = tmp_path / "script.sh"
+    for name in ("train.py", "test.py", "reproduction_table.py"):
+        (tmp_path / name).write_text(f"import runpy; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n")
+    script.write_text(SCRIPT.format(root=ROOT, yaml=yaml, folder=tmp_path))
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JOBS": "2",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=environment)
+
+    broken = run("--set", "dataset.vocab_path=absent.json")
+    assert broken.returncode == 2, broken.stderr
+    assert "nothing was trained" in broken.stderr
+    assert broken.stderr.count("absent.json") >= 2  # both rows are checked before anything is done
+    done = run("--name", "small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "checkpoint" / "small.md").read_text()
+    assert table in done.stdout
+    assert "45.97" in table  # published
+    assert "optim.lr=0.002" in table
+    assert "optim.epochs" not in table  # the same in both rows
