@@ -17,6 +17,8 @@ from utils import InputError, first_line, run_entry_point, write_text_atomic
 NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
 """Options that say where a run lies, not what it is."""
 
+LOSS = "optim.loss."
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -44,13 +46,23 @@ def read_experiment(folder: Path) -> Experiment:
     path = folder / "test.json"
     try:
         content = parse_json(read_bytes(path))
-        options, folds = dotted(content["options"]), dict(content["rows"])
+        options, folds = flat_options(content["options"]), dict(content["rows"])
         validation = [_best(folder / label.removeprefix("fold ")) for label in folds]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise InputError(
             f"{path}: not the result of a test ({first_line(fault)}). Make it: python test.py --path_opt ..."
         ) from fault
     return Experiment(folder, options, folds, validation)
+
+
+def flat_options(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by dotted key; the losses and their weights as one text, `triplet` or `triplet + 0.5 contrastive`."""
+    options = dotted(dict(tree))
+    weights = {key.removeprefix(LOSS): options.pop(key) for key in list(options) if key.startswith(LOSS)}
+    if weights:
+        terms = [name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()]
+        options[LOSS.removesuffix(".")] = " + ".join(terms)
+    return options
 
 
 def _best(fold: Path) -> float:

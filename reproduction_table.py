@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints import dotted
-from experiment_table import NAMES_ONLY, differing_keys, short
+from experiment_table import NAMES_ONLY, differing_keys, flat_options, short
 from report import RECALLS, markdown, read_history, validation_score
 from run_record import UNKNOWN, read_record
 from untrusted import parse_json, read_bytes
@@ -79,7 +78,7 @@ def read_result(folder: Path) -> Result:
     path = folder / "test.json"
     try:
         test = parse_json(read_bytes(path))
-        options = dotted(test["options"])
+        options = flat_options(test["options"])
         folds = [folder / label.removeprefix("fold ") for label in test["rows"]]
         complete = all(RECALLS.keys() <= test[part].keys() for part in ("mean", "chance", "ceiling"))
         if not complete or "model.name" not in options:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiment_table import differing, main, read_experiment, spread_over_folds, table
+from experiment_table import differing, flat_options, main, read_experiment, spread_over_folds, table
 from report import RECALLS, as_csv
 from utils import InputError
 
@@ -51,6 +51,11 @@ def test_the_table_by_hand(folders: list[Path]) -> None:
     assert (first[2], first[-2], first[-1]) == ("21.00", "12.00 ± 2.83", "")
     assert (second[-2], second[-1]) == ("13.50 ± 0.71", "none")  # 1.5 is less than the spread of 1.68
     assert third == ["dynamic", "caption", "30.50", *["1.00"] * 6, "20.00 ± 0.00", "+8.00"]
+
+
+def test_losses_are_one_column() -> None:
+    options = flat_options({"optim": {"loss": {"triplet": 1.0, "contrastive": 0.5}, "lr": 1}})
+    assert options == {"optim.lr": 1, "optim.loss": "triplet + 0.5 contrastive"}
 
 
 def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
