@@ -23,7 +23,7 @@ from data.annotations import check_images, read_annotations
 from data.lists import read_names
 from data.picture_store import PictureStore
 from data.pictures import picture_names
-from data.splits import UNNAMED_SCENE, scene_classes
+from data.splits import UNNAMED_SCENE, scene_classes, scene_of
 from dataloader import Batch, stored_batches
 from engine import autocast, fit
 from event_log import EventLog
@@ -76,7 +76,7 @@ def list_pictures(dataset: ScenePictures) -> ScenePictureList:
         found = dict(zip(annotations.image_names, scene_classes(annotations), strict=True))
     elif dataset.image_path is not None:
         folder = dataset.image_path
-        found = {name: _class_of(name) for name in picture_names(folder)}
+        found = {name: scene_of(name) for name in picture_names(folder)}
     else:
         raise InputError("one of dataset.data_path and dataset.image_path is needed")
     excluded = set() if dataset.exclude is None else {PurePosixPath(name).name for name in read_names(dataset.exclude)}
@@ -89,14 +89,6 @@ def list_pictures(dataset: ScenePictures) -> ScenePictureList:
     classes = tuple(sorted(set(kept.values())))
     labels = torch.tensor([classes.index(scene) for scene in kept.values()])
     return ScenePictureList(folder, tuple(kept), labels, classes)
-
-
-def _class_of(name: str) -> str:
-    """The class of a picture in a plain folder: its sub-folder, or its file name up to the first `_`."""
-    path = PurePosixPath(name)
-    if len(path.parts) > 1:
-        return path.parent.as_posix()
-    return UNNAMED_SCENE if path.stem[:1].isdigit() else path.stem.split("_")[0]
 
 
 def _refuse_few(pictures: dict[str, str], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Search an archive of pictures with a sentence, a picture or a sound: python search.py index, query, ..."""
+"""Search an archive of pictures with a sentence, a picture or a sound: python search.py index, query, serve, ..."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from archive.encoder import Encoder, keyword_ids
 from archive.index_folder import IndexFolder
 from archive.indexing import Share, Target, index_archive
 from archive.measure import measure, read_queries
+from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Hit, Searcher
 from archive.sheet import check_sheet, write_sheet
 from archive.store import EMBEDDED, check_url
@@ -37,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     build.add_argument("folder", type=Path, metavar="INDEX")
     build.add_argument("--kind", required=True, choices=nearest.KINDS)
     _add_query(commands.add_parser("query", help="find pictures"))
+    _add_serve(commands.add_parser("serve", help="a page to search with in a browser"))
     _add_measure(commands.add_parser("measure", help="latency and recall of every vector index that is built"))
     given = parser.parse_args(arguments)
-    {"index": _index, "build": _build, "query": _query, "measure": _measure}[given.command](given)
+    run = {"index": _index, "build": _build, "query": _query, "serve": _serve, "measure": _measure}
+    run[given.command](given)
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +72,26 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     query.add_argument("--image", type=Path, metavar="FILE", help="a picture in place of it")
     query.add_argument("--audio", type=Path, metavar="FILE.wav", help="a sound in place of it (MCRN)")
     parser.add_argument("--top", type=int, default=TOP, help="pictures to show (default %(default)s)")
-    parser.add_argument("--index", choices=("exact", *nearest.KINDS), help="how to search; default: exact")
+    _add_kind(parser)
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the pictures that were found")
+
+
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", choices=("exact", *nearest.KINDS), help="how to search; default: exact")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_searcher(parser)
+    _add_kind(parser)
+    parser.add_argument("--scenes", type=Path, metavar="FILE", help="scene classes: a name, a tab, its class a line")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default %(default)s)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name under which the page is asked for"
+    )
+    parser.add_argument("--behind-proxy", action="store_true", help="a reverse proxy on this machine tells who asks")
+    parser.add_argument("--max-upload", type=int, default=10, help="MiB of an uploaded file (default %(default)s)")
+    parser.add_argument("--rate", type=int, default=60, help="searches of a client per minute (default %(default)s)")
 
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +183,34 @@ def _print_hits(hits: Sequence[Hit]) -> None:
     print("rank   score  file")
     for rank, hit in enumerate(hits, start=1):
         print(f"{rank:4}  {hit.score:6.4f}  {hit.label}")
+
+
+def _serve(given: argparse.Namespace) -> None:
+    try:
+        from archive import page, serve
+    except ImportError as fault:
+        raise InputError(f"the page needs packages of an extra ({fault}): bash exec/environment.sh web") from fault
+    _at_least_one(given.max_upload, "--max-upload")
+    _at_least_one(given.rate, "--rate")
+    hosts = serve.allowed_hosts(given.host, given.allow_host)
+    with serve.open_socket(given.host, given.port) as listening:
+        searcher = Searcher.open(given.folder, given.device, given.index, given.checkpoint, given.images)
+        scenes = _scenes(searcher, given.scenes)
+        app = page.make_app(searcher, scenes, hosts, given.max_upload * 2**20, given.rate)
+        if not serve.is_loopback(given.host):
+            logger.warning("there is no login: whoever reaches %s can search and see all pictures.", given.host)
+        print(f"{len(searcher)} pictures at {serve.url_of(listening)} (Ctrl-C ends it)", flush=True)
+        serve.run(app, listening, given.behind_proxy)
+    print("Ended.")
+
+
+def _scenes(searcher: Searcher, file: Path | None) -> Scenes:
+    if searcher.kind == "store":
+        if file is not None:
+            raise InputError("--scenes: an index in a vector store can't be searched in part; leave it out.")
+        return no_scenes(len(searcher))
+    names = searcher.index.names()
+    return find_scenes(names, searcher.images) if file is None else read_scenes(file, names)
 
 
 def _measure(given: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ Letters: N pictures, D embedding.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -37,7 +38,27 @@ class Hit:
     @property
     def label(self) -> str:
         """The name, with what can't be printed escaped."""
-        return self.name if self.name.isprintable() else shown(self.name)
+        return printable(self.name)
+
+
+def printable(name: str) -> str:
+    """A name, with what can't be printed escaped."""
+    return name if name.isprintable() else shown(name)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query found, the best first, and how long that took.
+
+    Attributes:
+        hits: the pictures.
+        encode_ms: milliseconds from the query to its embedding.
+        search_ms: milliseconds from there to the hits.
+    """
+
+    hits: list[Hit]
+    encode_ms: float
+    search_ms: float
 
 
 class Searcher:
@@ -120,8 +141,7 @@ class Searcher:
         Raises:
             InputError: the vocabulary has none of its words.
         """
-        with self._lock:
-            return self._search(self.encoder.text(query), self.encoder.model.score, k, offset, keep)
+        return self.answer(query, k, offset, keep).hits
 
     def image(self, query: Image.Image, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
         """The pictures that resemble an RGB picture most, by the cosine of embeddings whatever the model; see `text`.
@@ -129,8 +149,7 @@ class Searcher:
         Raises:
             InputError: the model needs regions, which the picture does not have.
         """
-        with self._lock:
-            return self._search(self.encoder.picture(query), exact.cosine, k, offset, keep)
+        return self.answer(query, k, offset, keep).hits
 
     def audio(self, query: Path, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
         """The pictures that fit a spoken caption best, a WAV file; see `text`.
@@ -138,8 +157,24 @@ class Searcher:
         Raises:
             InputError: the model has no audio encoder, or the file can't be read.
         """
+        return self.answer(query, k, offset, keep).hits
+
+    def answer(
+        self, query: str | Image.Image | Path, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None
+    ) -> Answer:
+        """What `text`, `image` or `audio` gives, with the time that it took once it was this query's turn."""
         with self._lock:
-            return self._search(self.encoder.sound(query), self.encoder.model.score, k, offset, keep)
+            started = time.perf_counter()
+            score: Scorer = self.encoder.model.score
+            if isinstance(query, str):
+                embedding = self.encoder.text(query)
+            elif isinstance(query, Path):
+                embedding = self.encoder.sound(query)
+            else:
+                embedding, score = self.encoder.picture(query), exact.cosine
+            encoded = time.perf_counter()
+            hits = self._search(embedding, score, k, offset, keep)
+            return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
 
     def unknown_words(self, query: str) -> list[str]:
         """Words of a sentence that the model does not know, see `Encoder.unknown_words`."""

@@ -28,6 +28,10 @@ MOST_HITS = 16_384  # that Milvus gives at once
 ROWS_PER_CALL = 1000  # 2 MiB of 512 float32 numbers; Milvus takes up to 64 MiB
 
 
+class StoreFault(InputError):
+    """The vector store does not answer, or refuses."""
+
+
 class VectorStore(Protocol):
     """What holds vectors under names and finds those of the highest cosine."""
 
@@ -164,7 +168,7 @@ class _Told:
 
     def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         if isinstance(fault, self.failures):
-            raise InputError(
+            raise StoreFault(
                 f"the vector store {self.url} does not work: {first_line(fault)}. Check that it runs, that "
                 f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it asks for one."
             ) from fault

@@ -139,6 +139,23 @@ def scene_classes(annotations: Annotations) -> tuple[str, ...]:
     return tuple(UNNAMED_SCENE if stem[:1].isdigit() else stem.split("_")[0] for stem in stems)
 
 
+def scene_of(name: str) -> str:
+    """The class of a picture in a plain folder: its sub-folder, or its file name up to the first `_`."""
+    path = PurePosixPath(name)
+    if len(path.parts) > 1:
+        return path.parent.as_posix()
+    return UNNAMED_SCENE if path.stem[:1].isdigit() else path.stem.split("_")[0]
+
+
+def numbered_scenes(names: Sequence[str], classes: Sequence[str]) -> list[str] | None:
+    """The class of each picture, 100 to a class, where all names are plain numbers of such classes; else None."""
+    stems = [PurePosixPath(name).stem for name in names]
+    if not all(stem.isascii() and stem.isdigit() for stem in stems):
+        return None
+    places = [(int(stem) - 1) // _IMAGES_PER_NUMBERED_CLASS for stem in stems]
+    return [classes[place] for place in places] if all(0 <= place < len(classes) for place in places) else None
+
+
 def write_split(run_folder: Path, train: Annotations, val: Annotations) -> None:
     """Record a fold's split in its run folder: `split/train.txt` and `split/val.txt`, one file name a line."""
     for side, images in (("train", train), ("val", val)):

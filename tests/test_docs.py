@@ -222,7 +222,7 @@ def test_commands_in_the_text_exist(path: Path) -> None:
 def test_flags_in_the_text_exist(path: Path) -> None:
     known = frozenset().union(*map(flags_of, programs()))
     for code in inline_code(path):
-        for flag in re.findall(r"(?<!\S)--\w+", code):
+        for flag in re.findall(r"(?<!\S)--[\w-]+", code):
             assert flag in known or any(flag in text for text in SCRIPTS.values()), code
 
 

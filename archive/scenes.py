@@ -1,0 +1,113 @@
+"""The scene classes of an archive's pictures, by which a page filters what was found. Letters: N pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archive.searcher import printable
+from data.lists import read_lines, refuse_faults, shown
+from data.splits import UNNAMED_SCENE, numbered_scenes, scene_of
+from utils import InputError
+
+MOST_SCENES = 1000
+"""Of a list that a person still chooses from; file names that say no class tend to give more."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Which picture shows which scene.
+
+    Attributes:
+        counts: class -> pictures of it, in alphabetical order.
+        codes: [N] place of each picture's class in `counts`, -1 where it has none.
+    """
+
+    counts: dict[str, int]
+    codes: NDArray[np.int32]
+
+    def keep(self, scene: str) -> NDArray[np.bool_]:
+        """Which pictures are of a class, [N].
+
+        Raises:
+            KeyError: there is no such class.
+        """
+        places = {name: place for place, name in enumerate(self.counts)}
+        return self.codes == places[scene]
+
+    def of(self, row: int) -> str | None:
+        """The class of a picture; None where it has none."""
+        code = int(self.codes[row])
+        return None if code < 0 else list(self.counts)[code]
+
+
+def no_scenes(count: int) -> Scenes:
+    """Of N pictures whose classes are not known."""
+    return Scenes({}, np.full(count, -1, np.int32))
+
+
+def find_scenes(names: Sequence[str], images: Path) -> Scenes:
+    """The scene classes that the pictures' names say.
+
+    It is the sub-folder, or else the file name up to the first `_`, as in scene pretraining. Where all names are plain
+    numbers and the folder above the pictures has a `classes.txt`, picture k is of class (k - 1) // 100 of that file.
+    Names that give one class alone, more than `MOST_SCENES`, or less than two pictures to a class on average say none.
+
+    Args:
+        names: of the N pictures, relative to their folder.
+        images: that folder.
+
+    Raises:
+        InputError: `classes.txt` can't be read.
+    """
+    classes_file = images.parent / "classes.txt"
+    found = None
+    if classes_file.is_file():
+        found = numbered_scenes(names, [line.strip() for line in read_lines(classes_file)])
+    found = found or [scene_of(name) for name in names]
+    scenes = _scenes([None if scene == UNNAMED_SCENE else scene for scene in found])
+    plausible = 2 <= len(scenes.counts) <= min(MOST_SCENES, len(names) // 2)
+    return scenes if plausible else no_scenes(len(names))
+
+
+def read_scenes(file: Path, names: Sequence[str]) -> Scenes:
+    """The scene classes that a text gives: a picture's name, a tab, its class on each line.
+
+    Pictures that it does not name have no class; names that the index lacks are passed over.
+
+    Args:
+        file: the text, UTF-8.
+        names: of the N pictures.
+
+    Raises:
+        InputError: it can't be read, is of another form, or names no picture of the index.
+    """
+    if not file.is_file():
+        raise InputError(f"--scenes {file}: no such file.")
+    scene_by_name: dict[str, str] = {}
+    faults = []
+    for number, line in enumerate(read_lines(file), start=1):
+        name, _, scene = (part.strip() for part in line.partition("\t"))
+        if name and scene:
+            scene_by_name[name] = scene
+        elif line.strip():
+            faults.append(f"line {number}: {shown(line)} is no name, a tab and a class")
+    refuse_faults(file, faults, "Each line is a picture's name as the index has it, a tab, its scene class.")
+    found = [scene_by_name.get(name) for name in names]
+    if not any(found):
+        raise InputError(f"--scenes {file}: names no picture of the index, whose first is {shown(names[0])}.")
+    return _scenes(found)
+
+
+def _scenes(found: Sequence[str | None]) -> Scenes:
+    labels = [None if scene is None else printable(scene) for scene in found]
+    counted = Counter(label for label in labels if label is not None)
+    counts = {scene: counted[scene] for scene in sorted(counted)}
+    places = {scene: place for place, scene in enumerate(counts)}
+    codes = [-1 if label is None else places[label] for label in labels]
+    return Scenes(counts, np.array(codes, np.int32))
