@@ -217,7 +217,7 @@ def test_nothing_is_written_into_the_data_folder(tmp_path: Path) -> None:
 
 NAMES = st.lists(
     st.text(st.characters(categories=["L", "N", "P"], exclude_characters="\\/:"), min_size=1).filter(
-        lambda name: name != ".."
+        lambda name: name not in (".", "..")
     ),
     min_size=2,
     max_size=6,
