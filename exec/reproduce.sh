@@ -47,8 +47,11 @@ reproduce() {
     settings=("${words[@]:2}" "${extra[@]}" "k_fold.experiment_name=${name}_${words[0]}")
     step "test ${words[0]}" "$python" test.py --path_opt "${words[1]}" --set "${settings[@]}"
   done
-  step "table" "$python" reproduction_table.py "${folders[@]}" --published "${set%150}" --out "checkpoint/$name.md"
+  draw_table "$set" "checkpoint/$name.md" "${folders[@]}"
 }
+
+# draw_table SET FILE EXPERIMENT...: what is shown in the end; a script may have another.
+draw_table() { step "table" "$python" reproduction_table.py "${@:3}" --published "${1%150}" --out "$2"; }
 
 choose_jobs() {
   if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
