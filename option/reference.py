@@ -18,7 +18,8 @@ from option.schema import PUBLISHED_KEYS, Options, allowed, leaves
 INTRODUCTION = """\
 # Options
 
-Made from the schema by `python -m option --out docs/options.md`; not edited by hand.
+Every key of the option files, with its default and meaning. Made from the schema by
+`python -m option --out docs/options.md`; not edited by hand.
 
 Any key can be given in the YAML or on the command line: `--set optim.lr=1e-4`. An unknown key or a value out of range
 ends the run before it starts, and all faults are named at once. "needed" stands where there is no default. The source
@@ -105,8 +106,8 @@ def page() -> str:
         "A backbone learns scene classes: [models.md](models.md#scene-pretraining).",
         *_blocks(SceneOptions, ", scene pretraining", PRETRAINING_SOURCES),
         "## Pretraining without pairs",
-        "A model learns several modalities without pairs: [models.md](models.md#mcrn). Its block `model` is that of "
-        "experiments.",
+        "A model learns several modalities without pairs: [models.md](models.md#pretraining-without-pairs). Its block "
+        "`model` is that of experiments.",
         *_blocks(ModalityOptions, ", pretraining without pairs", PRETRAINING_SOURCES),
         "## Published keys without effect",
         "Files of the published projects load unchanged. One warning names what nothing reads: keys of another model, "
