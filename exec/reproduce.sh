@@ -68,7 +68,7 @@ choose_jobs() {
 prepare() {
   local set="$1" data="data/$1_precomp" wanted="${rows[*]}"
   if [[ ! -f "$data/train_filename.txt" || ! -d "$data/images" ]]; then
-    echo "No data set in $data (captions, file names, and pictures in images/). README.md says where to get it." >&2
+    echo "No data set in $data (captions, file names, and pictures in images/). data/README.md says where to get it." >&2
     exit 2
   fi
   if [[ ! -f "vocab/${set%150}_splits_vocab.json" ]]; then
