@@ -79,7 +79,9 @@ def list_pictures(dataset: ScenePictures) -> ScenePictureList:
         found = {name: scene_of(name) for name in picture_names(folder)}
     else:
         raise InputError("one of dataset.data_path and dataset.image_path is needed")
-    excluded = set() if dataset.exclude is None else {PurePosixPath(name).name for name in read_names(dataset.exclude)}
+    excluded: set[str] = set()
+    if dataset.exclude is not None:
+        excluded = {PurePosixPath(name).name for name in read_names(dataset.exclude, given_by="dataset.exclude")}
     named = {name: scene for name, scene in found.items() if scene != UNNAMED_SCENE}
     kept = {name: scene for name, scene in named.items() if PurePosixPath(name).name not in excluded}
     if len(kept) < len(found):

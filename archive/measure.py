@@ -27,7 +27,7 @@ def read_queries(path: Path) -> list[str]:
     Raises:
         InputError: it can't be read, or holds none.
     """
-    lines = [line for line in dict.fromkeys(map(str.strip, read_lines(path))) if line]
+    lines = [line for line in dict.fromkeys(map(str.strip, read_lines(path, "--captions"))) if line]
     if not lines:
         raise InputError(f"{path}: no query there; write one a line.")
     return lines

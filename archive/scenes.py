@@ -16,7 +16,7 @@ from data.splits import UNNAMED_SCENE, numbered_scenes, scene_of
 from utils import InputError
 
 MOST_SCENES = 1000
-"""Of a list that a person still chooses from; file names that say no class tend to give more."""
+"""Most classes that a person still chooses from; file names that say no class tend to give more."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def read_scenes(file: Path, names: Sequence[str]) -> Scenes:
         raise InputError(f"--scenes {file}: no such file.")
     scene_by_name: dict[str, str] = {}
     faults = []
-    for number, line in enumerate(read_lines(file), start=1):
+    for number, line in enumerate(read_lines(file, "--scenes"), start=1):
         name, _, scene = (part.strip() for part in line.partition("\t"))
         if name and scene:
             scene_by_name[name] = scene

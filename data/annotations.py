@@ -23,6 +23,8 @@ from data.lists import (
 from utils import InputError
 
 Split = Literal["train", "test", "train_verify", "val_verify"]
+FOLDER = "the data set's folder (in an option file: dataset.data_path)"
+"""What says where a list is, for `data.lists.read_lines`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,7 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
             captions are not a whole multiple of the images; the message names file and line.
     """
     names_file, captions_file = list_files(folder, split)
-    names, captions = read_names(names_file), read_lines(captions_file)
+    names, captions = read_names(names_file, given_by=FOLDER), read_lines(captions_file, FOLDER)
     starts, repeats = _group_names(names, names_file, len(captions), captions_file)
     side, _, verify = split.partition("_")
     return Annotations(
@@ -148,7 +150,7 @@ def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int)
             f"{', '.join(map(str, lists))}. Make spectrograms and lists with python -m data.audio (docs/audio.md) and "
             "set dataset.audio_path to their folder."
         )
-    names = read_names(found[0], "spectrogram")
+    names = read_names(found[0], "spectrogram", "dataset.data_path and dataset.audio_path")
     if len(names) != count:
         raise InputError(
             f"{found[0]}, line {len(names)}: the file ends after {len(names)} spectrograms, but "

@@ -79,7 +79,7 @@ def speak(captions_files: Sequence[Path], out: Path, speaker: Speaker, workers: 
     names: dict[Path, list[str]] = {}
     captions: dict[str, str] = {}
     for file in captions_files:
-        lines = read_lines(file)
+        lines = read_lines(file, "--captions or --data_path")
         target = out / audio_list_name(file)
         if target in names:
             raise InputError(f"{file}: a second text whose pictures would be listed in {target}; speak it elsewhere")

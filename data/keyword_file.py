@@ -40,7 +40,7 @@ def read_keywords(path: Path, count: int) -> list[tuple[Keyword, ...]]:
             f"{path}: no such file of keywords. Set dataset.keywords_path to the folder that has it, or make it from "
             "the captions: python -m data.keywords DATA_FOLDER --out FOLDER (docs/objectives.md)."
         )
-    lines = read_lines(path)
+    lines = read_lines(path, "dataset.keywords_path")
     if len(lines) != count:
         raise InputError(
             f"{path}, line {len(lines)}: the file ends after {len(lines)} lines, but the list has {count} images. "

@@ -18,11 +18,15 @@ LONGEST_NAME = 255  # bytes of one file or folder, as file systems have it
 _NAME_CHARACTERS_SHOWN = 80
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, given_by: str = "") -> list[str]:
     """The lines of a UTF-8 text, blank ones included, without a byte-order mark at its start.
 
     Only a line feed ends a line, with or without a carriage return before it: a caption may hold the other characters
     at which Python would cut.
+
+    Args:
+        path: the text.
+        given_by: what says where it is, for the message where it can't be read, such as "--captions".
 
     Raises:
         InputError: the file can't be read, or some lines are not UTF-8, too long, or hold a NUL character; the message
@@ -32,9 +36,7 @@ def read_lines(path: Path) -> list[str]:
         content = read_bytes(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(
-            f"{path}: can't be read ({reason}); check the data set's folder (dataset.data_path or --data_path)"
-        ) from error
+        raise InputError(f"{path}: can't be read ({reason})" + (f"; check {given_by}" if given_by else "")) from error
     rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not rows[-1]:
         rows.pop()
@@ -51,14 +53,15 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_names(path: Path, what: str = "image") -> list[str]:
+def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]:
     """The file names that a text lists, each checked to stay in its folder.
 
     Args:
         path: the text.
         what: what its lines name, for messages.
+        given_by: see `read_lines`.
     """
-    names = [line.strip() for line in read_lines(path)]
+    names = [line.strip() for line in read_lines(path, given_by)]
     faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := name_fault(name, what))]
     refuse_faults(path, faults, f"Each line is one {what}'s file name, relative to the {what} folder.")
     return names

@@ -11,7 +11,7 @@ import torch
 import vocab
 from augmentation import audio_margin_size, margin_size
 from checkpoints import fit_weights, load_weights
-from data.annotations import Annotations, blank_captions, check_images, list_files, read_annotations
+from data.annotations import FOLDER, Annotations, blank_captions, check_images, list_files, read_annotations
 from data.lists import read_lines
 from data.splits import UNNAMED_SCENE, fold_annotations, recorded_or_new, scene_classes
 from experiment import audio_folder_of, experiment_folder, queries_of, read_vocabulary, regions_of, run_folder
@@ -105,7 +105,7 @@ def _read_lists(found: Findings, options: Options) -> list[Annotations]:
             continue
         annotations = found.attempt("Captions", partial(read_annotations, folder, split))
         if annotations is None:
-            found.attempt("Captions", partial(read_lines, captions))  # it may have faults of its own
+            found.attempt("Captions", partial(read_lines, captions, FOLDER))  # it may have faults of its own
         elif audio_folder is not None:
             heard = found.attempt("Spectrograms", partial(read_annotations, folder, split, audio_folder))
             lists.append(heard or annotations)

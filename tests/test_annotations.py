@@ -186,7 +186,8 @@ def test_bad_lists(tmp_path: Path, names: str | bytes, captions: str | bytes, ex
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"test_filename\.txt: can't be read \(No such file .*; check the data set's folder"
+        InputError,
+        match=r"test_filename\.txt: can't be read \(No such file .*; check the data set's folder .*dataset\.data_path",
     ):
         read_annotations(tmp_path, "test")
     (tmp_path / "test_filename.txt").mkdir()

@@ -94,6 +94,10 @@ class TestPictures:
         assert len(found.names) == 4
         assert "0 pictures whose name says no class, 1 excluded" in caplog.text
 
+    def test_a_missing_list_of_excluded_names_is_told_with_its_key(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"none\.txt: can't be read \(No such file .*; check dataset\.exclude$"):
+            list_pictures(ScenePictures(data_path=data, exclude=tmp_path / "none.txt"))
+
     @pytest.mark.parametrize(
         ("names", "message"),
         [

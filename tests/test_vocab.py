@@ -224,6 +224,7 @@ def test_a_missing_caption_file_ends_with_status_2(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {tmp_path / 'train_caps.txt'}: can't be read (No such file")
+    assert result.stderr.endswith("; check --data_path\n")
     assert "Traceback" not in result.stderr
 
 

@@ -23,7 +23,8 @@ def build_file(folders: Sequence[Path], out: Path, min_count: int, stop_words: b
     Raises:
         InputError: a caption file is missing or damaged, no caption has a token, or `out` can't be written.
     """
-    captions = [caption for folder in folders for name in CAPTION_FILES for caption in read_lines(folder / name)]
+    files = [folder / name for folder in folders for name in CAPTION_FILES]
+    captions = [caption for file in files for caption in read_lines(file, "--data_path")]
     counts = count_tokens(captions)
     tokens = counts.total()
     if tokens == 0:
