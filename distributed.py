@@ -27,11 +27,13 @@ from utils import InputError, RunFault, choose_device, logger
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others; preparing pictures is waited for in `World.in_turn` for longer."""
+"""How long a rank waits for the others in a step."""
 PREPARATION = timedelta(hours=6)
+"""How long it waits in `World.in_turn`, where pictures are prepared."""
 GRACE_SECONDS = 5.0
 """How much later than rank 0 others say what is wrong: where it is the same on all, torchrun ends them before."""
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "wait timeout")
+"""What torch's messages hold when another rank has gone."""
 
 
 @dataclass(frozen=True)

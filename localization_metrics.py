@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from utils import InputError
 
 TOP_LEVEL = 255
-"""Of a map in whole numbers, where the map in 0..1 is 1."""
+"""The level of a map in whole numbers that stands for 1 in a map in 0..1."""
 SOFTENING = 50  # pixels, side of the box filter
 SOFTENINGS = 5
 REACH = 1000  # pixels, side of the square in which an attention centre is the highest place
@@ -72,7 +72,7 @@ def indicators(
 
 
 def inside(polygons: Sequence[NDArray[np.float64]], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Which pixels [H, W] lie in one or more of the polygons; those that their lines cross do."""
+    """Which pixels [H, W] lie in one or more of the polygons; those that their lines cross count as inside."""
     height, width = shape
     mask = np.zeros(shape, dtype=np.uint8)
     for polygon in polygons:

@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_arguments(given: argparse.Namespace) -> None:
-    """Find out before the work what it would fail of."""
+    """Refuse before the work what it would fail at."""
     if not (1 <= given.median <= LARGEST_MEDIAN and given.median % 2):
         raise InputError(f"--median {given.median}: expected an odd number from 1 to {LARGEST_MEDIAN}.")
     if given.out.exists() and not given.out.is_dir():

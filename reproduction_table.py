@@ -26,7 +26,7 @@ NOT_SHOWN = (*NAMES_ONLY, "model.name", VARIANT)
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the literature: six recalls and their mean in percent; without a variant it is of any variant."""
+    """A row of the literature: six recalls and their mean in percent; one without a variant fits every variant."""
 
     model: str
     variant: str

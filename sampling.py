@@ -49,7 +49,7 @@ class Sample:
 
 
 class Sampler(Protocol):
-    """What an epoch puts in order, and the batch that some of it makes."""
+    """The items that an epoch puts in order, and the batch that some of them make."""
 
     def __len__(self) -> int:
         """Items that an epoch sees once."""

@@ -45,7 +45,7 @@ def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
 
 
 class Encoder:
-    """Embeddings by the three verbs of one checkpoint."""
+    """Embeds pictures, sentences and sounds with the model of one checkpoint."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Encoder:
             options: of the experiment.
             vocabulary: the words that it reads.
             device: where it is.
-            keyword_ids: see the function.
+            keyword_ids: what the function of this name gives.
         """
         self.model = model
         self.options = options
@@ -134,7 +134,7 @@ class Encoder:
         return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
 
     def picture(self, picture: Image.Image) -> Tensor:
-        """Embed a picture that asks, RGB of any size, [1, D].
+        """Embed a picture to search with, RGB of any size, [1, D].
 
         Raises:
             InputError: the model reads regions and may not do without (`dataset.missing_regions`).
@@ -190,7 +190,7 @@ class Encoder:
         return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")
 
     def _no_regions(self) -> Regions | None:
-        """Of one picture in which none were found, for a model that reads them."""
+        """The regions of one picture in which none were found; None for a model that reads no regions."""
         return Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values())) if self.reads_regions else None
 
     def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:

@@ -31,7 +31,7 @@ from vocab import Vocabulary
 
 FORMAT = "rsretrieval-index-1"
 OPEN_LISTS = 256
-"""Lists of names that are held at once."""
+"""Lists of names that are in memory at once."""
 
 
 class Manifest(Parameters):
@@ -108,7 +108,7 @@ class Manifest(Parameters):
 
 
 class IndexFolder:
-    """An index that is being read."""
+    """An index that is open for reading."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """See `open`."""

@@ -10,7 +10,7 @@ from archive.index_folder import IndexFolder
 
 
 class NameRows:
-    """Finds rows; takes 16 bytes per picture, since the names themselves stay in their files."""
+    """Finds the row of a name; takes 16 bytes per picture, since the names themselves stay in their files."""
 
     def __init__(self, index: IndexFolder) -> None:
         """Read the names of an index.

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_CLIENTS = 10_000
-"""That are remembered; the one that has been silent for longest is forgotten first."""
+"""Clients that are remembered; the one that has been silent for longest is forgotten first."""
 STRICT = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",

@@ -16,7 +16,7 @@ from utils import InputError
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
 MOST_CONNECTIONS = 128  # beyond them the server answers with status 503
 SECONDS_TO_END = 3
-"""That running requests have when the server is ended."""
+"""What running requests are left when the server is ended."""
 
 
 def is_loopback(host: str) -> bool:

@@ -21,9 +21,9 @@ from utils import InputError, first_line, write_atomic
 
 Dtype = Literal["float32", "float16"]
 BLOCK_NUMBERS = 2**25
-"""Of a block that is scored at once: 128 MiB of float32."""
+"""Numbers of a block that is scored at once: 128 MiB of float32."""
 OPEN_FILES = 256
-"""That stay mapped; most systems allow a process about a thousand."""
+"""Files that stay mapped; most systems allow a process about a thousand."""
 AGAIN = "delete it where it is there, and run the command that made the index again: it mends what is missing."
 
 

@@ -20,7 +20,7 @@ from archive.index_folder import Manifest
 from utils import InputError, first_line
 
 EMBEDDED = "embedded"
-"""Of `--store` without an address: Milvus Lite in the index folder."""
+"""What `--store` means without an address: Milvus Lite in the index folder."""
 TOKEN = "MILVUS_TOKEN"
 """The environment variable of a server's token, or `user:password`: no index holds it."""
 LONGEST_NAME = 4096  # bytes

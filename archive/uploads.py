@@ -17,7 +17,7 @@ from data.pictures import decode
 from utils import InputError
 
 FORM_BYTES = 2**16
-"""Of an upload that are not its file: boundaries and headers."""
+"""What an upload may have beside its file: boundaries and headers."""
 UPLOAD_SECONDS = 30
 
 
