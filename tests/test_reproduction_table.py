@@ -102,6 +102,7 @@ def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.Captu
 
 SCRIPT = """
 source {root}/exec/reproduce.sh
+python={python}
 row first {yaml} optim.epochs=1
 row second {yaml} optim.epochs=1 optim.lr=2e-3
 prepare() {{ :; }}
@@ -115,12 +116,8 @@ def test_the_script_trains_tests_and_draws_up_the_table(tmp_path: Path) -> None:
     script = tmp_path / "script.sh"
     for name in ("train.py", "test.py", "reproduction_table.py"):
         (tmp_path / name).write_text(f"import runpy; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n")
-    script.write_text(SCRIPT.format(root=ROOT, yaml=yaml, folder=tmp_path))
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JOBS": "2",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+    script.write_text(SCRIPT.format(root=ROOT, python=sys.executable, yaml=yaml, folder=tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JOBS": "2"}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=environment)
