@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,47 @@ LOSS = "optim.loss."
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `test.py` left of one experiment.
+    """What `train.py` and `test.py` left of one experiment.
 
     Attributes:
         folder: of the experiment.
-        options: dotted key -> value.
-        folds: label -> scores of the test list in percent.
-        validation: best validation score of each fold.
+        options: dotted key -> value, see `flat_options`.
+        test: content of its `test.json`.
+        histories: the epochs of each fold, see `report.read_history`.
     """
 
     folder: Path
     options: Mapping[str, Any]
-    folds: Mapping[str, Mapping[str, float]]
-    validation: Sequence[float]
+    test: Mapping[str, Any]
+    histories: Sequence[Sequence[Mapping[str, float]]]
+
+    @property
+    def folds(self) -> Mapping[str, Mapping[str, float]]:
+        """Label -> scores of the test list in percent."""
+        rows: Mapping[str, Mapping[str, float]] = self.test["rows"]
+        return rows
+
+    @property
+    def best_epochs(self) -> list[Mapping[str, float]]:
+        """The epoch of each fold that validation chose."""
+        return [_best(history) for history in self.histories]
+
+    @property
+    def validation(self) -> list[float]:
+        """Best validation score of each fold."""
+        return [epoch[validation_score([epoch])] for epoch in self.best_epochs]
+
+    def fold_folder(self, label: str) -> Path:
+        """Where a fold of `folds` lies."""
+        return self.folder / label.removeprefix("fold ")
 
 
-def read_experiment(folder: Path) -> Experiment:
+def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
     """Read an experiment's `test.json` and its folds' `history.csv`.
+
+    Args:
+        folder: of the experiment.
+        tables: further keys of `test.json` whose recalls are needed.
 
     Raises:
         InputError: it was not tested yet, or a file is damaged.
@@ -46,13 +70,17 @@ def read_experiment(folder: Path) -> Experiment:
     path = folder / "test.json"
     try:
         content = parse_json(read_bytes(path))
-        options, folds = flat_options(content["options"]), dict(content["rows"])
-        validation = [_best(folder / label.removeprefix("fold ")) for label in folds]
+        options = flat_options(content["options"])
+        for scores in [*content["rows"].values(), *(content[table] for table in tables)]:
+            if missing := RECALLS.keys() - scores.keys():
+                raise ValueError(f"no {min(missing)}")
+        experiment = Experiment(folder, options, content, ())
+        histories = [read_history(experiment.fold_folder(label)) for label in experiment.folds]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         raise InputError(
             f"{path}: not the result of a test ({first_line(fault)}). Make it: python test.py --path_opt ..."
         ) from fault
-    return Experiment(folder, options, folds, validation)
+    return replace(experiment, histories=histories)
 
 
 def flat_options(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,11 +93,10 @@ def flat_options(tree: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _best(fold: Path) -> float:
-    """The best validation score of a fold."""
-    history = read_history(fold)
+def _best(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The epoch of a fold that was best on val."""
     score = validation_score(history)
-    return max(row[score] for row in history if score in row)
+    return max((row for row in history if score in row), key=lambda row: row[score])
 
 
 def differing(experiments: Sequence[Experiment]) -> list[str]:

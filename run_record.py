@@ -63,7 +63,9 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
 def commit() -> str:
     """The project's commit in 10 digits, `+` behind it where tracked files differ from it; `unknown` without git."""
     try:
-        digest = _git("rev-parse", "--short=10", "HEAD")
+        top, digest = _git("rev-parse", "--show-toplevel", "--short=10", "HEAD").splitlines()
+        if Path(top).resolve() != _ROOT.resolve():  # a copy without its history, inside of another repository
+            return UNKNOWN
         return digest + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN

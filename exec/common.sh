@@ -38,3 +38,21 @@ step() {
   fi
   printf '==> %s: done in %d s\n' "$name" $((SECONDS - start))
 }
+
+need_environment() {
+  if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+    echo "'$python' has no PyTorch. Make the project's environment first: bash exec/environment.sh" >&2
+    exit 1
+  fi
+}
+
+# What the experiments of a data set's folder read besides it, made where it is missing.
+make_vocabulary() { # DATA NAME
+  [[ -f "vocab/$2_splits_vocab.json" ]] || step "vocabulary" "$python" -m vocab --data_path "$1" --data_name "$2"
+}
+make_regions() { # DATA FILE
+  [[ -f "$2" ]] || step "regions" "$python" -m data.regions build --images "$1/images" --out "$2"
+}
+make_spectrograms() { # DATA FOLDER
+  [[ -f "$2/test_audios.txt" ]] || step "spoken captions" "$python" -m data.audio speak --data_path "$1" "$2"
+}

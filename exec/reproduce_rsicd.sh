@@ -1,16 +1,11 @@
 #!/usr/bin/env bash
-# AMFMN (three attentions), GaLR, SWAN and MCRN on RSICD as published: the options of each YAML, ImageNet weights (SWAN: AID's
-# classes, see below), three folds; then one table with the published rows. For users who have the pictures and a GPU.
-# bash exec/reproduce_rsicd.sh [--name NAME] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
-# AID=FILE names SWAN's backbone, e.g. made by `python pretrain.py --path_opt option/AID_RESNET50.yaml`; without it SWAN
-# starts from ImageNet. All data and weights are checked before anything is trained.
+# AMFMN (three attentions), GaLR, SWAN and MCRN on RSICD as published: the options of each YAML, ImageNet weights, three folds;
+# then one table with the published rows. For users who have the pictures and a GPU; all data and weights are checked first.
+# AID=FILE bash exec/reproduce_rsicd.sh [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+# AID names SWAN's backbone, e.g. one of `python pretrain.py --path_opt option/AID_RESNET50.yaml`; without it: ImageNet.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 
-backbone=(model.backbone.pretrained="${AID:-imagenet}")
-row amfmn_soft option/RSICD_AMFMN.yaml k_fold.nums=3 model.cross_attention.att_type=soft_att
-row amfmn_fusion option/RSICD_AMFMN.yaml k_fold.nums=3 model.cross_attention.att_type=fusion_att
-row amfmn_similarity option/RSICD_AMFMN.yaml k_fold.nums=3 model.cross_attention.att_type=similarity_att
-row galr option/RSICD_GALR.yaml k_fold.nums=3
-row swan option/RSICD_SWAN.yaml k_fold.nums=3 "${backbone[@]}"
-row mcrn option/RSICD_MCRN.yaml k_fold.nums=3
-reproduce rsicd "$@"
+protocol=(k_fold.nums=3)
+swan=(model.backbone.pretrained="${AID:-imagenet}")
+all_models RSICD
+run_rows rsicd reproduce_rsicd reproduction_table.py --published rsicd

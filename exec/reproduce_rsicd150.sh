@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # AMFMN (three attentions), GaLR, SWAN and MCRN on RSICD's captions with its pictures at 150 pixels (data/rsicd150_precomp),
 # from random weights, under one protocol; then one table. The published rows are of 224-pixel pictures, 1,093 of them test.
-# bash exec/reproduce_rsicd150.sh [--full] [--name NAME] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+# bash exec/reproduce_rsicd150.sh [--full] [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
 # Short: pictures of 64 pixels, 6 epochs of batches of 20 pictures with all their captions, for two CPU cores.
 # --full: pictures of 160 pixels (a multiple of 32), 50 epochs of batches of 100 pairs, for a GPU.
 # Both: triplet loss, the same three random 80/20 splits and seeds, a cosine schedule, bf16.
@@ -16,14 +16,8 @@ else
 fi
 # What differs from the published models, and why: exec/reproduce_ucm.sh
 words=(model.seq2vec.arch=gru model.seq2vec.hidden_dim=512)
-regions=(dataset.local_path=data/rsicd150_regions.h5)
-tuned=(model.is_finetune=true)
-spoken=(dataset.audio_path=data/rsicd150_audios optim.methods=tpt)
-
-row amfmn_soft option/RSICD_AMFMN.yaml "${protocol[@]}" "${words[@]}" model.cross_attention.att_type=soft_att
-row amfmn_fusion option/RSICD_AMFMN.yaml "${protocol[@]}" "${words[@]}" model.cross_attention.att_type=fusion_att
-row amfmn_similarity option/RSICD_AMFMN.yaml "${protocol[@]}" "${words[@]}" model.cross_attention.att_type=similarity_att
-row galr option/RSICD_GALR.yaml "${protocol[@]}" "${words[@]}" "${regions[@]}"
-row swan option/RSICD_SWAN.yaml "${protocol[@]}" "${tuned[@]}"
-row mcrn option/RSICD_MCRN.yaml "${protocol[@]}" "${words[@]}" "${spoken[@]}"
-reproduce rsicd150 "$@"
+galr=(dataset.local_path=data/rsicd150_regions.h5)
+swan=(model.is_finetune=true)
+mcrn=(dataset.audio_path=data/rsicd150_audios optim.methods=tpt)
+all_models RSICD
+run_rows rsicd150 reproduce_rsicd150 reproduction_table.py --published rsicd

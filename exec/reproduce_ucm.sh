@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AMFMN (three attentions), GaLR, SWAN and MCRN on UCM-Captions, from random weights, under one protocol; then one table.
-# bash exec/reproduce_ucm.sh [--full] [--name NAME] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+# bash exec/reproduce_ucm.sh [--full] [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
 # Short: pictures of 64 pixels, 15 epochs of batches of 20 pictures with all their captions, for two CPU cores.
 # --full: pictures of 256 pixels, 50 epochs of batches of 100 pairs, for a GPU.
 # Both: triplet loss, the same three random 80/20 splits and seeds, a cosine schedule, bf16.
@@ -15,13 +15,7 @@ fi
 # What is published starts from downloads: skip-thoughts for the words of three models (SWAN has a GRU anyway), a backbone
 # that stays as it is in SWAN, and in MCRN a pretraining before the modalities are aligned.
 words=(model.seq2vec.arch=gru model.seq2vec.hidden_dim=512)
-tuned=(model.is_finetune=true)
-triplets=(optim.methods=tpt)
-
-row amfmn_soft option/UCM_AMFMN.yaml "${protocol[@]}" "${words[@]}" model.cross_attention.att_type=soft_att
-row amfmn_fusion option/UCM_AMFMN.yaml "${protocol[@]}" "${words[@]}" model.cross_attention.att_type=fusion_att
-row amfmn_similarity option/UCM_AMFMN.yaml "${protocol[@]}" "${words[@]}" model.cross_attention.att_type=similarity_att
-row galr option/UCM_GALR.yaml "${protocol[@]}" "${words[@]}"
-row swan option/UCM_SWAN.yaml "${protocol[@]}" "${tuned[@]}"
-row mcrn option/UCM_MCRN.yaml "${protocol[@]}" "${words[@]}" "${triplets[@]}"
-reproduce ucm "$@"
+swan=(model.is_finetune=true)
+mcrn=(optim.methods=tpt)
+all_models UCM
+run_rows ucm reproduce_ucm reproduction_table.py --published ucm

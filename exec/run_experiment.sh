@@ -15,17 +15,10 @@ option="$1" name="$2"
 shift 2
 if [[ -n "${CARD:-}" ]]; then export CUDA_VISIBLE_DEVICES="$CARD"; fi
 
-if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
-  echo "'$python' has no PyTorch. Make the project's environment first: bash exec/environment.sh" >&2
-  exit 1
-fi
-if [[ ! -f "vocab/${name}_splits_vocab.json" ]]; then
-  step "vocabulary" "$python" -m vocab --data_path "data/${name}_precomp" --data_name "$name"
-fi
+need_environment
+make_vocabulary "data/${name}_precomp" "$name"
 regions="data/${name}_regions.h5"
-if grep -q "local_path: $regions" "$option" && [[ ! -f "$regions" ]]; then
-  step "regions" "$python" -m data.regions build --images "data/${name}_precomp/images" --out "$regions"
-fi
+if grep -q "local_path: $regions" "$option"; then make_regions "data/${name}_precomp" "$regions"; fi
 keywords="data/${name}_keywords"
 if grep -q "keywords_path: $keywords" "$option" && [[ ! -f "$keywords/test_keywords.txt" ]]; then
   step "keywords" "$python" -m data.keywords "data/${name}_precomp" --out "$keywords"

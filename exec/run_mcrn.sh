@@ -16,14 +16,13 @@ pretrain=no
 if [[ "${1:-}" == --pretrain ]]; then pretrain=yes && shift; fi
 if [[ -n "${CARD:-}" ]]; then export CUDA_VISIBLE_DEVICES="$CARD"; fi
 
+need_environment
 if [[ "$name" == toy ]]; then
   step "toy data set" "$python" -m data.toy
-elif [[ ! -f "data/${name}_audios/test_audios.txt" ]]; then
-  step "spoken captions" "$python" -m data.audio speak --data_path "data/${name}_precomp" "data/${name}_audios"
+else
+  make_spectrograms "data/${name}_precomp" "data/${name}_audios"
 fi
-if [[ ! -f "vocab/${name}_splits_vocab.json" ]]; then
-  step "vocabulary" "$python" -m vocab --data_path "data/${name}_precomp" --data_name "$name"
-fi
+make_vocabulary "data/${name}_precomp" "$name"
 start=()
 if [[ $pretrain == yes ]]; then
   step "pretraining" "$python" pretrain.py --path_opt "option/${name^^}_MCRN_PRETRAIN.yaml"

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # What made option/UCM_BEST.yaml: one change at a time, from AMFMN with random weights, then one table of all rows.
-# bash exec/run_recipe_ucm.sh [--name NAME] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+# bash exec/run_recipe_ucm.sh [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
 # Besides data/ucm_precomp it needs data/rsicd150_precomp (RSICD's pictures at 150 pixels), of which only train pictures are seen.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 
-choose_jobs
-step "scene classes" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml
-step "captions of RSICD" "$python" train.py --path_opt option/RSICD150_BEST.yaml --folds 0
+beforehand() {
+  step "scene classes" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml
+  step "captions of RSICD" "$python" train.py --path_opt option/RSICD150_BEST.yaml --folds 0
+}
 
 base=(model.backbone.pretrained=none model.seq2vec.arch=gru model.seq2vec.hidden_dim=512 dataset.image_size=64 dataset.workers=0
   dataset.batching=images dataset.batch_size=20 optim.amp=bf16 optim.schedule=cosine optim.epochs=15 k_fold.nums=2)
@@ -20,5 +21,4 @@ row contrastive option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}"
 row overhead option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}"
 row scenes option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${scenes[@]}"
 row captions option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${captions[@]}"
-draw_table() { step "table" "$python" experiment_table.py "${@:3}" --out "$2"; }
-reproduce ucm --name recipe_ucm "$@"
+run_rows ucm recipe_ucm experiment_table.py

@@ -17,6 +17,7 @@ from layers import build_model
 from layers.mcrn import MODALITIES
 from modality_pretraining import Adversaries, adversarial_step, start_adversaries, validate
 from option import ModalityOptions
+from run_record import read_record
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.test_unpaired import CPU, opened, read_options, write_options
 from tests.tiny import add_spectrograms, make_precomp
@@ -149,6 +150,7 @@ class TestRun:
         assert len(drawn) == 2 * (2 + 2 + 3)
         assert len(set(drawn)) > 1
         assert set(drawn) <= {0.0, 1.0, 2.0}
+        assert "peak_memory_mib" in read_record(run_folder(pretrained))[0]
 
     def test_resume_gives_the_weights_of_an_uninterrupted_run(
         self, data: Path, words: Vocabulary, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from experiment import read_vocabulary
 from layers import build_model
 from layers.backbone import SceneClassifier, import_torchvision, read_backbone_file
 from option.pretraining import SceneBackbone, ScenePictures
+from run_record import read_record
 from scene_pretraining import list_pictures, split_classes
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
@@ -140,6 +141,7 @@ class TestRun:
         assert last["best"] >= 66  # chance is 33
         kept = torch.load(folder / "backbone.pth", weights_only=True)
         assert kept["classes"] == ["field", "pond", "roof"]
+        assert "peak_memory_mib" in read_record(folder)[0]
         assert kept["epoch"] == best["epoch"]
         for name, value in kept["state_dict"].items():
             assert torch.equal(value, best["model"][f"resnet.{name}"]), name

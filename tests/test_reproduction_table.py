@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+import option
+from experiment_table import read_experiment
 from report import RECALLS, as_csv
-from reproduction_table import main, read_published, read_result, recall_rows, run_rows
+from reproduction_table import TABLES, main, read_published, recall_rows, run_rows
 from tests.markdown import ROOT
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 
+TABLE_SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if '/reproduce.sh"' in path.read_text())
 ENTRY = {"device": "a processor", "processors": 2, "threads": 1, "torch": "2.9", "commit": "abc"}
 
 
@@ -65,7 +68,7 @@ def test_published_rows_are_the_mean_of_their_recalls() -> None:
 
 
 def test_rows_stand_above_what_was_published_of_them(folders: list[Path]) -> None:
-    cells = recall_rows([read_result(folder) for folder in folders], read_published("rsitmd"))
+    cells = recall_rows([read_experiment(folder, TABLES) for folder in folders], read_published("rsitmd"))
     assert [row[0] for row in cells] == [
         *("", "**AMFMN soft_att**", "published", "rerun by RRSITR (any attention)"),
         *("**SWAN**", "published", "rerun by RRSITR", "chance", "ceiling"),
@@ -76,7 +79,7 @@ def test_rows_stand_above_what_was_published_of_them(folders: list[Path]) -> Non
 
 
 def test_what_each_row_was_made_with(folders: list[Path]) -> None:
-    _, amfmn, swan = run_rows([read_result(folder) for folder in folders])
+    _, amfmn, swan = run_rows([read_experiment(folder, TABLES) for folder in folders])
     assert amfmn == [
         "AMFMN soft_att",
         "2",
@@ -107,7 +110,7 @@ row first {yaml} optim.epochs=1
 row second {yaml} optim.epochs=1 optim.lr=2e-3
 prepare() {{ :; }}
 cd {folder}
-reproduce ucm "$@"
+run_rows ucm reproduce_ucm reproduction_table.py --published ucm
 """
 
 
@@ -124,7 +127,7 @@ def test_the_script_trains_tests_and_draws_up_the_table(tmp_path: Path) -> None:
 
     broken = run("--set", "dataset.vocab_path=absent.json")
     assert broken.returncode == 2, broken.stderr
-    assert "nothing was trained" in broken.stderr
+    assert "none of the rows was trained" in broken.stderr
     assert broken.stderr.count("absent.json") >= 2  # both rows are checked before anything is done
     done = run("--name", "small")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -133,3 +136,20 @@ def test_the_script_trains_tests_and_draws_up_the_table(tmp_path: Path) -> None:
     assert "45.97" in table  # published
     assert "optim.lr=0.002" in table
     assert "optim.epochs" not in table  # the same in both rows
+
+
+@pytest.mark.parametrize("script", TABLE_SCRIPTS)
+@pytest.mark.parametrize("size", [[], ["--full"]])
+def test_the_rows_of_every_script_can_be_loaded(script: str, size: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    listed = subprocess.run(
+        ["bash", str(ROOT / "exec" / script), *size, "--list", "--set", "optim.lr=0.5"], capture_output=True, text=True
+    )
+    assert listed.returncode == 0, listed.stderr
+    loaded = [option.load_options(path, overrides) for path, *overrides in map(str.split, listed.stdout.splitlines())]
+    names = [options.k_fold.experiment_name for options in loaded]
+    assert len(set(names)) == len(names) == {"run_ablation_ucm.sh": 12, "run_recipe_ucm.sh": 5}.get(script, 6)
+    assert {options.optim.lr for options in loaded} == {0.5}  # what is given comes last
+    if script.startswith("reproduce"):
+        assert {options.model.name for options in loaded} == {"AMFMN", "GaLR", "SWAN", "MCRN"}
+        assert len({(options.k_fold.nums, options.dataset.image_size) for options in loaded}) == 1

@@ -63,3 +63,6 @@ def test_the_commit_and_what_was_changed_since(tmp_path: Path, monkeypatch: pyte
     assert commit() == digest
     (tmp_path / "a").write_text("2")
     assert commit() == f"{digest}+"
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(run_record, "_ROOT", tmp_path / "copy")
+    assert commit() == "unknown"  # another project's commit says nothing of this one

@@ -15,6 +15,7 @@ import yaml
 import test as test_entry
 import train as train_entry
 from checkpoints import FORMAT
+from run_record import read_record
 from tests import reference_inputs
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError, read_checkpoint
@@ -57,6 +58,8 @@ def test_a_run_folder_holds_all_it_should(trained: Path) -> None:
             rows = list(csv.DictReader(file))
         assert [float(row["epoch"]) for row in rows] == [1, 2]
         assert float(rows[1]["loss"]) > 0
+        (record,) = read_record(folder)
+        assert record["peak_memory_mib"] > 100
 
 
 def test_tensorboard_has_losses_rates_and_recalls(trained: Path) -> None:
