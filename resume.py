@@ -94,7 +94,7 @@ def _that_matter(options: dict[str, Any]) -> dict[str, Any]:
             kept[key] = "null" if kept[key] is None else "a path"  # files may have moved
     if options.get("optim.schedule") == "cosine":
         kept["optim.schedule_epochs"] = options["optim.schedule_epochs"] or options["optim.epochs"]
-    if options.get("k_fold.strategy") == "kfold":
+    if options.get("k_fold.strategy") in ("kfold", "blocks"):
         kept["k_fold.nums"] = options["k_fold.nums"]
     return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -13,10 +14,11 @@ from data.annotations import Annotations, list_files, read_annotations
 from data.lists import first_faults, read_lines, read_names, refuse_faults, repeated_names, shown
 from utils import InputError, write_text_atomic
 
-Strategy = Literal["random", "kfold", "stratified", "fixed"]
+Strategy = Literal["random", "kfold", "stratified", "blocks", "fixed"]
 
 UNNAMED_SCENE = "noneclass"
 _IMAGES_PER_NUMBERED_CLASS = 100
+_LEAST_BLOCKS = 5
 
 
 def recorded_or_new(
@@ -86,7 +88,8 @@ def split_images(
         annotations: the list, N images.
         strategy: "random": 80 % train, shuffled with seed + fold; "kfold": fold number `fold` of a partition into
             `folds` parts, shuffled once with seed, is val; "stratified": 80 % (to the nearest image) of every scene
-            class, shuffled with seed + fold.
+            class, shuffled with seed + fold; "blocks": every scene class, in the order of the numbers in its file
+            names, is cut into `folds` runs, at least 5, and run number `fold` is val, whatever the seed.
         fold: which fold, in [0, folds).
         folds: how many folds.
         seed: 0 or more.
@@ -108,8 +111,11 @@ def split_images(
         val = np.array_split(np.random.default_rng(seed).permutation(count), folds)[fold]
     elif strategy == "stratified":
         val = _stratified_val(scene_classes(annotations), np.random.default_rng(seed + fold))
+    elif strategy == "blocks":
+        val = _block_val(annotations, fold, max(folds, _LEAST_BLOCKS))
     else:
-        raise InputError(f"k_fold.strategy {strategy!r} does not split a list: expected random, kfold or stratified")
+        expected = "random, kfold, stratified or blocks"
+        raise InputError(f"k_fold.strategy {strategy!r} does not split a list: expected {expected}")
     val = np.sort(val)
     train = np.setdiff1d(np.arange(count, dtype=np.int64), val)
     if not len(train) or not len(val):
@@ -214,7 +220,7 @@ def _lists(folder: Path, strategy: Strategy, audio_folder: Path | None) -> tuple
     if missing:
         raise InputError(
             f"{folder}: k_fold.strategy 'fixed' reads the split from {', '.join(file.name for file in needed)}; "
-            f"missing: {', '.join(missing)}. Add them, or choose random, kfold or stratified"
+            f"missing: {', '.join(missing)}. Add them, or choose random, kfold, stratified or blocks"
         )
     train = read_annotations(folder, "train_verify", audio_folder)
     val = read_annotations(folder, "val_verify", audio_folder)
@@ -246,6 +252,21 @@ def _stratified_val(classes: Sequence[str], generator: np.random.Generator) -> n
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         parts.append(members[(4 * len(members) + 2) // 5 :])
+    return np.concatenate(parts)
+
+
+def _block_val(annotations: Annotations, fold: int, blocks: int) -> np.ndarray:
+    """Indices of run number `fold` of every class's images, in the order of the last number in their names.
+
+    Neighbouring numbers are often cut from one large picture (whole runs of them in UCM), so a random val shows places
+    that were trained on, which a test split of other numbers does not.
+    """
+    labels = np.asarray(scene_classes(annotations))
+    numbers = [int((re.findall(r"[0-9]+", PurePosixPath(name).stem) or [0])[-1]) for name in annotations.image_names]
+    parts = []
+    for label in np.unique(labels):
+        members = sorted(np.flatnonzero(labels == label), key=numbers.__getitem__)
+        parts.append(np.array_split(np.array(members, dtype=np.int64), blocks)[fold])
     return np.concatenate(parts)
 
 

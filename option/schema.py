@@ -320,10 +320,10 @@ class KFold(Parameters):
 
     experiment_name: FolderName = Field(description="name of the experiment's folder below logs.ckpt_save_path")
     nums: int = Field(default=1, ge=1, description="number of folds, each a training of its own [folds]")
-    strategy: Literal["random", "kfold", "stratified", "fixed"] = Field(
+    strategy: Literal["random", "kfold", "stratified", "blocks", "fixed"] = Field(
         default="random",
-        description="random: 80/20 shuffles (published); kfold: a partition; stratified: 80/20 in each scene class; "
-        "fixed: the *_verify.txt lists",
+        description="random: 80/20 (published); kfold: a partition; stratified: 80/20 by class; "
+        "blocks: runs of file numbers; fixed: the *_verify.txt lists",
     )
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the splits: fold i uses seed + i")
 

@@ -130,6 +130,26 @@ def test_small_classes_go_to_train(tmp_path: Path) -> None:
     assert len(val) == 3
 
 
+def test_blocks_are_runs_of_numbers(tmp_path: Path) -> None:
+    names = [*(f"port_{number}.jpg" for number in (12, 1, 10, 2, 3, 11, 4, 9, 5, 8)), "farm_west.jpg", "farm_02.jpg"]
+    annotations = _annotations(tmp_path, names)
+    runs = [{"1", "2", "west"}, {"3", "4", "02"}, {"5", "8"}, {"9", "10"}, {"11", "12"}]
+    for folds in (1, 3, 5):
+        for fold in range(folds):
+            train, val = split_images(annotations, "blocks", fold, folds, seed=fold)
+            assert {Path(names[image]).stem.split("_")[1] for image in val} == runs[fold]
+            assert sorted([*train, *val]) == list(range(12))
+    assert [len(split_images(annotations, "blocks", fold, 7, seed=0)[1]) for fold in range(7)] == [3, 3, 2, 1, 1, 1, 1]
+
+
+def test_blocks_of_ucm_leave_whole_numbers_out(published: Path) -> None:
+    annotations = read_annotations(published / "ucm_precomp", "train")
+    train, val = split_images(annotations, "blocks", 4, 5, seed=0)
+    numbers = np.array([(int(Path(name).stem) - 1) % 100 for name in annotations.image_names])
+    assert len(val) == 335
+    assert numbers[train].max() == numbers[val].min() == 64
+
+
 @pytest.mark.parametrize(
     ("count", "strategy", "fold", "folds", "expected"),
     [
@@ -139,7 +159,7 @@ def test_small_classes_go_to_train(tmp_path: Path) -> None:
         (3, "kfold", 3, 4, "3 images are too few for k_fold.strategy 'kfold' with 4 folds: 3 would be train and 0 val"),
         (1, "random", 0, 1, "1 images are too few for k_fold.strategy 'random' with 1 folds: 0 would be train"),
         (2, "stratified", 0, 1, "2 images are too few for k_fold.strategy 'stratified'"),
-        (10, "fixed", 0, 1, "k_fold.strategy 'fixed' does not split a list: expected random, kfold or stratified"),
+        (10, "fixed", 0, 1, "'fixed' does not split a list: expected random, kfold, stratified or blocks"),
     ],
 )
 def test_bad_splits(tmp_path: Path, count: int, strategy: Strategy, fold: int, folds: int, expected: str) -> None:
