@@ -7,6 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +58,9 @@ def rank(scores: Tensor, text_image: Tensor) -> Ranks:
 
 
 @torch.no_grad()
-def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> Ranks:
+def rank_blocks(
+    blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, ties: Literal["last", "first"] = "last"
+) -> Ranks:
     """Ranks from a score matrix that streams through in blocks of rows and is never held as a whole.
 
     Ties count against the model: whatever isn't a match and scores as high as the match is ranked before it, so a
@@ -67,12 +70,14 @@ def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> R
         blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order. It is called twice:
             the first pass collects the scores of the matches, the second counts what scores at least as high.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
+        ties: "first" lets them count in favour of the model instead; it is what `ties` needs to know, not a score.
 
     Raises:
         ValueError: a score is NaN or infinite, an image has no text, or shapes don't fit.
     """
     check_form(text_image)
-    match, images = _match_scores(blocks, text_image)
+    before = torch.ge if ties == "last" else torch.gt
+    match, images = match_scores(blocks, text_image)
     text_image = text_image.to(match.device)
     count_texts(text_image, images)
     best = match.new_empty(images).scatter_reduce_(0, text_image, match, "amax", include_self=False)  # [N]
@@ -88,10 +93,10 @@ def rank_blocks(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> R
         # The matches are counted as well, and taken off as they were counted: a second pass whose scores differ in
         # the last bit (as on a GPU) can then never give a rank below 0.
         own = block[rows, texts]
-        image_to_text[start:end] = _count_at_least(block, best[start:end, None], dim=1)
-        image_to_text.index_add_(0, rows + start, -(own >= best[rows + start]).long())
-        text_to_image += _count_at_least(block, match, dim=0)
-        text_to_image.index_add_(0, texts, -(own >= match[texts]).long())
+        image_to_text[start:end] = _count(before, block, best[start:end, None], dim=1)
+        image_to_text.index_add_(0, rows + start, -before(own, best[rows + start]).long())
+        text_to_image += _count(before, block, match, dim=0)
+        text_to_image.index_add_(0, texts, -before(own, match[texts]).long())
     if end != images:
         raise ValueError(
             f"the first pass over the blocks gave {images} rows, the second {'more' if end > images else end}; "
@@ -219,11 +224,11 @@ def mean_and_deviation(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[f
     }
 
 
-def _count_at_least(scores: Tensor, bound: Tensor, dim: int) -> Tensor:
-    """How many scores of each row or column are no less than its bound, int64."""
+def _count(before: Callable[..., Tensor], scores: Tensor, bound: Tensor, dim: int) -> Tensor:
+    """How many scores of each row or column are ranked before its bound, int64; `before` is torch.ge or torch.gt."""
     # Written and summed as floats, which is several times as fast as booleans are; exact up to 2^24 of them.
     exact = torch.promote_types(scores.dtype, torch.float32)
-    return torch.ge(scores, bound, out=torch.empty_like(scores, dtype=exact)).sum(dim).long()
+    return before(scores, bound, out=torch.empty_like(scores, dtype=exact)).sum(dim).long()
 
 
 def _best(scores: Tensor) -> Tensor:
@@ -244,8 +249,8 @@ def mean_recall(table: Mapping[str, float]) -> float:
     return statistics.fmean(value for key, value in table.items() if "_R@" in key)
 
 
-def _match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> tuple[Tensor, int]:
-    """First pass: the score of each text with its image [M], and the number of images."""
+def match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> tuple[Tensor, int]:
+    """The score of each text with its image [M], and the number of images; for `blocks` see `rank_blocks`."""
     match: Tensor | None = None
     images = 0
     for start, block in _sound_blocks(blocks, len(text_image)):

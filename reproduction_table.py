@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment_table import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
-from report import RECALLS, markdown
+from report import RANDOM_TIES, RECALLS, markdown
 from run_record import UNKNOWN, read_record
 from utils import InputError, run_entry_point, write_text_atomic
 
@@ -74,13 +74,12 @@ def label_of(experiment: Experiment) -> str:
 
 
 def recall_rows(experiments: Sequence[Experiment], published: Sequence[Published]) -> list[list[str]]:
-    """Cells: a row per experiment, under it what was published of its model, at the end chance and ceiling."""
+    """Cells: a row per experiment, under it the same with ties at random and what was published, last the limits."""
     cells = [["", *RECALLS.values()]]
     for experiment in experiments:
-        mean, deviation = experiment.test["mean"], experiment.test["standard_deviation"]
-        several = len(experiment.folds) > 1
-        scores = [f"{mean[name]:.2f} ± {deviation[name]:.2f}" if several else f"{mean[name]:.2f}" for name in RECALLS]
-        cells.append([f"**{label_of(experiment)}**", *scores])
+        cells.append([f"**{label_of(experiment)}**", *_over_folds(experiment)])
+        if f"{RANDOM_TIES}mR" in experiment.test["mean"]:
+            cells.append(["ties at random", *_over_folds(experiment, RANDOM_TIES)])
         variant = variant_of(experiment)
         cells += [
             [f"{row.source}{' (any attention)' if variant and not row.variant else ''}", *_plain(row.scores)]
@@ -91,6 +90,14 @@ def recall_rows(experiments: Sequence[Experiment], published: Sequence[Published
         kinds = list(dict.fromkeys(tuple(_plain(experiment.test[limit])) for experiment in experiments))
         cells += [[limit, *kind] for kind in kinds]
     return cells
+
+
+def _over_folds(experiment: Experiment, prefix: str = "") -> list[str]:
+    """Mean of each recall, and where there are several folds ± its deviation."""
+    mean, deviation = experiment.test["mean"], experiment.test["standard_deviation"]
+    names = [prefix + name for name in RECALLS]
+    several = len(experiment.folds) > 1
+    return [f"{mean[name]:.2f} ± {deviation[name]:.2f}" if several else f"{mean[name]:.2f}" for name in names]
 
 
 def _plain(scores: Mapping[str, float]) -> list[str]:

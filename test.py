@@ -16,6 +16,7 @@ from torch import Tensor
 import limits
 import metrics
 import option
+import ties
 from checkpoints import FORMAT
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
@@ -44,7 +45,7 @@ from mismatch import Gate
 from option import Options
 from option.schema import Rerank
 from provenance import check_data_set, check_fold
-from report import RERANKED, as_csv, as_markdown, score_tables
+from report import RANDOM_TIES, RERANKED, as_csv, as_markdown, score_tables
 from rerank import Method, rerank
 from utils import InputError, choose_device, run_entry_point, write_text_atomic
 from vocab import Vocabulary
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         blocks = score_source(model, images, texts, loader.caption_row)
         tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
         rows[label], ranks[label] = recall_table(tasks), tasks[0]
-        rows[label] |= more_scores(blocks, loader, scenes, given.rerank, options.rerank)
+        rows[label] |= more_scores(blocks, tasks[0], loader, scenes, given.rerank, options.rerank)
         if given.export is not None:
             captions = texts.cpu()[loader.caption_row]  # [M, D]
             group = label if given.checkpoint is None else "checkpoint"
@@ -186,6 +187,7 @@ def load_scored(
 
 def more_scores(
     blocks: Callable[[], Iterable[Tensor]],
+    ranks: metrics.Ranks,
     loader: EvaluationLoader,
     scenes: Tensor | None,
     method: Method | None,
@@ -195,19 +197,23 @@ def more_scores(
 
     Args:
         blocks: scores of images and captions, see `engine.score_source`.
+        ranks: of images and captions.
         loader: of the data set.
         scenes: see `scene_numbers`.
         method: how to rerank; None: not at all.
         constants: of the rerank.
 
     Returns:
-        What `metrics.recalls` gives after the rerank, under `reranked_<name>`, and `metrics.scene_recalls`.
+        Where captions are equal word for word, `ties.random_tie_recalls` under `random_ties_<name>`; what
+        `metrics.recalls` gives after the rerank, under `reranked_<name>`; and `metrics.scene_recalls`.
     """
     scores: dict[str, float] = {}
     text_image = loader.text_image
+    if _has_equal_captions(loader):
+        scores |= _renamed(RANDOM_TIES, ties.random_tie_recalls(blocks, text_image, ranks))
     if method is not None:
-        ranks = rerank(blocks, text_image, method, constants.candidates, constants.w1, constants.w2)
-        scores |= _renamed(metrics.recalls(ranks))
+        reranked = rerank(blocks, text_image, method, constants.candidates, constants.w1, constants.w2)
+        scores |= _renamed(RERANKED, metrics.recalls(reranked))
     if scenes is not None:
         shares = metrics.scene_shares(blocks, text_image, scenes)
         device = shares.image_to_text.device
@@ -228,8 +234,9 @@ def summary(
     mean = metrics.mean_and_deviation(list(rows.values()))
     chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
     ceiling = limits.ceiling(loader.text_image, loader.caption_row)
-    if method is not None:
-        chance |= _renamed(limits.chance(loader.text_image))
+    for prefix, shown in ((RANDOM_TIES, _has_equal_captions(loader)), (RERANKED, method is not None)):
+        if shown:
+            chance |= _renamed(prefix, limits.chance(loader.text_image))
     if scenes is not None:
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
@@ -256,8 +263,12 @@ def summary(
     }
 
 
-def _renamed(scores: Mapping[str, float]) -> dict[str, float]:
-    return {RERANKED + name: value for name, value in scores.items()}
+def _has_equal_captions(loader: EvaluationLoader) -> bool:
+    return len(loader.distinct.lengths) < len(loader.text_image)
+
+
+def _renamed(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in scores.items()}
 
 
 def _describe(method: Method | None, constants: Rerank) -> str:

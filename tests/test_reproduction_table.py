@@ -78,6 +78,17 @@ def test_rows_stand_above_what_was_published_of_them(folders: list[Path]) -> Non
     ]
 
 
+def test_ties_at_random_stand_under_their_row(folders: list[Path]) -> None:
+    path = folders[0] / "test.json"
+    content = json.loads(path.read_text())
+    for table, value in (("mean", 31.25), ("standard_deviation", 2.5)):
+        content[table] |= dict.fromkeys((f"random_ties_{name}" for name in RECALLS), value)
+    path.write_text(json.dumps(content))
+    cells = recall_rows([read_experiment(folder, TABLES) for folder in folders], [])
+    assert cells[2] == ["ties at random", *["31.25 ± 2.50"] * 7]
+    assert [row[0] for row in cells[3:]] == ["**SWAN**", "chance", "ceiling"]
+
+
 def test_what_each_row_was_made_with(folders: list[Path]) -> None:
     _, amfmn, swan = run_rows([read_experiment(folder, TABLES) for folder in folders])
     assert amfmn == [

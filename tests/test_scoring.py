@@ -112,6 +112,23 @@ def test_rerank_shows_both_tables(
     assert [float(row["reranked_mR"]) for row in rows] == [row["reranked_mR"] for row in after["rows"].values()]
 
 
+def test_ties_at_random_stand_below_where_captions_are_equal(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = renamed_copy(saved, tmp_path, {shape: f"{shape}_" for shape in ("pond", "field", "roof")})
+    captions = tmp_path / "data" / "test_caps.txt"
+    captions.write_text("".join(f"{line}\n" for line in captions.read_text().splitlines()[:1] * 24))
+    run(path)
+    printed, result = capsys.readouterr().out, result_of(saved)
+    assert "Ties broken at random" in printed
+    # One sentence for all 12 pictures: it is found by chance, and counts against every picture but one
+    mean, chance = result["mean"], result["chance"]
+    assert mean["random_ties_i2t_R@1"] == pytest.approx(chance["i2t_R@1"])
+    assert mean["i2t_R@10"] == 0
+    assert chance["random_ties_mR"] == chance["mR"]
+    assert mean["random_ties_t2i_R@1"] == pytest.approx(mean["t2i_R@1"])
+
+
 def test_another_rerank_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(saved, "--rerank", "both")
