@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -125,28 +126,55 @@ run_rows ucm reproduce_ucm reproduction_table.py --published ucm
 """
 
 
-def test_the_script_trains_tests_and_draws_up_the_table(tmp_path: Path) -> None:
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A script of two rows on a tiny data set."""
     yaml = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
-    script = tmp_path / "script.sh"
     for name in ("train.py", "test.py", "reproduction_table.py"):
         (tmp_path / name).write_text(f"import runpy; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n")
-    script.write_text(SCRIPT.format(root=ROOT, python=sys.executable, yaml=yaml, folder=tmp_path))
+    path = tmp_path / "script.sh"
+    path.write_text(SCRIPT.format(root=ROOT, python=sys.executable, yaml=yaml, folder=tmp_path))
+    return path
+
+
+def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JOBS": "2"}
+    command = ["bash", str(script), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["bash", str(script), *arguments], capture_output=True, text=True, env=environment)
 
-    broken = run("--set", "dataset.vocab_path=absent.json")
-    assert broken.returncode == 2, broken.stderr
-    assert "none of the rows was trained" in broken.stderr
-    assert broken.stderr.count("absent.json") >= 2  # both rows are checked before anything is done
-    done = run("--name", "small")
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = (tmp_path / "checkpoint" / "small.md").read_text()
-    assert table in done.stdout
+def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
+    broken = start(script, "--set", "dataset.vocab_path=absent.json")
+    faults = broken.communicate()[1]
+    assert broken.returncode == 2, faults
+    assert "none of the rows was trained" in faults
+    assert faults.count("absent.json") >= 2  # both rows are checked before anything is done
+    done = start(script, "--name", "small")
+    printed, faults = done.communicate()
+    assert done.returncode == 0, printed + faults
+    table = (script.parent / "checkpoint" / "small.md").read_text()
+    assert table in printed
     assert "45.97" in table  # published
     assert "optim.lr=0.002" in table
     assert "optim.epochs" not in table  # the same in both rows
+
+
+def test_a_stopped_script_has_saved_what_was_reached(script: Path) -> None:
+    stopped = start(script, "--name", "small", "--set", "optim.epochs=1000")
+    assert stopped.stdout is not None
+    begun: set[int] = set()
+    while len(begun) < 2:
+        line = stopped.stdout.readline()
+        assert line, "the script ended before both folds were in training"
+        begun |= {fold for fold in range(2) if line.startswith(f"[first {fold}] epoch 1/1000")}
+    stopped.send_signal(signal.SIGTERM)
+    _, faults = stopped.communicate(timeout=120)
+    assert stopped.returncode == 75, faults
+    assert "Run the same command again to go on." in faults
+    for fold in begun:
+        assert (script.parent / "checkpoint" / "small_first" / str(fold) / "last.pth").is_file()
+    assert not (script.parent / "checkpoint" / "small_second").exists()
+    assert not (script.parent / "checkpoint" / "small.md").exists()
 
 
 @pytest.mark.parametrize("script", TABLE_SCRIPTS)
