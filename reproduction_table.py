@@ -1,12 +1,14 @@
 """A data set's results to cite: `python reproduction_table.py checkpoint/A checkpoint/B ... --published ucm`.
 
-Each experiment beside its published row, and with what it was made: options, seeds, commit, machine, time, memory.
+Each experiment beside its published row, which differences between experiments are real, and with what each was made:
+options, seeds, commit, machine, time, memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,16 @@ from typing import Any
 from experiment_table import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
 from report import RANDOM_TIES, RECALLS, markdown
 from run_record import UNKNOWN, read_record
+from significance import compare, read_ranks
 from utils import InputError, run_entry_point, write_text_atomic
 
 PUBLISHED = Path(__file__).parent / "docs" / "published.csv"
 VARIANT = "model.cross_attention.att_type"
 TABLES = ("mean", "standard_deviation", "chance", "ceiling")
 SEEDS = ("optim.seed", "k_fold.seed")
+RESAMPLES = 10_000
+REAL = 0.05
+"""A difference stands in bold if its p is below this."""
 NOT_SHOWN = (*NAMES_ONLY, "model.name", VARIANT)
 
 
@@ -104,6 +110,23 @@ def _plain(scores: Mapping[str, float]) -> list[str]:
     return [f"{scores[name]:.2f}" for name in RECALLS]
 
 
+def difference_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
+    """Cells: mR of each experiment minus that of each one above it, with its p, see `significance.compare`.
+
+    Raises:
+        InputError: the experiments were tested on different lists, or before ranks were kept.
+    """
+    ranks = [read_ranks(experiment.folder) for experiment in experiments]
+    cells = [["", *(label_of(experiment) for experiment in experiments[:-1])]]
+    cells += [[label_of(experiment), *[""] * (len(experiments) - 1)] for experiment in experiments[1:]]
+    for above, below in itertools.combinations(range(len(experiments)), 2):
+        found = compare(ranks[above], ranks[below], RESAMPLES, seed=0)["mR"]
+        p = "p < 0.001" if found.p < 0.001 else f"p {found.p:.3f}"
+        shown = f"{found.second - found.first:+.2f} ({p})"
+        cells[below][above + 1] = f"**{shown}**" if found.p < REAL else shown
+    return cells
+
+
 def run_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
     """Cells: with what each experiment was made."""
     keys = differing_keys([experiment.options for experiment in experiments], NOT_SHOWN)
@@ -147,12 +170,20 @@ def machines(experiments: Sequence[Experiment]) -> str:
 
 
 def text(experiments: Sequence[Experiment], published: Sequence[Published]) -> str:
-    """Both tables as Markdown, with what is common to all rows."""
+    """All tables as Markdown, with what is common to all rows."""
     protocol = "\n".join(dict.fromkeys(str(experiment.test["protocol"]) for experiment in experiments))
-    return (
-        f"{markdown(recall_rows(experiments, published))}\n\n{protocol}\n\n{markdown(run_rows(experiments))}\n\n"
-        f"Machine: {machines(experiments)}. All options of a run: `options.yaml` in its folder.\n"
-    )
+    parts = [markdown(recall_rows(experiments, published)), protocol]
+    if len(experiments) > 1:
+        parts += [
+            markdown(difference_rows(experiments)),
+            "mR of the row minus mR of the column (ties counted as in the first table); in bold where p is below "
+            f"{REAL}: paired bootstrap over the test images, {RESAMPLES:,} resamples, p of each pair by itself.",
+        ]
+    parts += [
+        markdown(run_rows(experiments)),
+        f"Machine: {machines(experiments)}. All options of a run: `options.yaml` in its folder.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

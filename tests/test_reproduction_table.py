@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 import option
 from experiment_table import read_experiment
+from export import RANKS_FORMAT
 from report import RECALLS, as_csv
-from reproduction_table import TABLES, main, read_published, recall_rows, run_rows
+from reproduction_table import TABLES, difference_rows, main, read_published, recall_rows, run_rows
 from tests.markdown import ROOT
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
@@ -24,8 +27,8 @@ TABLE_SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if '/r
 ENTRY = {"device": "a processor", "processors": 2, "threads": 1, "torch": "2.9", "commit": "abc"}
 
 
-def finished(folder: Path, model: dict[str, Any], scores: list[float], record: list[dict[str, Any]]) -> Path:
-    """What `train.py` and `test.py` leave of an experiment of one fold per score."""
+def finished(folder: Path, model: dict[str, Any], scores: list[float], record: list[dict[str, Any]], rank: int) -> Path:
+    """What `train.py` and `test.py` leave of an experiment of one fold per score, all of whose queries have a rank."""
     options = {"model": model, "optim": {"seed": 3, "lr": len(scores)}, "k_fold": {"seed": 5, "nums": 2}}
     means, mean = dict.fromkeys(RECALLS, 20.0), sum(scores) / len(scores)
     content = {
@@ -39,6 +42,13 @@ def finished(folder: Path, model: dict[str, Any], scores: list[float], record: l
     }
     folder.mkdir()
     (folder / "test.json").write_text(json.dumps(content))
+    with h5py.File(folder / "ranks.h5", "w") as archive:
+        archive.attrs["format"] = RANKS_FORMAT
+        archive["image_names"] = [f"{i}.jpg" for i in range(10)]
+        archive["captions"] = [f"picture {i}" for i in range(10)]
+        archive["caption_image"] = np.arange(10)
+        for i in range(len(scores)):
+            archive[f"fold {i}/image_ranks"] = archive[f"fold {i}/caption_ranks"] = np.full(10, rank)
     for i in range(len(scores)):
         (folder / str(i)).mkdir()
         epochs = [{"epoch": n + 1.0, "loss": 1.0, "val_mR": [1.0, 3.0, 2.0][n], "seconds": 60.0 * i} for n in range(3)]
@@ -52,8 +62,8 @@ def folders(tmp_path: Path) -> list[Path]:
     soft = {"name": "AMFMN", "cross_attention": {"att_type": "soft_att"}}
     record = [ENTRY | {"peak_memory_mib": 1500}, ENTRY | {"commit": "def+"}]
     return [
-        finished(tmp_path / "a", soft, [10.0, 14.0], record),
-        finished(tmp_path / "b", {"name": "SWAN"}, [13.0], []),
+        finished(tmp_path / "a", soft, [10.0, 14.0], record, rank=20),
+        finished(tmp_path / "b", {"name": "SWAN"}, [13.0], [], rank=7),
     ]
 
 
@@ -88,6 +98,16 @@ def test_ties_at_random_stand_under_their_row(folders: list[Path]) -> None:
     cells = recall_rows([read_experiment(folder, TABLES) for folder in folders], [])
     assert cells[2] == ["ties at random", *["31.25 ± 2.50"] * 7]
     assert [row[0] for row in cells[3:]] == ["**SWAN**", "chance", "ceiling"]
+
+
+def test_differences_between_rows(folders: list[Path]) -> None:
+    again = [*folders, folders[1]]
+    # With rank 7 everything is found among the first 10, and nothing sooner: two recalls of six are 100
+    assert difference_rows([read_experiment(folder, TABLES) for folder in again]) == [
+        ["", "AMFMN soft_att", "SWAN"],
+        ["SWAN", "**+33.33 (p < 0.001)**", ""],
+        ["SWAN", "**+33.33 (p < 0.001)**", "+0.00 (p 1.000)"],
+    ]
 
 
 def test_what_each_row_was_made_with(folders: list[Path]) -> None:
