@@ -5,6 +5,7 @@ Letters: B batch, S side of a view, R side of the pictures that it is cut from.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ MAX_ROTATION = 90.0  # degrees
 FLIP_PROBABILITY = 0.5
 
 Augmentation = Literal["published", "overhead"]
+Views = Literal["one", "right_angles"]
 
 
 def draw_offsets(count: int, margin: int, generator: torch.Generator) -> Tensor:
@@ -131,6 +133,14 @@ def augment(pictures: Tensor, size: int, draws: Draws) -> Tensor:
         view = torch.where(flips[:, 0], view.flip(-1), view)
         view = torch.where(flips[:, 1], view.flip(-2), view)
     return normalise(view)
+
+
+def right_angle_views(images: Tensor) -> Iterator[Tensor]:
+    """The 8 views of square pictures [B, 3, S, S] that right angles and a mirror give, itself the first."""
+    for turns in range(4):
+        turned = images.rot90(turns, (-2, -1))
+        yield turned
+        yield turned.flip(-1)
 
 
 def crop(pictures: Tensor, size: int, offsets: Tensor) -> Tensor:

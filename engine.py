@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import metrics
+from augmentation import Views, right_angle_views
 from dataloader import Batch, EvaluationLoader
 from distributed import ALONE, World
 from interruption import Watch
@@ -268,9 +269,9 @@ def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
 
 
 def encode(
-    model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off"
+    model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off", views: Views = "one"
 ) -> tuple[Tensor, Tensor]:
-    """Embed each picture once and each different caption once.
+    """Embed each picture once, or in each of its views, and each different caption once.
 
     Returns:
         Images [N, D] and different captions [U, D], float32, on the device.
@@ -279,9 +280,21 @@ def encode(
         InputError: an embedding is not finite.
     """
     join = partial(loader.join, total=len(loader.picture_ids))
-    images = embed(model, model.encode_image, loader.image_batches(), "image", device, amp, join)
+    images = embed(model, image_verb(model, views), loader.image_batches(), "image", device, amp, join)
     join = partial(loader.join, total=len(loader.distinct.lengths))
     return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp, join)
+
+
+def image_verb(model: RetrievalModel, views: Views) -> Callable[[Batch], Tensor]:
+    """The model's image encoder, or the mean of what it gives for all `right_angle_views`."""
+    if views == "one":
+        return model.encode_image
+
+    def mean(batch: Batch) -> Tensor:
+        seen = [model.encode_image(replace(batch, images=view)) for view in right_angle_views(batch.need("images"))]
+        return torch.stack(seen).mean(dim=0)
+
+    return mean
 
 
 @torch.no_grad()

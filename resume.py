@@ -19,7 +19,14 @@ from utils import InputError, first_line, logger, read_checkpoint
 FREE = (
     *("logs.", "rerank.", "k_fold.experiment_name", "k_fold.nums", "optim.epochs", "optim.patience", "optim.resume"),
     *("optim.on_oom", "dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache"),
-    *("dataset.max_pixels", "dataset.missing_regions", "model.pretrained", "model.init_from", "backbone.pretrained"),
+    *(
+        "dataset.test_views",
+        "dataset.max_pixels",
+        "dataset.missing_regions",
+        "model.pretrained",
+        "model.init_from",
+        "backbone.pretrained",
+    ),
     "model.backbone.pretrained",
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,

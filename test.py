@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for label, path in checkpoints.items():
         fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
         model, content = load_scored(options, vocabulary, path, device, gate, fold)
-        images, texts = encode(model, loader, device, options.optim.amp)
+        images, texts = encode(model, loader, device, options.optim.amp, options.dataset.test_views)
         blocks = score_source(model, images, texts, loader.caption_row)
         tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
         rows[label], ranks[label] = recall_table(tasks), tasks[0]
@@ -241,7 +241,8 @@ def summary(
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
     model = registered()[options.model.name].model
-    note = "; ".join(filter(None, [model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
+    views = "" if options.dataset.test_views == "one" else "each picture in 8 right-angle views"
+    note = "; ".join(filter(None, [views, model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
     selected_by = "mR" if model.selected_by == "mR" else "the mean mR of the three tasks"
     protocol = (
         f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "

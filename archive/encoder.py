@@ -21,7 +21,7 @@ from data.region_file import SHAPES, RegionFile, Regions, read_regions, region_f
 from data.sounds import read_sound
 from data.spectrogram import mel_power, to_picture
 from dataloader import Batch, Captions
-from engine import embed
+from engine import embed, image_verb
 from experiment import place
 from layers import build_model
 from layers.base import RetrievalModel
@@ -195,7 +195,8 @@ class Encoder:
 
     def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:
         local = region_fields(regions, torch.arange(len(pixels)))
-        return self._embed(self.model.encode_image, Batch(images=normalise(pixels.to(self.device)), **local), "image")
+        verb = image_verb(self.model, self.options.dataset.test_views)
+        return self._embed(verb, Batch(images=normalise(pixels.to(self.device)), **local), "image")
 
     def _embed(self, verb: Callable[[Batch], Tensor], batch: Batch, kind: str) -> Tensor:
         return embed(self.model, verb, [batch.to(self.device)], kind, self.device, self.options.optim.amp)

@@ -81,6 +81,7 @@ class Manifest(Parameters):
             "dataset.image_size": dataset["image_size"],
             "dataset.local_path": dataset["local_path"],
             "dataset.missing_regions": dataset["missing_regions"],
+            "dataset.test_views": dataset.get("test_views", "one"),  # absent where there was no choice
             "optim.amp": self.options["optim"]["amp"],
             "SHA-256 of the checkpoint": self.checkpoint_sha256,
             "SHA-256 of the vocabulary": self.vocabulary_sha256,

@@ -161,6 +161,11 @@ class Dataset(Pictures):
         "overhead: by a multiple of 90 degrees, and mirrored",
     )
 
+    test_views: Literal["one", "right_angles"] = Field(
+        default="one",
+        description="of a picture in test.py and search indexes; right_angles: the mean over 8, turned and mirrored",
+    )
+
     length_buckets: bool = Field(
         default=False, description="true: the captions of a training batch are of like length; false: as they come"
     )

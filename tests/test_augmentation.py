@@ -19,6 +19,7 @@ from augmentation import (
     draw_offsets,
     margin_size,
     normalise,
+    right_angle_views,
     rotate_and_crop,
 )
 
@@ -61,6 +62,16 @@ def test_overhead_views_are_turned_and_mirrored_cuts(side: int, size: int) -> No
         torch.testing.assert_close(view, normalise(cut.flip(1) if down else cut), rtol=0, atol=0)
         seen.add((turns, bool(across), bool(down)))
     assert len(seen) == 16
+
+
+def test_right_angle_views_are_all_symmetries_of_the_square() -> None:
+    image = _noise(2, 5).float()
+    views = list(right_angle_views(image))
+    torch.testing.assert_close(views[0], image)
+    assert len({view.numpy().tobytes() for view in views}) == 8
+    for change in (lambda x: x.rot90(1, (2, 3)), lambda x: x.flip(2), lambda x: x.transpose(2, 3)):
+        changed = {view.numpy().tobytes() for view in right_angle_views(change(image))}
+        assert changed == {view.numpy().tobytes() for view in views}
 
 
 @pytest.mark.parametrize(("side", "size"), [(278, 256), (104, 96), (35, 32)])

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import option
+from augmentation import right_angle_views
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
-from engine import Plan, encode, evaluate, fit, score_blocks
+from engine import Plan, encode, evaluate, fit, image_verb, score_blocks
 from experiment import Media, evaluation_loader, start_state, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
@@ -120,6 +121,19 @@ def test_evaluation_encodes_each_item_once(tiny: tuple[Options, Vocabulary]) -> 
     assert loader.store.decoded == 12
     evaluate(model, loader, CPU)
     assert loader.store.decoded == 12
+
+
+def test_the_mean_of_right_angle_views_does_not_know_how_a_picture_is_turned(tiny: tuple[Options, Vocabulary]) -> None:
+    options, vocabulary = tiny
+    model, batch = build_model(options, vocabulary).eval(), next(iter(loader_of(options, vocabulary).image_batches()))
+    turned = replace(batch, images=batch.need("images").rot90(1, (2, 3)).flip(2))
+    with torch.no_grad():
+        one, other = (image_verb(model, "one")(given) for given in (batch, turned))
+        assert (one - other).abs().max() > 1e-3
+        one, other = (image_verb(model, "right_angles")(given) for given in (batch, turned))
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        first = [model.encode_image(replace(batch, images=view)) for view in right_angle_views(batch.need("images"))]
+    torch.testing.assert_close(one, sum(first, torch.zeros(())) / 8)
 
 
 @pytest.mark.skipif("RSR_DATA" not in os.environ, reason="needs the real data sets (RSR_DATA)")

@@ -279,8 +279,12 @@ class TestRefusals:
         refused(lambda: Searcher.open(index, "cpu", checkpoint=tmp_path / "other.pth"), "not the checkpoint")
         refused(lambda: Searcher.open(index, "cpu", checkpoint=tmp_path / "none.pth"), "no checkpoint", "--checkpoint")
 
-    def test_another_precision_or_folder(self, galr: Trained, index: Path, tmp_path: Path) -> None:
+    def test_another_precision_view_or_folder(self, galr: Trained, index: Path, tmp_path: Path) -> None:
         refused(lambda: search.main(galr.arguments(index, "--dtype", "float16")), "--dtype: 'float32' there")
+        refused(
+            lambda: search.main(galr.arguments(index, "--set", "dataset.test_views=right_angles")),
+            "test_views: 'one' there",
+        )
         elsewhere = Trained(galr.options, galr.checkpoint, galr.images / "north")
         refused(lambda: search.main(elsewhere.arguments(index)), "--images")
 
