@@ -10,12 +10,14 @@ import argparse
 import csv
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoints import dotted
 from experiment_table import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
+from layers.registry import registered
 from report import RANDOM_TIES, RECALLS, markdown
 from run_record import UNKNOWN, read_record
 from significance import compare, read_ranks
@@ -130,6 +132,7 @@ def difference_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
 def run_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
     """Cells: with what each experiment was made."""
     keys = differing_keys([experiment.options for experiment in experiments], NOT_SHOWN)
+    shared = set(keys).intersection(*(experiment.options for experiment in experiments))
     head = ["", "folds", "seeds: weights, split", "best epochs", "min per fold", "peak MiB", "commit"]
     cells = [[*head, "options that differ between the rows"]]
     for experiment in experiments:
@@ -146,10 +149,22 @@ def run_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
                 f"{statistics.fmean(minutes):.0f}",
                 f"{max(peaks):,}" if peaks else UNKNOWN,
                 " ".join(commits) or UNKNOWN,
-                ", ".join(f"{key}={short(options[key])}" for key in keys if options.get(key) is not None),
+                ", ".join(f"{key}={short(options[key])}" for key in keys if _says_something(key, experiment, shared)),
             ]
         )
     return cells
+
+
+def _says_something(key: str, experiment: Experiment, shared: Collection[str]) -> bool:
+    """Whether a row shows an option: of those that not all models have, only what is not the model's default."""
+    value = experiment.options.get(key)
+    if value is None or key in shared:
+        return value is not None
+    model = registered().get(model_of(experiment))
+    defaults = (
+        {} if model is None else dotted({"model": model.parameters(name=model_of(experiment)).model_dump(mode="json")})
+    )
+    return str(defaults.get(key)) != str(value)
 
 
 def _entries(experiment: Experiment) -> list[dict[str, Any]]:
