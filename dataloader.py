@@ -19,7 +19,7 @@ from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
 from distributed import ALONE, World
-from interruption import obey_parent_alone
+from interruption import obey_parent_alone, termination_held
 from machine import explain
 from prefetch import overlapped, pinned
 from sampling import SAMPLERS, Batching, Sample, batches_of, like_lengths
@@ -189,7 +189,9 @@ def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int)
             generator=own,
             worker_init_fn=obey_parent_alone,
         )
-    for pictures in read:
+    with termination_held():
+        started = iter(read)
+    for pictures in started:
         if isinstance(pictures, InputError):
             raise pictures
         yield pictures

@@ -92,6 +92,19 @@ class Watch:
             raise Interrupted
 
 
+@contextmanager
+def termination_held() -> Iterator[None]:
+    """While workers are started: threads that a library starts in them before `obey_parent_alone` inherit the block."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def obey_parent_alone(worker: int) -> None:
     """For a loader's worker: schedulers signal every process of a job, but the last step still needs its batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

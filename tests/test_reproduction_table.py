@@ -126,8 +126,8 @@ def test_what_each_row_was_made_with(folders: list[Path]) -> None:
 
 
 def test_of_a_models_own_options_only_what_is_not_its_default_is_shown(tmp_path: Path) -> None:
-    swan = {"name": "SWAN", "num_layers": 1, "is_finetune": True}
-    galr = {"name": "GaLR", "seq2vec": {"arch": "gru", "dropout": 0.25}}
+    swan: dict[str, Any] = {"name": "SWAN", "num_layers": 1, "is_finetune": True}
+    galr: dict[str, Any] = {"name": "GaLR", "seq2vec": {"arch": "gru", "dropout": 0.25}}
     folders = [finished(tmp_path / str(i), model, [1.0], [], rank=0) for i, model in enumerate((swan, galr))]
     cells = run_rows([read_experiment(folder, TABLES) for folder in folders])
     assert [row[-1] for row in cells[1:]] == ["model.is_finetune=True", "model.seq2vec.arch=gru"]
