@@ -690,7 +690,8 @@ class Visit:
 
     def go(self, path: str) -> Visit:
         self.tab.goto(self.url + path)
-        return self.until("#status:not(:text('Searching'))")
+        # The page is ready when it says something: empty, its script has not run yet.
+        return self.until("#status:not(:empty):not(:text('Searching')), #error:not([hidden])")
 
     def until(self, selector: str) -> Visit:
         self.tab.wait_for_selector(selector, state="attached")
