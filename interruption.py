@@ -95,7 +95,7 @@ class Watch:
 @contextmanager
 def termination_held() -> Iterator[None]:
     """While workers are started: threads that a library starts in them before `obey_parent_alone` inherit the block."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not hasattr(signal, "sigwaitinfo"):  # as there: who does not wait for the signal must not block it
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

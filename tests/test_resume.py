@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -117,6 +119,20 @@ def whole(tiny: Path) -> Path:
     """The folder of its run without interruption."""
     train_entry.main(arguments(tiny, "whole"))
     return tiny.parent / "checkpoint" / "whole" / "0"
+
+
+@pytest.fixture(params=[False, True], ids=["alone", "with_a_thread"])
+def thread_at_fork(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whether a library starts a thread in every forked process, as gRPC does."""
+    wanted = [request.param]
+
+    def start() -> None:
+        if any(wanted):
+            threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+
+    os.register_at_fork(after_in_child=start)  # for ever
+    yield
+    wanted.clear()
 
 
 def arguments(path: Path, name: str, *overrides: str) -> list[str]:
@@ -249,6 +265,7 @@ class TestSignals:
         assert watch.due
         assert not never.due
 
+    @pytest.mark.usefixtures("thread_at_fork")
     def test_a_worker_obeys_its_parent_alone(self, tiny: Path) -> None:
         paths = sorted((tiny.parent / "data" / "images").glob("*.png"))[:4]
         store = PictureStore(paths, 32, "off", None, CPU, 10_000)
