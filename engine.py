@@ -396,7 +396,7 @@ def evaluate(
     """Retrieval scores of a data set, see `recall_table`; every item is encoded once, pairs are scored in blocks."""
     images, texts = encode(model, loader, device, amp)
     blocks = score_source(model, images, texts, loader.caption_row, scores_per_block)
-    return recall_table(rank_tasks(model, loader, images, blocks, device, amp, scores_per_block))
+    return recall_table(rank_tasks(model, loader, images, blocks, device, amp, scores_per_block=scores_per_block))
 
 
 def rank_tasks(
@@ -406,6 +406,7 @@ def rank_tasks(
     blocks: Callable[[], Iterable[Tensor]],
     device: torch.device,
     amp: str = "off",
+    views: Views = "one",
     scores_per_block: int = SCORES_PER_BLOCK,
 ) -> list[metrics.Ranks]:
     """Ranks of images and captions; for a model with audio also those of images with audio and with second views.
@@ -417,6 +418,7 @@ def rank_tasks(
         blocks: scores of images and captions, see `score_source`.
         device: where the model is.
         amp: mixed precision of what is still to be encoded.
+        views: of each picture, as `images` are made of.
         scores_per_block: entries of a score matrix that are held at once.
     """
     text_image = loader.text_image.to(device)
@@ -426,10 +428,10 @@ def rank_tasks(
     join = partial(loader.join, total=loader.spectrograms)
     audio = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp, join)
     join = partial(loader.join, total=len(images))
-    views = embed(model, model.encode_image, loader.view_batches(), "image", device, amp, join)
+    others = embed(model, image_verb(model, views), loader.view_batches(), "image", device, amp, join)
     heard = score_source(model, images, audio, loader.caption_audio, scores_per_block)
     own = torch.arange(len(images), device=device)
-    seen = score_source(model, images, views, own, scores_per_block)
+    seen = score_source(model, images, others, own, scores_per_block)
     return [text, metrics.rank_blocks(heard, text_image), metrics.rank_blocks(seen, own)]
 
 

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, content = load_scored(options, vocabulary, path, device, gate, fold)
         images, texts = encode(model, loader, device, options.optim.amp, options.dataset.test_views)
         blocks = score_source(model, images, texts, loader.caption_row)
-        tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp)
+        tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
         rows[label], ranks[label] = recall_table(tasks), tasks[0]
         rows[label] |= more_scores(blocks, tasks[0], loader, scenes, given.rerank, options.rerank)
         if given.export is not None:

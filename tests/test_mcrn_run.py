@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 import test as test_entry
 import train as train_entry
+from augmentation import right_angle_views
 from data.annotations import read_annotations
-from dataloader import EvaluationLoader
+from dataloader import Batch, EvaluationLoader
+from engine import encode, rank_tasks, score_source
 from experiment import Media, evaluation_loader, read_vocabulary, train_loader
+from layers import build_model
+from layers.base import RetrievalModel
 from limits import chance, source_chance
 from metrics import Ranks, rank, recalls, source_recalls
 from option import Options, load_options
@@ -95,6 +100,27 @@ def test_spectrograms_and_views_of_evaluation(experiment: Path) -> None:
     assert torch.equal(views, other_size)
     plain = torch.cat([batch.need("images") for batch in loader.image_batches()])
     assert not (views == plain).flatten(1).all(dim=1).any()
+
+
+def test_second_views_are_embedded_as_the_pictures_are(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = load_options(experiment)
+    loader, model = loader_of(options, batch_size=12), build_model(options, read_vocabulary(options))
+    seen: list[Tensor] = []
+    images, texts = encode(model, loader, CPU)
+    blocks = score_source(model, images, texts, loader.caption_row)
+    plain = type(model).encode_image
+
+    def kept(self: RetrievalModel, batch: Batch) -> Tensor:
+        seen.append(batch.need("images"))
+        return plain(self, batch)
+
+    monkeypatch.setattr(type(model), "encode_image", kept)
+    (views,) = (batch.need("images") for batch in loader.view_batches())
+    for choice, expected in (("one", [views]), ("right_angles", list(right_angle_views(views)))):
+        seen.clear()
+        rank_tasks(model, loader, images, blocks, CPU, views=choice)
+        assert len(seen) == len(expected)
+        assert all(map(torch.equal, seen, expected))
 
 
 def test_training_batches_carry_all_sources_of_the_same_pairs(experiment: Path) -> None:
