@@ -149,22 +149,26 @@ def run_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
                 f"{statistics.fmean(minutes):.0f}",
                 f"{max(peaks):,}" if peaks else UNKNOWN,
                 " ".join(commits) or UNKNOWN,
-                ", ".join(f"{key}={short(options[key])}" for key in keys if _says_something(key, experiment, shared)),
+                _told(options, keys, shared),
             ]
         )
     return cells
 
 
-def _says_something(key: str, experiment: Experiment, shared: Collection[str]) -> bool:
-    """Whether a row shows an option: of those that not all models have, only what is not the model's default."""
-    value = experiment.options.get(key)
-    if value is None or key in shared:
-        return value is not None
-    model = registered().get(model_of(experiment))
-    defaults = (
-        {} if model is None else dotted({"model": model.parameters(name=model_of(experiment)).model_dump(mode="json")})
-    )
-    return str(defaults.get(key)) != str(value)
+def _told(options: Mapping[str, Any], keys: Sequence[str], shared: Collection[str]) -> str:
+    """Some options of a row: of those that not all models have, only what is not the model's default."""
+    defaults = _own_defaults(str(options.get("model.name")))
+    own = {key: options[key] for key in keys if options.get(key) is not None}
+    told = [key for key in own if key in shared or str(defaults.get(key)) != str(own[key])]
+    return ", ".join(f"{key}={short(own[key])}" for key in told)
+
+
+def _own_defaults(model: str) -> dict[str, Any]:
+    """Defaults of a model's parameters by dotted key, without those that must be given."""
+    if model not in registered():
+        return {}
+    parameters = registered()[model].parameters.model_construct(name=model)
+    return dotted({"model": parameters.model_dump(mode="json")})
 
 
 def _entries(experiment: Experiment) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ import pytest
 import option
 from experiment_table import read_experiment
 from export import RANKS_FORMAT
+from layers import registry
+from layers.registry import ModelParameters, Registration, registered
 from report import RECALLS, as_csv
 from reproduction_table import TABLES, difference_rows, main, read_published, recall_rows, run_rows
 from tests.markdown import ROOT
@@ -131,6 +133,19 @@ def test_of_a_models_own_options_only_what_is_not_its_default_is_shown(tmp_path:
     folders = [finished(tmp_path / str(i), model, [1.0], [], rank=0) for i, model in enumerate((swan, galr))]
     cells = run_rows([read_experiment(folder, TABLES) for folder in folders])
     assert [row[-1] for row in cells[1:]] == ["model.is_finetune=True", "model.seq2vec.arch=gru"]
+
+
+def test_a_model_may_have_parameters_without_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Demanding(ModelParameters):
+        depth: int
+        width: int = 8
+
+    known = registered()["SWAN"]
+    monkeypatch.setitem(registry._registrations, "Demanding", Registration(known.model, Demanding))
+    models: list[dict[str, Any]] = [{"name": "Demanding", "depth": 2, "width": 8}, {"name": "SWAN"}]
+    folders = [finished(tmp_path / str(i), model, [1.0], [], rank=0) for i, model in enumerate(models)]
+    cells = run_rows([read_experiment(folder, TABLES) for folder in folders])
+    assert [row[-1] for row in cells[1:]] == ["model.depth=2", ""]
 
 
 def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
