@@ -83,7 +83,7 @@ choose_jobs() {
     jobs="${JOBS:-1}"
   else
     local processors
-    processors="$(nproc)"
+    processors="$(env -u OMP_NUM_THREADS nproc)" # nproc heeds the variable, which speaks of threads per training
     jobs="${JOBS:-$((processors < 4 ? processors : 4))}"
     export OMP_NUM_THREADS=1
   fi

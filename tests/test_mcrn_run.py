@@ -12,7 +12,7 @@ from torch import Tensor
 
 import test as test_entry
 import train as train_entry
-from augmentation import right_angle_views
+from augmentation import Views, right_angle_views
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
 from engine import encode, rank_tasks, score_source
@@ -116,7 +116,8 @@ def test_second_views_are_embedded_as_the_pictures_are(experiment: Path, monkeyp
 
     monkeypatch.setattr(type(model), "encode_image", kept)
     (views,) = (batch.need("images") for batch in loader.view_batches())
-    for choice, expected in (("one", [views]), ("right_angles", list(right_angle_views(views)))):
+    choices: tuple[tuple[Views, list[Tensor]], ...] = (("one", [views]), ("right_angles", [*right_angle_views(views)]))
+    for choice, expected in choices:
         seen.clear()
         rank_tasks(model, loader, images, blocks, CPU, views=choice)
         assert len(seen) == len(expected)

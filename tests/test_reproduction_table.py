@@ -202,6 +202,13 @@ def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
     assert "optim.epochs" not in table  # the same in both rows
 
 
+def test_as_many_trainings_as_processors_whatever_the_threads() -> None:
+    source = f"source {ROOT}/exec/reproduce.sh; python=false; choose_jobs; echo $jobs"  # false: no GPU
+    environment = {name: value for name, value in os.environ.items() if name != "JOBS"} | {"OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(["bash", "-c", source], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(printed.stdout) == min(len(os.sched_getaffinity(0)), 4)
+
+
 def test_a_stopped_script_has_saved_what_was_reached(script: Path) -> None:
     stopped = start(script, "--name", "small", "--set", "optim.epochs=1000")
     assert stopped.stdout is not None
