@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from layers.backbone import resnet_parameters
+from layers.backbone import backbone_parameters
 from option.schema import Descent
 
 Group = dict[str, Any]
 
 
 def slow_backbones(model: nn.Module, groups: Sequence[Group], factor: float) -> list[Group]:
-    """Give what lies inside torchvision's ResNets its own groups.
+    """Give what lies inside the backbones its own groups.
 
     Args:
         model: all of it.
@@ -26,7 +26,7 @@ def slow_backbones(model: nn.Module, groups: Sequence[Group], factor: float) -> 
     """
     if factor == 1:
         return list(groups)
-    inside = set(map(id, resnet_parameters(model)))
+    inside = set(map(id, backbone_parameters(model)))
     outer = [group | {"params": [p for p in group["params"] if id(p) not in inside]} for group in groups]
     inner = [
         group | {"params": [p for p in group["params"] if id(p) in inside], "lr": factor * group["lr"]}

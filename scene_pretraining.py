@@ -28,7 +28,7 @@ from dataloader import Batch, stored_batches
 from engine import autocast, fit
 from event_log import EventLog
 from experiment import PictureLibrary, place, plan_of, start_state
-from layers.backbone import SceneClassifier
+from layers.backbone import SceneClassifier, plain_weights
 from locks import run_lock
 from option import SceneOptions
 from option.pretraining import ScenePictures
@@ -241,7 +241,7 @@ def _run(
     extra = {"classes": list(pictures.classes)}
 
     def keep_best() -> None:
-        content = {"state_dict": model.resnet.state_dict(), "epoch": state.epoch}
+        content = {"state_dict": plain_weights(model.backbone), "epoch": state.epoch}
         refuse_diverged(result, content)
         write_atomic(result, lambda file: torch.save(content | extra, file), durable=True)
         save_best(folder / BEST, state, options, extra)  # last: `is_settled` looks at it

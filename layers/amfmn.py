@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layers.backbone import BackboneParameters
+from layers.backbone import ChosenBackboneParameters
 from layers.base import NORM_FLOOR, Explanation, QueryMode, RetrievalModel, l2norm
 from layers.keywords import KeywordFusion, KeywordParameters
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
@@ -52,7 +52,7 @@ class AmfmnParameters(ModelParameters):
     seq2vec: Seq2VecParameters = Seq2VecParameters()
     embed: EmbedParameters = EmbedParameters()
     keywords: KeywordParameters = KeywordParameters()
-    backbone: BackboneParameters = BackboneParameters()
+    backbone: ChosenBackboneParameters = ChosenBackboneParameters()
 
 
 class CrossAttention(nn.Module):

@@ -1,23 +1,42 @@
-"""torchvision's ResNets without their classifiers, and the weights that they start from."""
+"""torchvision's ResNets and timm's networks without their classifiers, and the weights that they start from."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from layers.registry import Parameters
 from untrusted import load_torch
 from utils import InputError, first_line, logger, refuse_odd_weights
 
+RESNETS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+"""Those that torchvision has weights for."""
+TIMM = "timm/"
+"""Before a name of timm's."""
 _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
+
+
+def _known(architecture: str) -> str:
+    if architecture in RESNETS or architecture.startswith(TIMM):
+        return architecture
+    raise ValueError(f"expected {TIMM}NAME with a name of timm's, or one of torchvision's {', '.join(RESNETS)}")
+
+
+Architecture = Annotated[str, AfterValidator(_known)]
+"""The name of an image encoder in a YAML."""
 
 
 def import_torchvision(module: str) -> ModuleType:
@@ -50,6 +69,89 @@ class BackboneParameters(Parameters):
     )
 
 
+class ChosenBackboneParameters(BackboneParameters):
+    """`model.backbone` of a model that takes other image encoders than the published one."""
+
+    architecture: Architecture = Field(
+        default="resnet18",
+        description="torchvision's name of a ResNet, or timm/NAME (extra timm); published: resnet18",
+    )
+
+
+def build_backbone(architecture: str, pretrained: str) -> nn.Module:
+    """A network without its classifier: normalised pictures [B, 3, S, S] -> [B, C], see `backbone_width`.
+
+    Args:
+        architecture: torchvision's name of a ResNet, or `timm/` and a name of timm's.
+        pretrained: see `resnet`; for timm `imagenet` is its download.
+
+    Raises:
+        InputError: the weights can't be had or don't fit, or timm is missing or has no such network.
+    """
+    if architecture.startswith(TIMM):
+        return TimmBackbone(architecture.removeprefix(TIMM), pretrained)
+    return resnet(architecture, pretrained)
+
+
+def backbone_width(backbone: nn.Module) -> int:
+    """Channels C of what `build_backbone` gives."""
+    return cast(int, backbone.width if isinstance(backbone, TimmBackbone) else backbone.inplanes)
+
+
+def plain_weights(backbone: nn.Module) -> dict[str, Tensor]:
+    """The state dict of what `build_backbone` gives under torchvision's or timm's own names, as it takes it back."""
+    return (backbone.network if isinstance(backbone, TimmBackbone) else backbone).state_dict()
+
+
+class TimmBackbone(nn.Module):
+    """One of timm's networks without its classifier."""
+
+    def __init__(self, name: str, pretrained: str) -> None:
+        """Build the network of this name; `pretrained` as in `build_backbone`.
+
+        Raises:
+            InputError: as `build_backbone`.
+        """
+        super().__init__()
+        timm = import_timm()
+        try:
+            self.network: Any = timm.create_model(name, pretrained=pretrained == "imagenet", num_classes=0)
+        except Exception as fault:  # an unknown name, a download: each has errors of its own
+            known = timm.list_models()
+            near = [] if name in known else difflib.get_close_matches(name, known, n=3)
+            hint = f" Similar names: {', '.join(near)}." if near else ""
+            raise InputError(
+                f"model.backbone: timm can't build {name!r} with pretrained {pretrained} ({first_line(fault)}).{hint} "
+                "Weights that can't be downloaded can be given as a file (--set model.backbone.pretrained=FILE), or "
+                "start random (=none)."
+            ) from fault
+        self.width: int = getattr(self.network, "head_hidden_size", self.network.num_features)
+        if pretrained not in ("imagenet", "none"):
+            heads = self.network.default_cfg.get("classifier") or ()
+            heads = (heads,) if isinstance(heads, str) else tuple(heads)
+            _load_backbone(self.network, read_backbone_file(Path(pretrained)), pretrained, heads)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pool normalised pictures [B, 3, S, S] -> [B, C]."""
+        return cast(Tensor, self.network(images))
+
+
+def import_timm() -> ModuleType:
+    """timm, which only its own networks need.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    import_torchvision("torchvision")  # which timm imports, and which may not fit the installed torch
+    try:
+        return importlib.import_module("timm")
+    except ImportError as fault:
+        raise InputError(
+            f"model.backbone.architecture: networks of timm need it: bash exec/environment.sh timm "
+            f"({first_line(fault)})"
+        ) from fault
+
+
 def resnet(architecture: str, pretrained: str) -> nn.Module:
     """A torchvision ResNet with an empty classifier.
 
@@ -64,33 +166,31 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
     constructors = import_torchvision("torchvision.models.resnet")
     network: nn.Module = getattr(constructors, architecture)(weights=None)
     if pretrained == "imagenet":
-        _load_backbone(network, _download(constructors, architecture), "ImageNet")
+        _load_backbone(network, _download(constructors, architecture), "ImageNet", ("fc",))
     elif pretrained != "none":
-        _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained)
+        _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, ("fc",))
     network.fc = nn.Identity()
     return network
 
 
-def resnet_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """All parameters of a model that lie inside torchvision's ResNets."""
-    kind = import_torchvision("torchvision.models.resnet").ResNet
-    return [parameter for part in model.modules() if isinstance(part, kind) for parameter in part.parameters()]
+def backbone_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters of a model that lie inside what `build_backbone` gives."""
+    kinds = (import_torchvision("torchvision.models.resnet").ResNet, TimmBackbone)
+    return [parameter for part in model.modules() if isinstance(part, kinds) for parameter in part.parameters()]
 
 
 class SceneClassifier(nn.Module):
-    """A torchvision ResNet that tells scene classes apart: what a scene-pretrained backbone is made with."""
-
-    resnet: Any  # a torchvision ResNet, whose width nn.Module's types do not know
+    """A backbone that tells scene classes apart: what a scene-pretrained one is made with."""
 
     def __init__(self, architecture: str, pretrained: str, classes: int) -> None:
-        """Put a new classifier on the network that `resnet` builds."""
+        """Put a new classifier on what `build_backbone` builds."""
         super().__init__()
-        self.resnet = resnet(architecture, pretrained)
-        self.resnet.fc = nn.Linear(self.resnet.inplanes, classes)
+        self.backbone = build_backbone(architecture, pretrained)
+        self.classifier = nn.Linear(backbone_width(self.backbone), classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits: normalised pictures [B, 3, S, S] -> [B, classes]."""
-        return cast(Tensor, self.resnet(images))
+        return cast(Tensor, self.classifier(self.backbone(images)))
 
 
 def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:
@@ -136,10 +236,11 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _load_backbone(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copy weights into a network, all but the classifier; anything else that is missing or over is an error."""
-    wanted = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
-    given = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+def _load_backbone(network: nn.Module, weights: dict[str, Tensor], source: str, heads: Sequence[str]) -> None:
+    """Copy weights into a network, all but the classifier's layers; all else that is missing or over is an error."""
+    classifier = tuple(f"{head}." for head in heads)
+    wanted = {name: value for name, value in network.state_dict().items() if not name.startswith(classifier)}
+    given = {name: value for name, value in weights.items() if not name.startswith(classifier)}
     faults = [f"missing {name}" for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     faults += [f"unexpected {name}" for name in given if name not in wanted]
     faults += [

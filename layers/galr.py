@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from layers.backbone import BackboneParameters
+from layers.backbone import ChosenBackboneParameters
 from layers.base import Explanation, RetrievalModel, l2norm
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
 from layers.registry import ModelParameters, Parameters, register
@@ -60,7 +60,7 @@ class GalrParameters(ModelParameters):
     seq2vec: Seq2VecParameters = Seq2VecParameters()
     embed: EmbedParameters = EmbedParameters()
     fusion: FusionParameters = FusionParameters()
-    backbone: BackboneParameters = BackboneParameters()
+    backbone: ChosenBackboneParameters = ChosenBackboneParameters()
 
     @model_validator(mode="after")
     def _widths_agree(self) -> GalrParameters:

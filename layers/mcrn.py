@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from layers.backbone import BackboneParameters, resnet
+from layers.backbone import ChosenBackboneParameters, backbone_width, build_backbone
 from layers.base import Criterion, Encodings, Explanation, RetrievalModel
 from layers.losses import distillation
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
@@ -75,7 +75,7 @@ class McrnParameters(ModelParameters):
         default=3, ge=1, description="patterns of the shared module, each a matrix of D x D numbers [patterns]"
     )
     discriminator: DiscriminatorParameters = DiscriminatorParameters()
-    backbone: BackboneParameters = BackboneParameters()
+    backbone: ChosenBackboneParameters = ChosenBackboneParameters()
     init_from: Path | None = Field(default=None, description="checkpoint of pretrain.py to start from; null: none")
 
     @model_validator(mode="after")
@@ -89,13 +89,13 @@ class McrnParameters(ModelParameters):
 
 
 class AudioEncoder(nn.Module):
-    """ResNet-18 on a spectrogram picture: its spatial mean, projected."""
+    """A backbone (published: ResNet-18) on a spectrogram picture: its spatial mean, projected."""
 
-    def __init__(self, embed_dim: int, pretrained: str) -> None:
-        """Start from the weights that `layers.backbone.resnet` takes."""
+    def __init__(self, embed_dim: int, architecture: str, pretrained: str) -> None:
+        """Start from what `layers.backbone.build_backbone` takes."""
         super().__init__()
-        self.resnet = resnet("resnet18", pretrained)
-        self.projection = nn.Linear(512, embed_dim)
+        self.resnet = build_backbone(architecture, pretrained)
+        self.projection = nn.Linear(backbone_width(self.resnet), embed_dim)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Embed normalised spectrogram pictures: [B, 3, S, S] -> [B, D]."""
@@ -170,13 +170,13 @@ class MCRN(RetrievalModel):
         load_weights: bool,
         aligned: bool = True,
     ) -> MCRN:
-        """See `RetrievalModel.from_parameters`; `backbone.pretrained` is the start of both ResNets."""
+        """See `RetrievalModel.from_parameters`; `backbone` is what pictures and sounds start from."""
         block = cast(McrnParameters, parameters)
         width = block.embed.embed_dim
         model = cls(
             multiscale_encoder(block.multiscale, block.backbone, width, image_size, load_weights),
             caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights),
-            AudioEncoder(width, block.backbone.pretrained if load_weights else "none"),
+            AudioEncoder(width, block.backbone.architecture, block.backbone.pretrained if load_weights else "none"),
             SharedPatternTransfer(width, block.num_modal, block.share),
             block.embed.share_dropout,
             aligned,

@@ -1,4 +1,4 @@
-"""The image encoder that AMFMN, GaLR and MCRN share: a ResNet pyramid under multiscale visual self-attention (MVSA).
+"""The image encoder that AMFMN, GaLR and MCRN share: a pyramid of maps under multiscale visual self-attention (MVSA).
 
 AMFMN (Yuan et al., 2022), section III-B. Letters: B batch, C channels, H W grid, D embedding, S image side.
 """
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.backbone import BackboneParameters, resnet
+from layers.backbone import TIMM, ChosenBackboneParameters, TimmBackbone, resnet
 from layers.registry import Parameters
+from utils import InputError, first_line
 
 
 class MultiscaleParameters(Parameters):
@@ -27,24 +28,29 @@ class MultiscaleParameters(Parameters):
     )
 
 
-class ResNetPyramid(nn.Module):
-    """ResNet-18, all four stages of it."""
+Maps = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of a network's four stages: [B, C1, S/4, S/4], [B, C2, S/8, S/8], [B, C3, S/16, S/16], [B, C4, S/32, S/32]."""
+STEPS = (4, 8, 16, 32)
 
-    channels = (64, 128, 256, 512)
+
+class ResNetPyramid(nn.Module):
+    """All four stages of one of torchvision's ResNets.
+
+    Attributes:
+        channels: C1 to C4; of a ResNet-18 64, 128, 256, 512.
+    """
 
     resnet: Any  # a torchvision ResNet; its stages are called one by one
 
-    def __init__(self, pretrained: str) -> None:
+    def __init__(self, architecture: str, pretrained: str) -> None:
         """Start from the weights that `layers.backbone.resnet` takes."""
         super().__init__()
-        self.resnet = resnet("resnet18", pretrained)
+        self.resnet = resnet(architecture, pretrained)
+        top = self.resnet.inplanes
+        self.channels = (top // 8, top // 4, top // 2, top)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps of normalised pictures [B, 3, S, S], S a multiple of 32.
-
-        Returns:
-            [B, 64, S/4, S/4], [B, 128, S/8, S/8], [B, 256, S/16, S/16], [B, 512, S/32, S/32].
-        """
+    def forward(self, images: Tensor) -> Maps:
+        """Maps of normalised pictures [B, 3, S, S], S a multiple of 32."""
         stem = self.resnet
         stage = stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))
         first = stem.layer1(stage)
@@ -53,16 +59,74 @@ class ResNetPyramid(nn.Module):
         return first, second, third, stem.layer4(third)
 
 
+class TimmPyramid(nn.Module):
+    """Four stages of one of timm's networks, without what comes after them.
+
+    Attributes:
+        channels: C1 to C4.
+    """
+
+    def __init__(self, name: str, pretrained: str) -> None:
+        """Start from the weights that `layers.backbone.TimmBackbone` takes.
+
+        Raises:
+            InputError: as there, or the network has no maps of these sizes.
+        """
+        super().__init__()
+        self.backbone = TimmBackbone(name, pretrained)
+        network = self.backbone.network
+        try:
+            place = {stage["reduction"]: number for number, stage in enumerate(network.feature_info)}
+            wanted = [place[step] for step in STEPS]
+            self.channels = tuple(network.feature_info[number]["num_chs"] for number in wanted)
+            self.stages = network.prune_intermediate_layers(wanted, prune_norm=True, prune_head=True)
+            self._try_out()
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as fault:
+            raise InputError(
+                f"model.backbone.architecture: timm/{name} does not give maps of 1/4, 1/8, 1/16 and 1/32 of any "
+                f"picture's side ({first_line(fault)}). Convolutional networks of four stages do, such as "
+                "timm/convnext_tiny, timm/resnet26 or timm/regnety_016."
+            ) from fault
+
+    @torch.no_grad()
+    def _try_out(self) -> None:
+        side = 64
+        self.eval()
+        shapes = [tuple(found.shape[1:]) for found in self(torch.zeros(1, 3, side, side))]
+        self.train()
+        if shapes != [(width, side // step, side // step) for width, step in zip(self.channels, STEPS, strict=True)]:
+            raise ValueError(f"{side} pixels give {shapes}")
+
+    def forward(self, images: Tensor) -> Maps:
+        """Maps of normalised pictures [B, 3, S, S], S a multiple of 32."""
+        found = self.backbone.network.forward_intermediates(
+            images, indices=self.stages, norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return cast(Maps, tuple(found))
+
+
+def pyramid(architecture: str, pretrained: str) -> ResNetPyramid | TimmPyramid:
+    """The pyramid of an image encoder, by the names that `layers.backbone.build_backbone` takes."""
+    if architecture.startswith(TIMM):
+        return TimmPyramid(architecture.removeprefix(TIMM), pretrained)
+    return ResNetPyramid(architecture, pretrained)
+
+
 class MultiscaleImageEncoder(nn.Module):
-    """ResNet pyramid and MVSA: the pooled picture, gated by what its scales agree on."""
+    """Pyramid and MVSA: the pooled picture, gated by what its scales agree on."""
 
     def __init__(
-        self, embed_dim: int, image_size: int, reduced_channels: int, attended_channels: int, pretrained: str
+        self,
+        pyramid: ResNetPyramid | TimmPyramid,
+        embed_dim: int,
+        image_size: int,
+        reduced_channels: int,
+        attended_channels: int,
     ) -> None:
         """Build it for pictures of `image_size` pixels; the two channel counts size the MVSA maps."""
         super().__init__()
-        self.pyramid = ResNetPyramid(pretrained)
-        first, second, third, fourth = self.pyramid.channels
+        self.pyramid = pyramid
+        first, second, third, fourth = pyramid.channels
         self.solo = nn.Linear(fourth, embed_dim)
         self.reduce_lower = nn.Conv2d(first + second, reduced_channels, kernel_size=3, stride=4)
         self.reduce_higher = nn.Conv2d(third + fourth, reduced_channels, kernel_size=1)
@@ -83,7 +147,7 @@ class MultiscaleImageEncoder(nn.Module):
         return torch.sigmoid(self.attention(joined)).mean(dim=1)
 
     def _join(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both scales as one map [B, 2C, S/16, S/16], and the pooled picture [B, 512]."""
+        """Both scales as one map [B, 2C, S/16, S/16], and the pooled picture [B, C4]."""
         stages = self.pyramid(images)
         fine, coarse = self.reduce(*stages)
         return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), stages[-1].mean(dim=(2, 3))
@@ -113,7 +177,11 @@ def on_doubled_cells(weight: Tensor) -> Tensor:
 
 
 def multiscale_encoder(
-    parameters: MultiscaleParameters, backbone: BackboneParameters, embed_dim: int, image_size: int, load_weights: bool
+    parameters: MultiscaleParameters,
+    backbone: ChosenBackboneParameters,
+    embed_dim: int,
+    image_size: int,
+    load_weights: bool,
 ) -> MultiscaleImageEncoder:
     """Build the image encoder that the options choose; with `load_weights`, start it from the weights they name.
 
@@ -121,11 +189,11 @@ def multiscale_encoder(
         InputError: the weights can't be had or don't fit.
     """
     return MultiscaleImageEncoder(
+        pyramid(backbone.architecture, backbone.pretrained if load_weights else "none"),
         embed_dim,
         image_size,
         parameters.multiscale_input_channel,
         parameters.multiscale_output_channel,
-        backbone.pretrained if load_weights else "none",
     )
 
 

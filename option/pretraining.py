@@ -5,10 +5,9 @@ A block `backbone` trains a backbone on scene classes, a block `model` pretrains
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, SerializeAsAny, model_validator
 
+from layers.backbone import Architecture
 from layers.registry import ModelParameters, Parameters
 from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Training
 
@@ -16,19 +15,10 @@ from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Traini
 class SceneBackbone(Parameters):
     """Block `backbone`: the network that learns the scene classes."""
 
-    architecture: Literal[
-        "resnet18",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "resnext50_32x4d",
-        "resnext101_32x8d",
-        "resnext101_64x4d",
-        "wide_resnet50_2",
-        "wide_resnet101_2",
-    ] = Field(
-        default="resnet50", description="torchvision's name; SWAN starts from a resnet50, the others from a resnet18"
+    architecture: Architecture = Field(
+        default="resnet50",
+        description="torchvision's name of a ResNet, or timm/NAME (extra timm); SWAN starts from a resnet50, the "
+        "others from what their backbone.architecture says",
     )
     pretrained: str = Field(default="none", description="none (random), imagenet, or the path of a state dict")
 

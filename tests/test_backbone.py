@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,10 +11,20 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from layers import backbone
-from layers.backbone import read_backbone_file, resnet
+from layers.backbone import (
+    BackboneParameters,
+    ChosenBackboneParameters,
+    backbone_width,
+    build_backbone,
+    plain_weights,
+    read_backbone_file,
+    resnet,
+)
+from layers.multiscale import pyramid
 from utils import InputError
 
 State = dict[str, Tensor]
@@ -208,3 +219,87 @@ def test_names_come_back_bare(tmp_path: Path) -> None:
         {"model": {"module.a": torch.ones(1), "module.module.b": torch.ones(1), "note": "text"}}, tmp_path / "w.pth"
     )
     assert list(read_backbone_file(tmp_path / "w.pth")) == ["a", "module.b"]
+
+
+class TestTimm:
+    def test_its_weights_come_back_without_the_classifier(self, tmp_path: Path) -> None:
+        timm = backbone.import_timm()
+        state = timm.create_model("convnext_atto", pretrained=False, num_classes=7).state_dict()
+        torch.save({"state_dict": state}, tmp_path / "weights.pth")
+        network = build_backbone("timm/convnext_atto", str(tmp_path / "weights.pth"))
+        held = plain_weights(network)
+        assert held.keys() == {name for name in state if not name.startswith("head.fc.")}
+        assert all(torch.equal(value, state[name]) for name, value in held.items())
+        assert backbone_width(network) == 320
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 320)
+
+    @pytest.mark.parametrize("change", ["missing stages.1.downsample.1.weight", "unexpected stem.9.bias"])
+    def test_weights_that_do_not_fit(self, change: str, tmp_path: Path) -> None:
+        state = plain_weights(build_backbone("timm/convnext_atto", "none"))
+        state.pop("stages.1.downsample.1.weight") if "missing" in change else state.update(
+            {"stem.9.bias": torch.ones(1)}
+        )
+        torch.save(state, tmp_path / "weights.pth")
+        with pytest.raises(InputError, match=f"does not fit ConvNeXt: {change}"):
+            build_backbone("timm/convnext_atto", str(tmp_path / "weights.pth"))
+
+    def test_an_unknown_name_and_a_failed_download(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(InputError, match=r"can't build 'convnext_tny'.*Similar names: convnext_tiny, "):
+            build_backbone("timm/convnext_tny", "none")
+
+        def fail(name: str, pretrained: bool, num_classes: int) -> nn.Module:
+            assert pretrained
+            raise OSError("no network\nat all")
+
+        monkeypatch.setattr(backbone.import_timm(), "create_model", fail)
+        with pytest.raises(
+            InputError, match=r"'resnet10t' with pretrained imagenet \(no network\)\. Weights that can't"
+        ):
+            build_backbone("timm/resnet10t", "imagenet")
+
+    def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(InputError, match=r"bash exec/environment\.sh timm"):
+            build_backbone("timm/resnet10t", "none")
+
+
+class TestPyramid:
+    @pytest.mark.parametrize(
+        ("architecture", "channels"),
+        [
+            ("resnet18", (64, 128, 256, 512)),
+            ("resnet50", (256, 512, 1024, 2048)),
+            ("timm/resnet10t", (64, 128, 256, 512)),
+            ("timm/convnext_atto", (40, 80, 160, 320)),
+            ("timm/efficientnet_lite0", (24, 40, 112, 320)),
+        ],
+    )
+    def test_four_maps_and_every_weight_is_used(self, architecture: str, channels: tuple[int, ...]) -> None:
+        network = pyramid(architecture, "none")
+        maps = network(torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+        sides = [96 // step for step in (4, 8, 16, 32)]
+        assert [tuple(found.shape) for found in maps] == [(2, c, s, s) for c, s in zip(channels, sides, strict=True)]
+        assert network.channels == channels
+        sum(found.square().mean() for found in maps).backward()
+        assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+    def test_of_timm_is_that_of_torchvision_with_the_same_weights(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        theirs = pyramid("timm/resnet18", "none").eval()
+        state = plain_weights(theirs.get_submodule("backbone"))
+        torch.save(state, tmp_path / "weights.pth")
+        ours = pyramid("resnet18", str(tmp_path / "weights.pth")).eval()
+        pictures = torch.randn(2, 3, 64, 64)
+        for one, other in zip(theirs(pictures), ours(pictures), strict=True):
+            torch.testing.assert_close(one, other)
+
+    @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3"])
+    def test_other_networks_are_refused(self, name: str) -> None:
+        with pytest.raises(InputError, match=rf"timm/{name} does not give maps of 1/4.*such as timm/convnext_tiny"):
+            pyramid(f"timm/{name}", "none")
+
+
+def test_an_unknown_architecture_names_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match=r"expected timm/NAME with a name of timm's, or one of .*resnet18"):
+        ChosenBackboneParameters(architecture="resnet19")
+    assert "architecture" not in BackboneParameters.model_fields  # SWAN's layers are made for a ResNet-50

@@ -36,6 +36,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"cross_attention.att_type": "similarity_att"},
         {"cross_attention.att_type": "similarity_att", "cross_attention.vgmf": True},
         {"keywords.mode": "both"},
+        {"backbone.architecture": "timm/convnext_atto"},
     ],
     "SWAN": [{}, {"tcge.rounding": "none"}, {"is_finetune": True}],
     "GaLR": [
@@ -43,7 +44,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"fusion.dynamic_weights": "paper"},
         {"dataset.local_path": None},
     ],
-    "MCRN": [{"optim.methods": "all"}, {"optim.methods": "tpt"}],
+    "MCRN": [
+        {"optim.methods": "all"},
+        {"optim.methods": "tpt"},
+        {"optim.methods": "tpt", "backbone.architecture": "timm/convnext_atto"},
+    ],
 }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from experiment import start_state
 from layers import build_model
-from layers.backbone import resnet_parameters
+from layers.backbone import backbone_parameters
 from layers.objective import build_objective
 from layers.registry import registered
 from optimisation import moving_average, slow_backbones
@@ -48,7 +48,7 @@ def test_backbones_learn_slower(name: str, tiny_options: Callable[..., Options],
     plain = model.parameter_groups(options)
     rates = {id(p): group["lr"] for group in plain for p in group["params"]}
     slowed = slow_backbones(model, plain, 0.1)
-    inside = {id(p) for p in resnet_parameters(model)}
+    inside = {id(p) for p in backbone_parameters(model)}
     assert inside
     found = {id(p): group["lr"] for group in slowed for p in group["params"]}
     assert found == {key: rate * (0.1 if key in inside else 1) for key, rate in rates.items()}

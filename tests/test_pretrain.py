@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ import option
 import pretrain as pretrain_entry
 from experiment import read_vocabulary
 from layers import build_model
-from layers.backbone import SceneClassifier, import_torchvision, read_backbone_file
-from option.pretraining import SceneBackbone, ScenePictures
+from layers.backbone import RESNETS, SceneClassifier, import_torchvision, read_backbone_file
+from option.pretraining import ScenePictures
 from run_record import read_record
 from scene_pretraining import list_pictures, split_classes
 from tests.interrupted import asked_to_stop, assert_equal, comparable
@@ -144,18 +143,28 @@ class TestRun:
         assert "peak_memory_mib" in read_record(folder)[0]
         assert kept["epoch"] == best["epoch"]
         for name, value in kept["state_dict"].items():
-            assert torch.equal(value, best["model"][f"resnet.{name}"]), name
+            assert torch.equal(value, best["model"][f"backbone.{name}"]), name
 
     def test_a_model_starts_from_it(self, pretrained: Path, tmp_path: Path) -> None:
         file = pretrained / "backbone.pth"
         path = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
         options = option.load_options(path, [f"model.backbone.pretrained={file}"])
         started = build_model(options, read_vocabulary(options)).state_dict()
+        for name, value in read_backbone_file(file).items():
+            assert torch.equal(started[f"image_encoder.pyramid.resnet.{name}"], value), name
+
+    def test_a_model_starts_from_a_network_of_timm(self, data: Path, tmp_path: Path) -> None:
+        path = write_options(tmp_path, data, epochs=1)
+        pretrain_entry.main(["--path_opt", str(path), "--set", "backbone.architecture=timm/convnext_atto"])
+        file = tmp_path / "checkpoint" / "scenes" / "backbone.pth"
+        architecture = "model.backbone.architecture=timm/convnext_atto"
+        experiment = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
+        options = option.load_options(experiment, [architecture, f"model.backbone.pretrained={file}"])
+        started = build_model(options, read_vocabulary(options)).state_dict()
         weights = read_backbone_file(file)
-        assert weights["fc.weight"].shape == (3, 512)
-        for name, value in weights.items():
-            if not name.startswith("fc."):
-                assert torch.equal(started[f"image_encoder.pyramid.resnet.{name}"], value), name
+        unused = {"head.norm.weight", "head.norm.bias"}  # comes after the last stage, and so the pyramid leaves it out
+        for name in weights.keys() - unused:
+            assert torch.equal(started[f"image_encoder.pyramid.backbone.network.{name}"], weights[name]), name
 
     def test_resume_gives_the_weights_of_an_uninterrupted_run(
         self, data: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -197,7 +206,7 @@ class TestRun:
             pretrain_entry.main(["--path_opt", str(path)])
 
 
-@pytest.mark.parametrize("architecture", get_args(SceneBackbone.model_fields["architecture"].annotation))
+@pytest.mark.parametrize("architecture", RESNETS)
 def test_every_architecture_exists_with_its_weights(architecture: str) -> None:
     with torch.device("meta"):
         model = SceneClassifier(architecture, "none", 30)
