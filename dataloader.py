@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from augmentation import Augmentation, Draws, augment, crop, draw_offsets, normalise
+from augmentation import PUBLISHED, Augmentation, Draws, augment, crop, draw_offsets, normalise
 from data.annotations import Annotations
 from data.picture_store import PictureStore
 from data.region_file import Regions, region_fields
@@ -233,7 +233,7 @@ class TrainLoader:
         regions: Regions | None = None,
         audio: Spectrograms | None = None,
         two_views: bool = False,
-        augmentation: Augmentation = "published",
+        augmentation: Augmentation = PUBLISHED,
         length_buckets: bool = False,
         batching: Batching = "pairs",
         world: World = ALONE,

@@ -291,7 +291,7 @@ def train_loader(
         regions=regions_of(options, annotations.image_names),
         audio=media.spectrograms(annotations, audio_margin_size(size)),
         two_views=registered()[options.model.name].model.uses_second_view,
-        augmentation=options.dataset.augmentation,
+        augmentation=options.dataset.views,
         length_buckets=options.dataset.length_buckets,
         batching=options.dataset.batching,
         world=world,

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from augmentation import Angles, Augmentation
 from layers.registry import ModelParameters, Parameters
 from sampling import Batching
 
@@ -119,7 +120,35 @@ class Pictures(Parameters):
     )
 
 
-class Dataset(Pictures):
+class TrainingPictures(Pictures):
+    """What blocks `dataset` say whose pictures are trained on in views that are drawn anew each time."""
+
+    augmentation: Angles = Field(
+        default="published",
+        description="of training pictures, beside the random crop; published: rotated by up to 90 degrees; "
+        "overhead: by a multiple of 90 degrees, and mirrored",
+    )
+    smallest_part: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="a training view is a part of the crop, at least of this area, enlarged; 1: the whole crop [share]",
+    )
+    colour_jitter: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="brightness, contrast and saturation of training pictures are multiplied by up to 1 plus or minus "
+        "this; 0: they stay",
+    )
+
+    @property
+    def views(self) -> Augmentation:
+        """The three as one."""
+        return Augmentation(self.augmentation, self.smallest_part, self.colour_jitter)
+
+
+class Dataset(TrainingPictures):
     """Block `dataset`: where captions and pictures lie and how they are read."""
 
     datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
@@ -154,12 +183,6 @@ class Dataset(Pictures):
     def keywords_folder(self) -> Path:
         """The folder of the keywords: `keywords_path`, or `data_path`."""
         return self.keywords_path or self.data_path
-
-    augmentation: Literal["published", "overhead"] = Field(
-        default="published",
-        description="of training pictures, beside the random crop; published: rotated by up to 90 degrees; "
-        "overhead: by a multiple of 90 degrees, and mirrored",
-    )
 
     test_views: Literal["one", "right_angles"] = Field(
         default="one",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 import augmentation
 from augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Augmentation,
     Draws,
     audio_margin_size,
     augment,
@@ -19,6 +20,7 @@ from augmentation import (
     draw_offsets,
     margin_size,
     normalise,
+    recolour,
     right_angle_views,
     rotate_and_crop,
 )
@@ -51,7 +53,7 @@ def test_normalise() -> None:
 def test_overhead_views_are_turned_and_mirrored_cuts(side: int, size: int) -> None:
     """Each view is one of the eight of some cut, to the last pixel, and all eight come."""
     pictures = _noise(1, side).expand(64, -1, -1, -1)
-    draws = Draws.draw(64, side - size, torch.Generator().manual_seed(0), augmentation="overhead")
+    draws = Draws.draw(64, side - size, torch.Generator().manual_seed(0), augmentation=Augmentation("overhead"))
     views = augment(pictures, size, draws)
     assert draws.flips is not None
     seen = set()
@@ -62,6 +64,83 @@ def test_overhead_views_are_turned_and_mirrored_cuts(side: int, size: int) -> No
         torch.testing.assert_close(view, normalise(cut.flip(1) if down else cut), rtol=0, atol=0)
         seen.add((turns, bool(across), bool(down)))
     assert len(seen) == 16
+
+
+def test_a_part_is_cut_from_the_crop_and_enlarged() -> None:
+    side, size = 70, 64
+    pictures = _noise(16, side)
+    draws = Draws.draw(16, side - size, torch.Generator().manual_seed(0), augmentation=Augmentation("overhead", 0.25))
+    assert draws.parts is not None
+    parts, upright = draws.parts.numpy().astype(np.float64), torch.zeros(16)
+    views = rotate_and_crop(pictures, upright, draws.offsets, size, draws.parts)
+    for number, (share, left, top) in enumerate(parts):
+        assert 0.5 <= share <= 1
+        x, y = (
+            draws.offsets[number, axis].item() + size * (1 - share) * place + share * (np.arange(size) + 0.5)
+            for axis, place in enumerate((left, top))
+        )
+        sure = (abs(x - x.round()) > 1e-3)[None, :] & (abs(y - y.round()) > 1e-3)[:, None]  # not on a pixel's edge
+        expected = pictures[number].numpy()[:, y.astype(int)[:, None], x.astype(int)[None, :]]
+        assert sure.mean() > 0.9
+        np.testing.assert_array_equal(views[number].numpy()[:, sure], expected[:, sure])
+
+
+def test_areas_of_parts_are_drawn_evenly() -> None:
+    parts = Draws.draw(20_000, 3, torch.Generator().manual_seed(0), augmentation=Augmentation(smallest_part=0.2)).parts
+    assert parts is not None
+    areas = parts[:, 0].double().square()
+    assert 0.2 <= areas.min() < 0.21
+    assert 0.99 < areas.max() <= 1
+    assert areas.mean().item() == pytest.approx(0.6, abs=0.01)
+    assert parts[:, 1:].mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_whole_crop_in_its_colours_is_what_it_was_without() -> None:
+    pictures = _noise(8, 70)
+    for plain, chosen in ((Augmentation(), Augmentation()), (Augmentation("overhead"), Augmentation("overhead", 1, 0))):
+        one, other = (
+            Draws.draw(8, 6, torch.Generator().manual_seed(3), augmentation=choice) for choice in (plain, chosen)
+        )
+        assert one.parts is one.colours is None
+        assert torch.equal(augment(pictures, 64, one), augment(pictures, 64, other))
+    whole = torch.tensor([[1.0, 0.3, 0.8]]).expand(8, -1)
+    turned, offsets = torch.arange(8) * 11.0, draw_offsets(8, 6, torch.Generator().manual_seed(0))
+    assert torch.equal(
+        rotate_and_crop(pictures, turned, offsets, 64), rotate_and_crop(pictures, turned, offsets, 64, whole)
+    )
+    assert torch.equal(recolour(pictures, torch.ones(8, 3)), pictures.float())
+
+
+def test_colours_as_pillow_changes_them() -> None:
+    pictures = _noise(6, 32)
+    for enhancer, place in ((ImageEnhance.Brightness, 0), (ImageEnhance.Contrast, 1)):
+        for picture, factor in zip(pictures, (0.6, 0.8, 1.0, 1.2, 1.4, 1.9), strict=True):
+            grey = (
+                picture.float().mean(dim=0).round().byte().expand(3, -1, -1)
+            )  # Pillow's contrast goes by the grey mean
+            factors = torch.ones(1, 3)
+            factors[0, place] = factor
+            found = recolour(grey[None], factors)[0].permute(1, 2, 0).numpy()
+            expected = np.asarray(enhancer(Image.fromarray(grey.permute(1, 2, 0).numpy())).enhance(factor))
+            assert np.abs(found - expected).max() <= 1.5  # it rounds, the mean and the result
+    for picture in pictures:
+        changed = recolour(picture[None], torch.tensor([[1.0, 1.0, 0.0]]))[0]  # without saturation: grey
+        torch.testing.assert_close(changed, picture.float().mean(dim=0).expand(3, -1, -1))
+        half = recolour(picture[None], torch.tensor([[1.0, 1.0, 0.5]]))[0]
+        torch.testing.assert_close(half, (changed + picture.float()) / 2)
+
+
+def test_colours_are_drawn_evenly_and_stay_in_range() -> None:
+    draws = Draws.draw(5000, 3, torch.Generator().manual_seed(0), augmentation=Augmentation(colours=0.4))
+    assert draws.colours is not None
+    assert 0.6 <= draws.colours.min() < 0.61
+    assert 1.39 < draws.colours.max() <= 1.4
+    assert draws.colours.mean(dim=0).tolist() == pytest.approx([1, 1, 1], abs=0.02)
+    views = augment(_noise(16, 35), 32, draws.rows(torch.arange(16)))
+    std = torch.tensor(IMAGENET_STD)[:, None, None]
+    pixels = (views * std + torch.tensor(IMAGENET_MEAN)[:, None, None]) * 255
+    assert pixels.min() > -1e-3
+    assert pixels.max() < 255 + 1e-3
 
 
 def test_right_angle_views_are_all_symmetries_of_the_square() -> None:
@@ -116,7 +195,7 @@ def test_corners_are_black_before_they_are_normalised() -> None:
 def test_draws_cover_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     angles, offsets = [], []
 
-    def record(pictures: Tensor, angle: Tensor, offset: Tensor, size: int) -> Tensor:
+    def record(pictures: Tensor, angle: Tensor, offset: Tensor, size: int, parts: Tensor | None) -> Tensor:
         angles.append(angle)
         offsets.append(offset)
         return pictures[:, :, :size, :size]
