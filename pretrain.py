@@ -1,6 +1,6 @@
 """Pretraining of what a retrieval model starts from.
 
-python pretrain.py --path_opt option/AID_RESNET50.yaml trains a backbone on scene classes,
+python pretrain.py --path_opt option/AID_RESNET50.yaml trains a backbone on scene classes, or on views,
 python pretrain.py --path_opt option/UCM_MCRN_PRETRAIN.yaml pretrains MCRN without pairs.
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import option
+from backbone_pretraining import pretrain_backbone
 from distributed import refuse_torchrun
 from experiment import add_check, entry_parser
 from interruption import stopped_at_once
 from modality_pretraining import pretrain_modalities
-from option import SceneOptions
+from option import BackboneOptions
 from preflight import check_pretraining
 from resume import add_resume
-from scene_pretraining import pretrain_scenes
+from scene_pretraining import SceneTask
 from utils import choose_device, logger, run_entry_point
+from view_pretraining import ViewTask
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(check_pretraining(given.path_opt, options, device, resume))
         return
     with stopped_at_once():
-        if isinstance(options, SceneOptions):
-            start = f"model.backbone.pretrained={pretrain_scenes(options, device, resume)}"
+        if isinstance(options, BackboneOptions):
+            task = SceneTask() if options.optim.task == "scenes" else ViewTask()
+            start = f"model.backbone.pretrained={pretrain_backbone(options, task, device, resume)}"
         else:
             start = f"model.init_from={pretrain_modalities(options, device, resume)}"
     logger.info("Pretrained. Start a model from it: python train.py --path_opt ... --set %s", start)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from augmentation import Draws, augment, crop, draw_offsets
+from augmentation import PUBLISHED, Augmentation, Draws, augment, crop, draw_offsets
 from data.picture_store import PictureStore
 from dataloader import Batch, Captions, stored_batches
 from sampling import batches_of
@@ -118,16 +118,40 @@ class PictureLoader(StoredLoader):
     `image_ids` of a batch are places among the N pictures.
     """
 
+    def __init__(
+        self,
+        store: PictureStore,
+        rows: Tensor,
+        schedule: Schedule,
+        *,
+        image_size: int,
+        workers: int,
+        device: torch.device,
+        augmentation: Augmentation = PUBLISHED,
+    ) -> None:
+        """See `StoredLoader`; `augmentation` is of the views."""
+        super().__init__(store, rows, schedule, image_size=image_size, workers=workers, device=device)
+        self.augmentation = augmentation
+
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """All pictures once, in the order of epoch `number`, in the training view, without the first `skip` batches."""
         for (view,) in self._views((number,), (False,), skip):
             yield view
 
     def _draw(self, count: int, generator: torch.Generator, second: bool) -> Draws:
-        return Draws.draw(count, self.margin, generator, flips=second)
+        return Draws.draw(count, self.margin, generator, flips=second, augmentation=self.augmentation)
 
     def _view(self, stored: Tensor, ids: Tensor, draws: Draws) -> Batch:
         return Batch(images=augment(stored, self.image_size, draws), image_ids=ids).to(self.device)
+
+
+class TwoViewLoader(PictureLoader):
+    """Batches with two views of each picture, `images` and `second_view`."""
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        """As `PictureLoader.epoch`."""
+        for first, second in self.views(number, skip=skip):
+            yield replace(first, second_view=second.need("images"))
 
 
 class SpectrogramLoader(StoredLoader):

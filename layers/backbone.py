@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Annotated, Any, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
@@ -191,6 +192,21 @@ class SceneClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits: normalised pictures [B, 3, S, S] -> [B, classes]."""
         return cast(Tensor, self.classifier(self.backbone(images)))
+
+
+class ViewMatcher(nn.Module):
+    """A backbone and an MLP, in whose space two views of a picture meet: the MLP of SimCLR (Chen et al., 2020)."""
+
+    def __init__(self, architecture: str, pretrained: str, embed_dim: int = 128) -> None:
+        """Put a new MLP on what `build_backbone` builds."""
+        super().__init__()
+        self.backbone = build_backbone(architecture, pretrained)
+        width = backbone_width(self.backbone)
+        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed normalised pictures: [B, 3, S, S] -> [B, D] of unit length."""
+        return F.normalize(self.project(self.backbone(images)), dim=1)
 
 
 def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """Typed options: `load_options` reads one YAML per experiment, `dump` and `to_yaml` write the resolved options back."""
 
 from option.load import is_pretraining, load_options, load_pretraining_options
-from option.pretraining import AdversarialTraining, ModalityOptions, SceneOptions
+from option.pretraining import AdversarialTraining, BackboneOptions, ModalityOptions
 from option.schema import Options, dump, to_yaml
 
 __all__ = [
     "AdversarialTraining",
+    "BackboneOptions",
     "ModalityOptions",
     "Options",
-    "SceneOptions",
     "dump",
     "is_pretraining",
     "load_options",

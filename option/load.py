@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from layers.registry import registered
-from option.pretraining import ModalityOptions, SceneOptions
+from option.pretraining import BackboneOptions, ModalityOptions
 from option.read import Tree, parse, read_file, shown
 from option.schema import Options, allowed, choices, leaves, published_keys
 from utils import InputError, logger
@@ -59,8 +59,8 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     return options
 
 
-def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> SceneOptions | ModalityOptions:
-    """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of scene classes, else without pairs."""
+def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> BackboneOptions | ModalityOptions:
+    """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of pictures, else without pairs."""
     tree, _ = read_file(Path(path))
     if not _pretrains(tree):
         raise InputError(
@@ -68,7 +68,7 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
             f"A retrieval model is trained by: python train.py --path_opt {path}"
         )
     if "backbone" in tree:
-        return _load(path, overrides, SceneOptions, ())[0]
+        return _load(path, overrides, BackboneOptions, ())[0]
     return _load(path, overrides, ModalityOptions, ())[0]
 
 
@@ -86,7 +86,7 @@ def _pretrains(tree: Tree) -> bool:
     return isinstance(logs, dict) and "experiment_name" in logs
 
 
-Kind = TypeVar("Kind", Options, SceneOptions, ModalityOptions)
+Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
 
 
 def _load(

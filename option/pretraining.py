@@ -1,19 +1,21 @@
 """The typed trees of `pretrain.py`: YAMLs without folds, whose run is named in `logs.experiment_name`.
 
-A block `backbone` trains a backbone on scene classes, a block `model` pretrains a retrieval model without pairs.
+A block `backbone` trains a backbone on scene classes or views, a block `model` a retrieval model without pairs.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
 from layers.backbone import Architecture
 from layers.registry import ModelParameters, Parameters
-from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Training
+from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Training, TrainingPictures
 
 
-class SceneBackbone(Parameters):
-    """Block `backbone`: the network that learns the scene classes."""
+class PretrainedBackbone(Parameters):
+    """Block `backbone`: the network that learns."""
 
     architecture: Architecture = Field(
         default="resnet50",
@@ -23,8 +25,8 @@ class SceneBackbone(Parameters):
     pretrained: str = Field(default="none", description="none (random), imagenet, or the path of a state dict")
 
 
-class ScenePictures(Pictures):
-    """Block `dataset` of a scene pretraining: pictures whose class is known by name."""
+class BackbonePictures(TrainingPictures):
+    """Block `dataset` of a backbone's pretraining: pictures, for scene classes those whose class is known by name."""
 
     data_path: GivenPath | None = Field(
         default=None, description="data set's folder: only the pictures of its train_filename.txt are read"
@@ -36,21 +38,31 @@ class ScenePictures(Pictures):
         default=None, description="list of file names that must not be seen, such as a test_filename.txt"
     )
     val_share: float = Field(
-        default=0.1, gt=0, lt=1, description="share of each class kept to choose the best epoch [share]"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the pictures (scenes: of each class) kept to choose the best epoch [share]",
     )
 
     @model_validator(mode="after")
-    def _some_folder(self) -> ScenePictures:
+    def _some_folder(self) -> BackbonePictures:
         if self.data_path is None and self.image_path is None:
             raise ValueError("one of dataset.data_path and dataset.image_path is needed")
         return self
 
 
-class SceneTraining(Training):
-    """Block `optim` of a scene pretraining: cross-entropy, Adam."""
+class BackboneTraining(Training):
+    """Block `optim` of a backbone's pretraining."""
+
+    task: Literal["scenes", "views"] = Field(
+        default="scenes",
+        description="what is learned; scenes: to tell the classes apart, by cross-entropy; views: which two views are "
+        "of one picture, by InfoNCE (SimCLR)",
+    )
+    temperature: float = Field(default=0.1, ge=0.01, le=1, description="of InfoNCE (task views)")
 
     label_smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the target spread over all classes [share]"
+        default=0.0, ge=0, lt=1, description="share of the target spread over all classes (task scenes) [share]"
     )
 
 
@@ -60,12 +72,12 @@ class PretrainingLogs(Logs):
     experiment_name: FolderName = Field(description="name of the run's folder below ckpt_save_path")
 
 
-class SceneOptions(Parameters):
-    """All options of a scene pretraining. `load_pretraining_options` makes them."""
+class BackboneOptions(Parameters):
+    """All options of a backbone's pretraining. `load_pretraining_options` makes them."""
 
-    backbone: SceneBackbone = Field(default_factory=SceneBackbone, description="the network")
-    dataset: ScenePictures = Field(description="pictures and their classes")
-    optim: SceneTraining = Field(default_factory=SceneTraining, description="loss, optimiser and schedule")
+    backbone: PretrainedBackbone = Field(default_factory=PretrainedBackbone, description="the network")
+    dataset: BackbonePictures = Field(description="pictures and their classes")
+    optim: BackboneTraining = Field(default_factory=BackboneTraining, description="loss, optimiser and schedule")
     logs: PretrainingLogs = Field(description="reports and folder")
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from layers.registry import registered
-from option.pretraining import ModalityOptions, SceneOptions
+from option.pretraining import BackboneOptions, ModalityOptions
 from option.schema import PUBLISHED_KEYS, Options, allowed, leaves
 
 INTRODUCTION = """\
@@ -27,7 +27,7 @@ says where a key or its default comes from; where it is empty, it is ours.
 
 - [Experiments](#experiments): `train.py`, `test.py`
 - Models: {models}
-- [Scene pretraining](#scene-pretraining) and [pretraining without pairs](#pretraining-without-pairs): `pretrain.py`
+- [Backbone pretraining](#backbone-pretraining), [pretraining without pairs](#pretraining-without-pairs): `pretrain.py`
 - [Published keys without effect](#published-keys-without-effect)
 """
 
@@ -102,9 +102,9 @@ def page() -> str:
         rows = {key: field for key, field in leaves(registration.parameters, "model").items() if key != "model.name"}
         parts += [f"## {name}", f"Block `model` with `name: {name}`.", _table(rows, SOURCES)]
     parts += [
-        "## Scene pretraining",
-        "A backbone learns scene classes: [models.md](models.md#scene-pretraining).",
-        *_blocks(SceneOptions, ", scene pretraining", PRETRAINING_SOURCES),
+        "## Backbone pretraining",
+        "A backbone learns scene classes, or which views are of one picture: [models.md](models.md#scene-pretraining).",
+        *_blocks(BackboneOptions, ", backbone pretraining", PRETRAINING_SOURCES),
         "## Pretraining without pairs",
         "A model learns several modalities without pairs: [models.md](models.md#pretraining-without-pairs). Its block "
         "`model` is that of experiments.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from torch import nn
 
 from augmentation import audio_margin_size, margin_size
 from experiment import read_vocabulary
-from layers.backbone import SceneClassifier
+from layers.backbone import SceneClassifier, ViewMatcher
 from layers.mcrn import MCRN
-from option import ModalityOptions, SceneOptions
+from option import BackboneOptions, ModalityOptions
 from preflight.findings import Findings
 from preflight.resources import (
     Stored,
@@ -26,9 +27,12 @@ from preflight.resources import (
 from resume import begun_run
 from scene_pretraining import list_pictures
 from unpaired_sources import find_sources
+from view_pretraining import list_names
 
 
-def check_pretraining(source: str, options: SceneOptions | ModalityOptions, device: torch.device, resume: bool) -> str:
+def check_pretraining(
+    source: str, options: BackboneOptions | ModalityOptions, device: torch.device, resume: bool
+) -> str:
     """Read everything that a pretraining needs.
 
     Args:
@@ -44,8 +48,8 @@ def check_pretraining(source: str, options: SceneOptions | ModalityOptions, devi
         InputError: lists all faults that were found.
     """
     found = Findings()
-    if isinstance(options, SceneOptions):
-        data, stores, model = _check_scenes(found, options)
+    if isinstance(options, BackboneOptions):
+        data, stores, model = _check_backbone(found, options)
     else:
         data, stores, model = _check_modalities(found, options)
     folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
@@ -63,20 +67,30 @@ def check_pretraining(source: str, options: SceneOptions | ModalityOptions, devi
 Checked = tuple[str, list[Stored], nn.Module | None]
 
 
-def _check_scenes(found: Findings, options: SceneOptions) -> Checked:
+def _check_backbone(found: Findings, options: BackboneOptions) -> Checked:
+    """Pictures, weights and memory of a backbone's task."""
     dataset, backbone = options.dataset, options.backbone
-    pictures = found.attempt("Pictures", partial(list_pictures, dataset))
-    classes = 2 if pictures is None else len(pictures.classes)
-    model = found.attempt("Weights", partial(SceneClassifier, backbone.architecture, backbone.pretrained, classes))
-    if pictures is None:
+    if options.optim.task == "views":
+        named = found.attempt("Pictures", partial(list_names, dataset))
+        folder, names = named if named is not None else (None, ())
+        learns, val_size = "which two views are of one picture", margin_size(dataset.image_size)
+        build: Callable[[], nn.Module] = partial(ViewMatcher, backbone.architecture, backbone.pretrained)
+    else:
+        pictures = found.attempt("Pictures", partial(list_pictures, dataset))
+        folder, names = (pictures.folder, pictures.names) if pictures is not None else (None, ())
+        classes = 2 if pictures is None else len(pictures.classes)
+        learns, val_size = f"{classes} scene classes", dataset.image_size
+        build = partial(SceneClassifier, backbone.architecture, backbone.pretrained, classes)
+    model = found.attempt("Weights", build)
+    if folder is None:
         return "", [], model
-    headers = check_pictures(found, "Pictures", pictures.folder, pictures.names, dataset)
-    count = len(pictures.names)
+    headers = check_pictures(found, "Pictures", folder, names, dataset)
+    count = len(names)
     text = (
-        f"{backbone.architecture} learns {classes} scene classes from {count:,} pictures of "
-        f"{describe_headers(headers)}, {100 * dataset.val_share:.0f} % of them held out."
+        f"{backbone.architecture} learns {learns} from {count:,} pictures of {describe_headers(headers)}, "
+        f"{100 * dataset.val_share:.0f} % of them held out."
     )
-    return text, [(count, margin_size(dataset.image_size)), (count, dataset.image_size)], model
+    return text, [(count, margin_size(dataset.image_size)), (count, val_size)], model
 
 
 def _check_modalities(found: Findings, options: ModalityOptions) -> Checked:

@@ -24,7 +24,7 @@ import torch.distributed.run
 
 import option
 from layers.registry import registered
-from option.pretraining import ModalityOptions, SceneOptions
+from option.pretraining import BackboneOptions, ModalityOptions
 from option.reference import SOURCES, page, split_unit
 from option.schema import Options, leaves, published_keys
 from tests.markdown import PAGES, ROOT, anchors, blocks, commands, inline_code, links, read
@@ -229,7 +229,7 @@ def test_flags_in_the_text_exist(path: Path) -> None:
 def declared_keys() -> set[str]:
     """Every dotted key of experiments, models and pretrainings."""
     found: set[str] = set()
-    for kind in (Options, SceneOptions, ModalityOptions):
+    for kind in (Options, BackboneOptions, ModalityOptions):
         for name, field in kind.model_fields.items():
             if name != "model" and isinstance(field.annotation, type):
                 found |= leaves(field.annotation, name).keys()

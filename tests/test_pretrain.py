@@ -1,28 +1,41 @@
-"""Scene pretraining: which pictures it sees, that it learns, and that a model starts from what it writes."""
+"""Pretraining of a backbone: which pictures it sees, that it learns, and that a model starts from what it writes."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
 
 import engine
 import option
 import pretrain as pretrain_entry
+from augmentation import Augmentation, Draws, augment
+from backbone_pretraining import split_classes
+from data.picture_store import PictureStore
+from dataloader import Batch
 from experiment import read_vocabulary
 from layers import build_model
-from layers.backbone import RESNETS, SceneClassifier, import_torchvision, read_backbone_file
-from option.pretraining import ScenePictures
+from layers.backbone import RESNETS, SceneClassifier, ViewMatcher, import_torchvision, read_backbone_file
+from option.pretraining import BackbonePictures
 from run_record import read_record
-from scene_pretraining import list_pictures, split_classes
+from scene_pretraining import list_pictures
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
+from unpaired import Schedule, TwoViewLoader
 from utils import InputError, read_checkpoint
+from view_pretraining import first_found
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +70,7 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestPictures:
     def test_a_data_set_gives_its_train_pictures_only(self, data: Path) -> None:
-        found = list_pictures(ScenePictures(data_path=data))
+        found = list_pictures(BackbonePictures(data_path=data))
         assert set(found.names) == set((data / "train_filename.txt").read_text().split())
         assert found.classes == ("field", "pond", "roof")
         assert [found.classes[label] for label in found.labels] == [name.split("_")[0] for name in found.names]
@@ -72,7 +85,7 @@ class TestPictures:
             ):
                 (tmp_path / name).parent.mkdir(exist_ok=True)
                 shutil.copy(data / "images" / "pond_train2.png", tmp_path / name)
-        found = list_pictures(ScenePictures(image_path=tmp_path))
+        found = list_pictures(BackbonePictures(image_path=tmp_path))
         assert found.classes == ("Airport", "Farm land", "port")
         assert len(found.names) == 6
 
@@ -89,14 +102,14 @@ class TestPictures:
         ):
             shutil.copy(data / "images" / "pond_train2.png", tmp_path / "images" / name)
         (tmp_path / "test_filename.txt").write_text("airport_2.jpg\n")
-        found = list_pictures(ScenePictures(image_path=tmp_path / "images", exclude=tmp_path / "test_filename.txt"))
+        found = list_pictures(BackbonePictures(image_path=tmp_path / "images", exclude=tmp_path / "test_filename.txt"))
         assert "Airport/airport_2.jpg" not in found.names
         assert len(found.names) == 4
-        assert "0 pictures whose name says no class, 1 excluded" in caplog.text
+        assert "Left out: 1 excluded pictures." in caplog.text
 
     def test_a_missing_list_of_excluded_names_is_told_with_its_key(self, data: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"none\.txt: can't be read \(No such file .*; check dataset\.exclude$"):
-            list_pictures(ScenePictures(data_path=data, exclude=tmp_path / "none.txt"))
+            list_pictures(BackbonePictures(data_path=data, exclude=tmp_path / "none.txt"))
 
     @pytest.mark.parametrize(
         ("names", "message"),
@@ -111,7 +124,7 @@ class TestPictures:
         for name in names:
             (tmp_path / name).touch()
         with pytest.raises(InputError, match=message):
-            list_pictures(ScenePictures(image_path=tmp_path))
+            list_pictures(BackbonePictures(image_path=tmp_path))
 
     def test_no_folder_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text("backbone: {}\ndataset: {batch_size: 8}\nlogs: {experiment_name: x}\n")
@@ -213,3 +226,96 @@ def test_every_architecture_exists_with_its_weights(architecture: str) -> None:
         assert model(torch.empty(2, 3, 64, 64)).shape == (2, 30)
     names = [name.lower() for name in vars(import_torchvision("torchvision.models.resnet"))]
     assert names.count(f"{architecture}_weights") == 1
+
+
+VIEWS = ("optim.task=views", "dataset.augmentation=overhead", "dataset.smallest_part=0.3", "dataset.colour_jitter=0.4")
+
+
+class TestViews:
+    def run(self, folder: Path, data: Path, name: str, epochs: int) -> Path:
+        path = write_options(folder, data, epochs, name)
+        pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS])
+        return folder / "checkpoint" / name
+
+    def test_learns_which_views_are_of_one_picture(self, tmp_path: Path) -> None:
+        draw = np.random.default_rng(0)
+        (tmp_path / "images").mkdir()
+        for number in range(24):  # each of two colours of its own
+            halves = draw.integers(0, 256, (1, 2, 3), dtype=np.uint8)
+            Image.fromarray(halves.repeat(72, axis=0).repeat(36, axis=1)).save(tmp_path / f"images/{number}.png")
+        path = write_options(tmp_path, tmp_path, 8, "views")
+        source = ("dataset.data_path=null", f"dataset.image_path={tmp_path / 'images'}")
+        pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS, "dataset.colour_jitter=0.1", *source])
+        run = tmp_path / "checkpoint" / "views"
+        last, best = (read_checkpoint(run / name) for name in ("last.pth", "ViewMatcher_best.pth.tar"))
+        losses = [row["loss"] for row in last["history"]]
+        assert min(losses) < 0.5 * losses[0]
+        assert last["best"] == max(row["val_first_found"] for row in last["history"]) >= 66  # chance is 17
+        kept = read_backbone_file(run / "backbone.pth")
+        assert kept
+        for name, value in kept.items():
+            assert torch.equal(value, best["model"][f"backbone.{name}"]), name
+        options = option.load_options(
+            write_experiment(tmp_path, make_precomp(tmp_path / "data")),
+            [f"model.backbone.pretrained={run / 'backbone.pth'}"],
+        )
+        started = build_model(options, read_vocabulary(options)).state_dict()
+        assert all(torch.equal(started[f"image_encoder.pyramid.resnet.{name}"], value) for name, value in kept.items())
+
+    def test_a_stopped_run_goes_on_as_if_it_had_not(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = self.run(tmp_path, data, "whole", 2)
+        with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+            self.run(tmp_path, data, "parts", 2)
+        parts = self.run(tmp_path, data, "parts", 2)
+        assert_equal(*(comparable(read_checkpoint(run / "last.pth")) for run in (whole, parts)))
+        assert_equal(*(torch.load(run / "backbone.pth", weights_only=True) for run in (whole, parts)))
+
+    def test_both_views_are_drawn_as_the_options_say(self, data: Path) -> None:
+        store = PictureStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, 10_000)
+        choice = Augmentation("overhead", 0.3, 0.4)
+        loader = TwoViewLoader(
+            store, torch.arange(6), Schedule(6, 6, 1), image_size=64, workers=0, device=CPU, augmentation=choice
+        )
+        (batch,), (again,) = list(loader.epoch(1)), list(loader.epoch(1))
+        first, second = batch.need("images"), batch.need("second_view")
+        assert torch.equal(first, again.need("images"))
+        assert torch.equal(second, again.need("second_view"))
+        (ids,), generator = loader.schedule.draw(1)
+        stored = store.batch(ids)
+        for view in (first, second):
+            assert torch.equal(view, augment(stored, 64, Draws.draw(6, 6, generator, augmentation=choice)))
+
+    def test_the_score_is_the_share_whose_other_view_comes_first(self) -> None:
+        class Given(ViewMatcher):
+            def __init__(self) -> None:
+                nn.Module.__init__(self)
+
+            def forward(self, images: Tensor) -> Tensor:
+                return images.flatten(1)
+
+        first = torch.eye(4)
+        second = torch.tensor([[0.9, 0.1, 0, 0], [0.8, 0.1, 0, 0], [0, 0, 0.5, 0], [0, 0, 0.5, 0.6]])
+
+        class Two:
+            def epoch(self, number: int) -> Iterator[Batch]:
+                for rows in ([0, 1, 2], [3]):
+                    yield Batch(images=first[rows][:, :, None, None], second_view=second[rows][:, :, None, None])
+
+        # The first view of picture 1 ties with both 0 and 1, that of picture 2 with 2 and 3: a tie is no find.
+        assert first_found(Given(), cast(TwoViewLoader, Two()), CPU, "off") == {"first_found": 50.0}
+
+    def test_the_check_says_what_would_be_learned(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = write_options(data.parent, data, name="checked")
+        pretrain_entry.main(["--path_opt", str(path), "--check", "--set", *VIEWS])
+        assert "learns which two views are of one picture from 24 pictures" in capsys.readouterr().out
+
+    def test_too_few(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "images").mkdir()
+        for name in sorted(path.name for path in (data / "images").glob("*.png"))[:3]:
+            shutil.copy(data / "images" / name, tmp_path / "images" / name)
+        path = write_options(tmp_path, data)
+        few = (f"dataset.image_path={tmp_path / 'images'}", "dataset.data_path=null")
+        with pytest.raises(InputError, match=r"3 pictures were found; 4 or more are needed\."):
+            pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS, *few])
