@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import dotted
-from report import RECALLS, markdown, read_history, validation_score
+from report import RANDOM_TIES, RECALLS, markdown, read_history, validation_score
 from untrusted import parse_json, read_bytes
 from utils import InputError, first_line, run_entry_point, write_text_atomic
 
@@ -18,6 +18,7 @@ NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
 """Options that say where a run lies, not what it is."""
 
 LOSS = "optim.loss."
+TIED = f"{RANDOM_TIES}mR"
 
 
 @dataclass(frozen=True)
@@ -125,21 +126,44 @@ def spread_over_folds(experiments: Sequence[Experiment]) -> float:
 
 
 def table(experiments: Sequence[Experiment]) -> list[list[str]]:
-    """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row."""
+    """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row.
+
+    Where captions are equal word for word, also mR with ties at random, see `ties.random_tie_recalls`.
+    """
     keys = differing(experiments)
     spread = spread_over_folds(experiments)
-    cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values(), "against the first"]]
-    first = statistics.fmean(scores["mR"] for scores in experiments[0].folds.values())
+    tied = any(TIED in scores for experiment in experiments for scores in experiment.folds.values())
+    cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
+    cells[0] += ["against the first", *(["mR, ties at random"] if tied else [])]
+    first = experiments[0]
     for experiment in experiments:
-        folds = list(experiment.folds.values())
-        means = {name: statistics.fmean(scores[name] for scores in folds) for name in RECALLS}
-        deviation = f" ± {statistics.stdev(s['mR'] for s in folds):.2f}" if len(folds) > 1 else ""
-        recalls = [f"{value:.2f}{deviation if name == 'mR' else ''}" for name, value in means.items()]
-        against = means["mR"] - first
-        verdict = "" if experiment is experiments[0] else "none" if abs(against) <= spread else f"{against:+.2f}"
-        options = [short(experiment.options.get(key)) for key in keys]
-        cells.append([*options, f"{statistics.fmean(experiment.validation):.2f}", *recalls, verdict])
+        row = [short(experiment.options.get(key)) for key in keys]
+        row.append(f"{statistics.fmean(experiment.validation):.2f}")
+        row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_with_deviation(experiment, "mR")]
+        row.append("" if experiment is first else _against(experiment, first, spread))
+        cells.append([*row, *([_with_deviation(experiment, TIED)] if tied else [])])
     return cells
+
+
+def _values(experiment: Experiment, name: str) -> list[float]:
+    return [scores[name] for scores in experiment.folds.values() if name in scores]
+
+
+def _mean(experiment: Experiment, name: str) -> str:
+    return f"{statistics.fmean(values):.2f}" if (values := _values(experiment, name)) else ""
+
+
+def _with_deviation(experiment: Experiment, name: str) -> str:
+    values = _values(experiment, name)
+    return _mean(experiment, name) + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _against(experiment: Experiment, first: Experiment, spread: float) -> str:
+    """The difference in mR; in bold where it is more than twice its standard error."""
+    means = [statistics.fmean(_values(one, "mR")) for one in (experiment, first)]
+    error = spread * sum(1 / len(one.folds) for one in (experiment, first)) ** 0.5
+    difference = f"{means[0] - means[1]:+.2f}"
+    return f"**{difference}**" if abs(means[0] - means[1]) > 2 * error else difference
 
 
 def short(value: Any) -> str:
@@ -153,7 +177,8 @@ def text(experiments: Sequence[Experiment]) -> str:
     return (
         f"{markdown(table(experiments))}\n\nTest split, means over {' or '.join(map(str, folds))} folds in percent; "
         "val mR chose each fold's epoch. The spread of mR over folds, pooled over all rows, is "
-        f"{spread_over_folds(experiments):.2f}: a smaller difference to the first row counts as none.\n"
+        f"{spread_over_folds(experiments):.2f}; a difference to the first row that is more than twice its standard "
+        "error (by that spread) is in bold.\n"
     )
 
 

@@ -49,8 +49,20 @@ def test_the_table_by_hand(folders: list[Path]) -> None:
     assert head[:3] == ["loss", "mask", "val mR"]
     assert head[-2:] == ["mR", "against the first"]
     assert (first[2], first[-2], first[-1]) == ("21.00", "12.00 ± 2.83", "")
-    assert (second[-2], second[-1]) == ("13.50 ± 0.71", "none")  # 1.5 is less than the spread of 1.68
-    assert third == ["dynamic", "caption", "30.50", *["1.00"] * 6, "20.00 ± 0.00", "+8.00"]
+    # The standard error of a difference is 1.68 * sqrt(1 / 2 + 1 / 2).
+    assert (second[-2], second[-1]) == ("13.50 ± 0.71", "+1.50")
+    assert third == ["dynamic", "caption", "30.50", *["1.00"] * 6, "20.00 ± 0.00", "**+8.00**"]
+
+
+def test_ties_at_random_have_a_column_where_there_are_any(folders: list[Path]) -> None:
+    path = folders[1] / "test.json"
+    content = json.loads(path.read_text())
+    for number, row in enumerate(content["rows"].values()):
+        row["random_ties_mR"] = 15.0 + 2 * number
+    path.write_text(json.dumps(content))
+    head, first, second, _ = table([read_experiment(folder) for folder in folders])
+    assert head[-2:] == ["against the first", "mR, ties at random"]
+    assert (first[-1], second[-1]) == ("", "16.00 ± 1.41")
 
 
 def test_losses_are_one_column() -> None:
