@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from torch import nn
 
 import option
 from checkpoints import ending_clearly, fit_weights, load_weights
@@ -39,6 +38,7 @@ from experiment import (
 )
 from interruption import stopped_at_once
 from layers import build_model
+from layers.backbone import synchronise_norms
 from layers.base import RetrievalModel
 from layers.objective import build_objective
 from layers.registry import registered
@@ -269,7 +269,7 @@ def start_model(
     if not world.leads:
         torch.manual_seed(derive_seed(options.optim.seed, "dropout", fold, world.rank))
     if options.optim.sync_batch_norm and world.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = cast(RetrievalModel, synchronise_norms(model))
     return place(model, device)
 
 

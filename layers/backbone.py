@@ -180,6 +180,15 @@ def backbone_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for part in model.modules() if isinstance(part, kinds) for parameter in part.parameters()]
 
 
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """Batch norms that see the batches of all ranks; of timm's, which torch's would drop, activations stay."""
+    if any(isinstance(part, TimmBackbone) for part in model.modules()):
+        convert = importlib.import_module("timm.layers").convert_sync_batchnorm
+    else:
+        convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    return cast(nn.Module, convert(model))
+
+
 class SceneClassifier(nn.Module):
     """A backbone that tells scene classes apart: what a scene-pretrained one is made with."""
 

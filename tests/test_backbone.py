@@ -23,6 +23,7 @@ from layers.backbone import (
     plain_weights,
     read_backbone_file,
     resnet,
+    synchronise_norms,
 )
 from layers.multiscale import pyramid
 from utils import InputError
@@ -297,6 +298,17 @@ class TestPyramid:
     def test_other_networks_are_refused(self, name: str) -> None:
         with pytest.raises(InputError, match=rf"timm/{name} does not give maps of 1/4.*such as timm/convnext_tiny"):
             pyramid(f"timm/{name}", "none")
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "timm/efficientnet_lite0"])
+def test_synchronised_norms_keep_their_activations(architecture: str) -> None:
+    network = pyramid(architecture, "none")
+    before = {name: part for name, part in network.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    activations = {name: type(part.act) for name, part in before.items() if hasattr(part, "act")}
+    assert bool(activations) == architecture.startswith("timm/")
+    after = dict(synchronise_norms(network).named_modules())
+    assert all(isinstance(after[name], nn.SyncBatchNorm) for name in before)
+    assert {name: type(after[name].act) for name in activations} == activations
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
