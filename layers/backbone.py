@@ -66,7 +66,8 @@ class BackboneParameters(Parameters):
 
     pretrained: str = Field(
         default="imagenet",
-        description="imagenet (torchvision's download), none (random), or the path of a torchvision-style state dict",
+        description="imagenet (torchvision's or timm's download), none (random), or the path of a state dict under "
+        "their names",
     )
 
 
