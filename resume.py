@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import ValidationError
+
 import option
 from checkpoints import FORMAT, dotted, refuse_incomplete, save_checkpoint
 from event_log import write_table
@@ -31,6 +33,9 @@ FREE = (
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
 or only what it started from."""
+
+
+LOSS = "optim.loss."
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -74,16 +79,16 @@ def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) ->
     refuse_incomplete(last, content)
     if not isinstance(content.get("epoch"), int) or not isinstance(content.get("validations_since_best"), int):
         raise InputError(f"{last} is damaged: it does not say how far it has come. Delete it to begin anew.")
-    _refuse_other_options(content["options"], option.dump(options), folder, name_key)
+    _refuse_other_options(content["options"], options, folder, name_key)
     return content
 
 
-def _refuse_other_options(stored: dict[str, Any], given: dict[str, Any], folder: Path, name_key: str) -> None:
+def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: Path, name_key: str) -> None:
     """Raise an InputError if a run would go on with other options than it was begun with."""
-    before, now = _that_matter(dotted(stored)), _that_matter(dotted(given))
+    before, now = (_that_matter(dotted(tree)) for tree in (with_defaults(stored, options), option.dump(options)))
     lines = [
         f"\n  {key}: {before[key]} when it was begun, {now[key]} now"
-        for key in sorted(before.keys() & now.keys())  # a key that only one version knows has its default there
+        for key in sorted(before.keys() & now.keys())
         if before[key] != now[key]
     ]
     if lines:
@@ -93,9 +98,48 @@ def _refuse_other_options(stored: dict[str, Any], given: dict[str, Any], folder:
         )
 
 
+def with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]:
+    """Stored options with the defaults of what the version that stored them did not know.
+
+    Args:
+        stored: `option.dump` of another run's options, by any version.
+        options: of the same kind.
+    """
+    known = _shared(option.dump(options), stored)
+    try:
+        if (model := getattr(options, "model", None)) is not None:  # its class is that of the registered model
+            known["model"] = type(model).model_validate(known["model"])
+        defaults = option.dump(type(options).model_validate(known))
+    except ValidationError:  # of another model, or without something that has no default: there is nothing to fill in
+        return stored
+    return _filled(stored, defaults)
+
+
+def _shared(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A tree without the keys that another one lacks."""
+    return {
+        key: _shared(value, other[key]) if isinstance(value, dict) and isinstance(other[key], dict) else value
+        for key, value in tree.items()
+        if key in other
+    }
+
+
+def _filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A tree with what it lacks of another one, but for the losses: one that is not in it has no weight."""
+    filled = dict(tree)
+    for key, value in defaults.items():
+        if key not in tree:
+            filled[key] = value
+        elif key != "loss" and isinstance(value, dict) and isinstance(tree[key], dict):
+            filled[key] = _filled(tree[key], value)
+    return filled
+
+
 def _that_matter(options: dict[str, Any]) -> dict[str, Any]:
-    """The options by dotted key that must be as they were."""
-    kept = {key: value for key, value in options.items() if not key.startswith(FREE)}
+    """The options by dotted key that must be as they were; the losses and their weights are one."""
+    kept = {key: value for key, value in options.items() if not key.startswith((*FREE, LOSS))}
+    if loss := {key.removeprefix(LOSS): value for key, value in options.items() if key.startswith(LOSS)}:
+        kept[LOSS.removesuffix(".")] = loss
     for key in kept:
         if key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
             kept[key] = "null" if kept[key] is None else "a path"  # files may have moved

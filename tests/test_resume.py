@@ -21,6 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import engine
+import option
 import train as train_entry
 from data.picture_store import PictureStore
 from dataloader import Batch, stored_batches
@@ -32,7 +33,7 @@ from layers.base import RetrievalModel
 from layers.registry import registered
 from locks import LOCK, run_lock
 from option import Options
-from resume import Keeper, save_best
+from resume import Keeper, _refuse_other_options, save_best
 from tests.criteria import triplet_criterion
 from tests.interrupted import TIMED, asked_to_stop, assert_equal, comparable
 from tests.test_layers import random_batch
@@ -383,3 +384,42 @@ def test_a_short_storm_loses_nothing(tmp_path: Path) -> None:
     assert found["kills"] == 2
     assert found["runs"] >= 1
     assert found["faults"] == []
+
+
+class TestOlderOptions:
+    """A checkpoint of a version that did not know some keys."""
+
+    def refusal(self, tiny: Path, change: str, *forgotten: str) -> str:
+        given = ["k_fold.experiment_name=older", "optim.loss=triplet"]
+        stored = option.dump(option.load_options(tiny, given))
+        for key in forgotten:
+            *blocks, name = key.split(".")
+            tree = stored
+            for block in blocks:
+                tree = tree[block]
+            del tree[name]
+        try:
+            _refuse_other_options(stored, option.load_options(tiny, [*given, change]), Path("run"), "the key")
+        except InputError as fault:
+            return str(fault)
+        return ""
+
+    @pytest.mark.parametrize(
+        ("key", "default", "other"),
+        [
+            ("dataset.smallest_part", "1.0", "0.3"),
+            ("dataset.augmentation", "published", "overhead"),
+            ("model.backbone.architecture", "resnet18", "resnet34"),
+            ("optim.accumulate", "2", "3"),
+        ],
+    )
+    def test_what_it_did_not_know_has_its_default(self, tiny: Path, key: str, default: str, other: str) -> None:
+        forgotten = () if key == "optim.accumulate" else (key,)
+        assert self.refusal(tiny, f"{key}={default}", *forgotten) == ""
+        assert f"\n  {key}: {default} when it was begun, {other} now\n" in self.refusal(
+            tiny, f"{key}={other}", *forgotten
+        )
+
+    @pytest.mark.parametrize("loss", ["dynamic", "contrastive", "{triplet: 1, contrastive: 0.5}", "{triplet: 0.5}"])
+    def test_another_loss_is_another_run(self, tiny: Path, loss: str) -> None:
+        assert "optim.loss: {'triplet': 1.0} when it was begun, {" in self.refusal(tiny, f"optim.loss={loss}")
