@@ -1,4 +1,4 @@
-"""Views of pictures for training: rotation, flips and crops as one resampling, then colours.
+"""Views of pictures for training: colours, then rotation, flips and crops as one resampling.
 
 What chance decides is drawn apart from the pixels.
 
@@ -123,14 +123,14 @@ def rotate_and_crop(
     Differs from the released code, where AMFMN's rotation never rotated (a mistaken argument): the paper says it does.
 
     Args:
-        pictures: [B, 3, R, R] uint8.
+        pictures: [B, 3, R, R] of any type.
         angles: [B] counter-clockwise, degrees.
         offsets: [B, 2] left and top of the cut in the rotated picture, 0..R - S pixels.
         size: side S of the cut.
         parts: [B, 3] of `Draws`: the part of the cut that is enlarged to it.
 
     Returns:
-        [B, 3, S, S] uint8; zero where the rotated picture has no pixel.
+        [B, 3, S, S] of the same type; zero where the rotated picture has no pixel.
     """
     side = pictures.shape[-1]
     cosine, sine = angles.deg2rad().cos()[:, None, None], angles.deg2rad().sin()[:, None, None]
@@ -179,6 +179,8 @@ def augment(pictures: Tensor, size: int, draws: Draws) -> Tensor:
         [B, 3, S, S] float, on the pictures' device.
     """
     device = pictures.device
+    if draws.colours is not None:  # before the rotation, whose corners stay black
+        pictures = recolour(pictures, draws.colours.to(device))
     parts = None if draws.parts is None else draws.parts.to(device)
     view = rotate_and_crop(pictures, draws.angles.to(device), draws.offsets.to(device), size, parts)
     if draws.flips is not None:
@@ -186,8 +188,6 @@ def augment(pictures: Tensor, size: int, draws: Draws) -> Tensor:
         flips = draws.flips.to(device)[:, :, None, None, None]
         view = torch.where(flips[:, 0], view.flip(-1), view)
         view = torch.where(flips[:, 1], view.flip(-2), view)
-    if draws.colours is not None:
-        view = recolour(view, draws.colours.to(device))
     return normalise(view)
 
 

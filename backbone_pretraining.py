@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,21 +59,11 @@ class Task:
     extra: dict[str, Any]
 
 
-class TaskMaker(Protocol):
-    """Finds the pictures of a run and makes its task of them."""
-
-    best: str
-    """File name of the best epoch's checkpoint."""
-
-    def __call__(self, options: BackboneOptions, folder: Path, weights: str, device: torch.device) -> Task:
-        """Make it.
-
-        Args:
-            options: of the run.
-            folder: of the run, for a cache of pictures.
-            weights: what the backbone starts from.
-            device: where the model goes.
-        """
+TaskMaker = Callable[[BackboneOptions, Path, dict[str, Any] | None, torch.device], Task]
+"""Finds the pictures of a run and makes its task. It is given the options, the run's folder, what its last checkpoint
+holds (None: nothing was begun) and the device."""
+BEST = {"scenes": "SceneClassifier_best.pth.tar", "views": "ViewMatcher_best.pth.tar"}
+"""File name of the best epoch's checkpoint, by `optim.task`."""
 
 
 def find_pictures(dataset: BackbonePictures) -> tuple[Path, dict[str, str]]:
@@ -102,6 +92,11 @@ def find_pictures(dataset: BackbonePictures) -> tuple[Path, dict[str, str]]:
     if len(kept) < len(found):
         logger.info("Left out: %d excluded pictures.", len(found) - len(kept))
     return folder, kept
+
+
+def start_of(options: BackboneOptions, begun: dict[str, Any] | None) -> str:
+    """What the backbone of a run starts from; its weights are replaced where it was begun."""
+    return options.backbone.pretrained if begun is None else "none"
 
 
 def split_classes(labels: Sequence[int] | np.ndarray, val_share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +186,7 @@ def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: to
         InputError: data, weights or checkpoint are at fault.
     """
     folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
-    result, best = folder / "backbone.pth", folder / make_task.best
+    result, best = folder / "backbone.pth", folder / BEST[options.optim.task]
     with run_lock(folder, NAME_KEY):
         begun = begun_run(folder, options, resume, NAME_KEY)
         finished = begun is not None and is_finished(begun, options.optim.epochs, options.optim.patience)
@@ -200,26 +195,14 @@ def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: to
             return result
         with log_to(folder / "train.log"):
             torch.manual_seed(derive_seed(options.optim.seed, "model"))
-            weights = options.backbone.pretrained if begun is None else "none"
-            task = make_task(options, folder, weights, device)
+            task = make_task(options, folder, begun, device)
             groups = [{"params": list(task.model.parameters()), "lr": options.optim.lr}]
             state = start_state(task.model, groups, options.optim, device)
             if begun is not None:
-                refuse_other_classes(begun, task.extra, folder)
                 carry_on(state, begun, folder, NAME_KEY)
             write_text_atomic(folder / "options.yaml", option.to_yaml(options))
             _run(options, task, state, device, folder, result, best, begun)
     return result
-
-
-def refuse_other_classes(begun: dict[str, Any], extra: dict[str, Any], folder: Path) -> None:
-    """Raise an InputError if the pictures found now are of other classes than when the run was begun."""
-    before, now = (content.get("classes", ()) for content in (begun, extra))
-    if tuple(before) != tuple(now):
-        raise InputError(
-            f"{folder}/last.pth knows {len(before)} classes, not the {len(now)} that are found now: restore the "
-            f"pictures, or choose another {NAME_KEY}."
-        )
 
 
 def _run(

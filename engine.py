@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import metrics
@@ -299,7 +299,7 @@ def image_verb(model: RetrievalModel, views: Views) -> Callable[[Batch], Tensor]
 
 @torch.no_grad()
 def embed(
-    model: RetrievalModel,
+    model: nn.Module,
     verb: Callable[[Batch], Tensor],
     batches: Iterable[Batch],
     kind: str,
@@ -310,7 +310,7 @@ def embed(
     """Embeddings [*, D] of some batches by one of the model's verbs, float32, on the device.
 
     Args:
-        model: any registered model.
+        model: brought into evaluation mode.
         verb: one of its encoders.
         batches: those of this rank.
         kind: of item, for the message.

@@ -17,9 +17,9 @@ from modality_pretraining import pretrain_modalities
 from option import BackboneOptions
 from preflight import check_pretraining
 from resume import add_resume
-from scene_pretraining import SceneTask
+from scene_pretraining import scene_task
 from utils import choose_device, logger, run_entry_point
-from view_pretraining import ViewTask
+from view_pretraining import view_task
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with stopped_at_once():
         if isinstance(options, BackboneOptions):
-            task = SceneTask() if options.optim.task == "scenes" else ViewTask()
-            start = f"model.backbone.pretrained={pretrain_backbone(options, task, device, resume)}"
+            make_task = scene_task if options.optim.task == "scenes" else view_task
+            start = f"model.backbone.pretrained={pretrain_backbone(options, make_task, device, resume)}"
         else:
             start = f"model.init_from={pretrain_modalities(options, device, resume)}"
     logger.info("Pretrained. Start a model from it: python train.py --path_opt ... --set %s", start)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from augmentation import normalise
-from backbone_pretraining import Task, find_pictures, open_sides
+from backbone_pretraining import Task, find_pictures, open_sides, start_of
 from data.picture_store import PictureStore
 from data.splits import UNNAMED_SCENE
 from dataloader import Batch, stored_batches
@@ -99,44 +100,48 @@ def accuracy(
     return {"accuracy": 100 * float((guesses == labels).double().mean())}
 
 
-class SceneTask:
-    """Makes the task, see `backbone_pretraining.TaskMaker`."""
+def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | None, device: torch.device) -> Task:
+    """Make the task, see `backbone_pretraining.TaskMaker`.
 
-    best = "SceneClassifier_best.pth.tar"
+    Raises:
+        InputError: pictures or weights are at fault, or the classes are others than when the run was begun.
+    """
+    dataset, optim = options.dataset, options.optim
+    pictures = list_pictures(dataset)
+    if begun is not None:
+        _refuse_other_classes(begun, pictures.classes, folder)
+    start = start_of(options, begun)
+    model = place(SceneClassifier(options.backbone.architecture, start, len(pictures.classes)), device)
+    logger.info("%d classes", len(pictures.classes))
+    sides = open_sides(options, folder, pictures.folder, pictures.names, pictures.labels, dataset.image_size, device)
+    labels, val_labels = pictures.labels[sides.train].to(device), pictures.labels[sides.val]
+    loader = PictureLoader(
+        sides.store,
+        sides.rows,
+        Schedule(len(sides.rows), dataset.batch_size, derive_seed(optim.seed, "order")),
+        image_size=dataset.image_size,
+        workers=dataset.workers,
+        device=device,
+        augmentation=dataset.views,
+    )
 
-    def __call__(self, options: BackboneOptions, folder: Path, weights: str, device: torch.device) -> Task:
-        """See `backbone_pretraining.TaskMaker`.
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
+        logits, wanted = model(batch.need("images")), labels[batch.need("image_ids")]
+        return {"loss": F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=optim.label_smoothing)}
 
-        Raises:
-            InputError: pictures or weights are at fault.
-        """
-        dataset, optim = options.dataset, options.optim
-        pictures = list_pictures(dataset)
-        model = place(SceneClassifier(options.backbone.architecture, weights, len(pictures.classes)), device)
-        logger.info("%d classes", len(pictures.classes))
-        sides = open_sides(
-            options, folder, pictures.folder, pictures.names, pictures.labels, dataset.image_size, device
-        )
-        labels, val_labels = pictures.labels[sides.train].to(device), pictures.labels[sides.val]
-        loader = PictureLoader(
-            sides.store,
-            sides.rows,
-            Schedule(len(sides.rows), dataset.batch_size, derive_seed(optim.seed, "order")),
-            image_size=dataset.image_size,
-            workers=dataset.workers,
-            device=device,
-            augmentation=dataset.views,
-        )
+    return Task(
+        model,
+        loader,
+        losses_of,
+        lambda: accuracy(model, sides.val_store, sides.val_rows, val_labels, options, device),
+        select="accuracy",
+        extra={"classes": list(pictures.classes)},
+    )
 
-        def losses_of(batch: Batch) -> dict[str, Tensor]:
-            logits, wanted = model(batch.need("images")), labels[batch.need("image_ids")]
-            return {"loss": F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=optim.label_smoothing)}
 
-        return Task(
-            model,
-            loader,
-            losses_of,
-            lambda: accuracy(model, sides.val_store, sides.val_rows, val_labels, options, device),
-            select="accuracy",
-            extra={"classes": list(pictures.classes)},
+def _refuse_other_classes(begun: dict[str, Any], classes: tuple[str, ...], folder: Path) -> None:
+    if tuple(begun["classes"]) != classes:
+        raise InputError(
+            f"{folder}/last.pth knows {len(begun['classes'])} classes, not the {len(classes)} that are found now: "
+            "restore the pictures, or choose another logs.experiment_name."
         )

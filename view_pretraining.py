@@ -8,24 +8,29 @@ Letters: B batch, N pictures, D embedding.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from augmentation import margin_size
-from backbone_pretraining import Task, find_pictures, open_sides
+from backbone_pretraining import Task, find_pictures, open_sides, split_classes, start_of
 from dataloader import Batch
-from engine import autocast
+from engine import embed
 from experiment import place
 from layers.backbone import ViewMatcher
 from layers.losses import contrastive_parts
-from metrics import rank
+from metrics import rank_blocks
 from option import BackboneOptions
 from option.pretraining import BackbonePictures
 from unpaired import Schedule, TwoViewLoader
 from utils import InputError, derive_seed
 
-FEWEST = 4
+FEWEST = 2
+"""Pictures on either side: a single one is always found."""
+ROWS = 1024
+"""Pictures whose scores are held at once."""
 VALIDATION_EPOCH = -1
 """Names the views that every validation sees."""
 
@@ -34,70 +39,73 @@ def list_names(dataset: BackbonePictures) -> tuple[Path, tuple[str, ...]]:
     """Folder and names of `backbone_pretraining.find_pictures`.
 
     Raises:
-        InputError: there are too few to train on and to hold out two each.
+        InputError: there are too few to train on, or too few to hold out.
     """
     folder, found = find_pictures(dataset)
-    if len(found) < FEWEST:
-        raise InputError(f"{folder}: {len(found)} pictures were found; {FEWEST} or more are needed.")
+    sides = split_classes(np.zeros(len(found), dtype=np.int64), dataset.val_share, seed=0) if found else ((), ())
+    train, val = map(len, sides)
+    if min(train, val) < FEWEST:
+        raise InputError(
+            f"{folder}: {len(found)} pictures were found, of which {train} would be trained on and {val} held out "
+            f"(dataset.val_share {dataset.val_share:g}); {FEWEST} or more are needed for either."
+        )
     return folder, tuple(found)
 
 
-@torch.no_grad()
 def first_found(model: ViewMatcher, loader: TwoViewLoader, device: torch.device, amp: str) -> dict[str, float]:
-    """Share of the loader's pictures whose second view is the nearest of all second views to the first, in percent."""
-    model.eval()
-    with autocast(device, amp):
-        pairs = [
-            (model(batch.need("images")).float(), model(batch.need("second_view")).float())
-            for batch in loader.epoch(VALIDATION_EPOCH)
-        ]
-    first, second = (torch.cat(side) for side in zip(*pairs, strict=True))
-    places = rank(first @ second.T, torch.arange(len(first), device=first.device)).image_to_text
+    """Share of the loader's pictures whose second view is the nearest of all second views to the first, in percent.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+
+    def both(batch: Batch) -> Tensor:
+        return torch.cat([model(batch.need("images")), model(batch.need("second_view"))], dim=1)  # [B, 2D]
+
+    first, second = embed(model, both, loader.epoch(VALIDATION_EPOCH), "picture", device, amp).chunk(2, dim=1)
+    own = torch.arange(len(first), device=first.device)
+    places = rank_blocks(lambda: (rows @ second.T for rows in first.split(ROWS)), own).image_to_text
     return {"first_found": 100 * float((places == 0).double().mean())}
 
 
-class ViewTask:
-    """Makes the task, see `backbone_pretraining.TaskMaker`."""
+def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | None, device: torch.device) -> Task:
+    """Make the task, see `backbone_pretraining.TaskMaker`.
 
-    best = "ViewMatcher_best.pth.tar"
-
-    def __call__(self, options: BackboneOptions, folder: Path, weights: str, device: torch.device) -> Task:
-        """See `backbone_pretraining.TaskMaker`.
-
-        Raises:
-            InputError: pictures or weights are at fault.
-        """
-        dataset, optim = options.dataset, options.optim
-        images, names = list_names(dataset)
-        model = place(ViewMatcher(options.backbone.architecture, weights), device)
-        margin = margin_size(dataset.image_size)
-        sides = open_sides(options, folder, images, names, torch.zeros(len(names)), margin, device)
-        loader, val_loader = (
-            TwoViewLoader(
-                store,
-                rows,
-                Schedule(len(rows), size, derive_seed(optim.seed, purpose)),
-                image_size=dataset.image_size,
-                workers=dataset.workers,
-                device=device,
-                augmentation=dataset.views,
-            )
-            for store, rows, size, purpose in (
-                (sides.store, sides.rows, dataset.batch_size, "order"),
-                (sides.val_store, sides.val_rows, dataset.batch_size_val, "validation"),
-            )
+    Raises:
+        InputError: pictures or weights are at fault.
+    """
+    dataset, optim = options.dataset, options.optim
+    images, names = list_names(dataset)
+    model = place(ViewMatcher(options.backbone.architecture, start_of(options, begun)), device)
+    margin = margin_size(dataset.image_size)
+    sides = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
+    loader, val_loader = (
+        TwoViewLoader(
+            store,
+            rows,
+            Schedule(len(rows), size, derive_seed(optim.seed, purpose)),
+            image_size=dataset.image_size,
+            workers=dataset.workers,
+            device=device,
+            augmentation=dataset.views,
         )
+        for store, rows, size, purpose in (
+            (sides.store, sides.rows, dataset.batch_size, "order"),
+            (sides.val_store, sides.val_rows, dataset.batch_size_val, "validation"),
+        )
+    )
 
-        def losses_of(batch: Batch) -> dict[str, Tensor]:
-            first, second = model(batch.need("images")), model(batch.need("second_view"))
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
+        first, second = model(batch.need("images")), model(batch.need("second_view"))
+        with torch.autocast(device.type, enabled=False):  # rounded scores over a small temperature are far off
             forth, back = contrastive_parts(first.float() @ second.float().T, optim.temperature)
-            return {"loss": forth + back}
+        return {"loss": forth + back}
 
-        return Task(
-            model,
-            loader,
-            losses_of,
-            lambda: first_found(model, val_loader, device, optim.amp),
-            select="first_found",
-            extra={},
-        )
+    return Task(
+        model,
+        loader,
+        losses_of,
+        lambda: first_found(model, val_loader, device, optim.amp),
+        select="first_found",
+        extra={},
+    )

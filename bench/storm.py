@@ -99,7 +99,7 @@ class Training:
 
 
 def trainings(data: Path) -> dict[str, Training]:
-    """A training of every registered model, and both pretrainings, on a toy set."""
+    """A training of every registered model, scene classes and modalities, on a toy set."""
     common = [f"dataset.data_path={data}", "dataset.image_size=64", "dataset.workers=0", "optim.epochs=2"]
     # Saved after every step, so that many kills fall into the writing.
     common += ["dataset.batch_size=32", "logs.print_freq=1", "logs.save_minutes=1e-9"]

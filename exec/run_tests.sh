@@ -15,7 +15,7 @@ check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check "mypy" "$python" -m mypy
 # A file's tests stay together, since they share what is slow to make; one thread each leaves the processors to the processes.
-processors="$(nproc)"
+processors="$(env -u OMP_NUM_THREADS nproc)" # nproc heeds the variable
 export OMP_NUM_THREADS=1
 check "pytest" "$python" -m pytest -n "${JOBS:-$((processors < 4 ? processors : 4))}" --dist loadfile "$@"
 

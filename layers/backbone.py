@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
+from augmentation import IMAGENET_MEAN, IMAGENET_STD
 from layers.registry import Parameters
 from untrusted import load_torch
 from utils import InputError, first_line, logger, refuse_odd_weights
@@ -26,12 +28,15 @@ RESNETS = (
 """Those that torchvision has weights for."""
 TIMM = "timm/"
 """Before a name of timm's."""
+STEPS = (4, 8, 16, 32)
+"""A network's four stages give maps of these parts of a picture's side."""
 _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
 
 
 def _known(architecture: str) -> str:
-    if architecture in RESNETS or architecture.startswith(TIMM):
+    # Plain names alone: after `hf-hub:` and `local-dir:` timm reads a configuration from anywhere.
+    if architecture in RESNETS or re.fullmatch(rf"{TIMM}[A-Za-z0-9_.]+", architecture):
         return architecture
     raise ValueError(f"expected {TIMM}NAME with a name of timm's, or one of torchvision's {', '.join(RESNETS)}")
 
@@ -66,17 +71,22 @@ class BackboneParameters(Parameters):
 
     pretrained: str = Field(
         default="imagenet",
-        description="imagenet (torchvision's or timm's download), none (random), or the path of a state dict under "
-        "their names",
+        description="imagenet (torchvision's download), none (random), or the path of a torchvision-style state dict",
     )
 
 
 class ChosenBackboneParameters(BackboneParameters):
     """`model.backbone` of a model that takes other image encoders than the published one."""
 
+    pretrained: str = Field(
+        default="imagenet",
+        description="imagenet (torchvision's or timm's download), none (random), or the path of a state dict under "
+        "their names",
+    )
     architecture: Architecture = Field(
         default="resnet18",
-        description="torchvision's name of a ResNet, or timm/NAME (extra timm); published: resnet18",
+        description=f"torchvision's {', '.join(RESNETS)}, or timm/NAME of a network with four stages (extra timm); "
+        "published: resnet18",
     )
 
 
@@ -106,36 +116,97 @@ def plain_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 class TimmBackbone(nn.Module):
-    """One of timm's networks without its classifier."""
+    """One of timm's networks without its classifier; its pictures are normalised as its weights expect it.
+
+    Attributes:
+        width: channels C of its pooled pictures.
+        stages: its numbers of the four stages, see `STEPS`.
+        channels: of their maps.
+    """
+
+    network: Any  # its parts are called by timm's names
+    scale: Tensor
+    shift: Tensor
+    channels: tuple[int, ...]
 
     def __init__(self, name: str, pretrained: str) -> None:
         """Build the network of this name; `pretrained` as in `build_backbone`.
 
         Raises:
-            InputError: as `build_backbone`.
+            InputError: as `build_backbone`, or it does not give maps of four stages.
         """
         super().__init__()
-        timm = import_timm()
-        try:
-            self.network: Any = timm.create_model(name, pretrained=pretrained == "imagenet", num_classes=0)
-        except Exception as fault:  # an unknown name, a download: each has errors of its own
-            known = timm.list_models()
-            near = [] if name in known else difflib.get_close_matches(name, known, n=3)
-            hint = f" Similar names: {', '.join(near)}." if near else ""
-            raise InputError(
-                f"model.backbone: timm can't build {name!r} with pretrained {pretrained} ({first_line(fault)}).{hint} "
-                "Weights that can't be downloaded can be given as a file (--set model.backbone.pretrained=FILE), or "
-                "start random (=none)."
-            ) from fault
+        self.network = _timm_network(name, pretrained)
         self.width: int = getattr(self.network, "head_hidden_size", self.network.num_features)
+        scale, shift = renormalisation(*(self.network.default_cfg[key] for key in ("mean", "std")))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        try:
+            place = {stage["reduction"]: number for number, stage in enumerate(self.network.feature_info)}
+            if missing := [step for step in STEPS if step not in place]:
+                raise ValueError(f"no stage at 1/{missing[0]}")
+            self.stages = [place[step] for step in STEPS]
+            self.channels = tuple(self.network.feature_info[number]["num_chs"] for number in self.stages)
+            self._try_out()
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as fault:
+            raise InputError(
+                f"architecture timm/{name}: does not give maps of 1/4, 1/8, 1/16 and 1/32 of any picture's side "
+                f"({first_line(fault)}). Convolutional networks of four stages do, such as timm/convnext_tiny, "
+                "timm/resnet26 or timm/regnety_016."
+            ) from fault
         if pretrained not in ("imagenet", "none"):
             heads = self.network.default_cfg.get("classifier") or ()
             heads = (heads,) if isinstance(heads, str) else tuple(heads)
             _load_backbone(self.network, read_backbone_file(Path(pretrained)), pretrained, heads)
 
+    @torch.no_grad()
+    def _try_out(self) -> None:
+        """Raise a ValueError if the maps of a small picture are of other sizes."""
+        side = 64
+        self.eval()
+        shapes = [tuple(found.shape[1:]) for found in self.maps(torch.zeros(1, 3, side, side))]
+        self.train()
+        if shapes != [(width, side // step, side // step) for width, step in zip(self.channels, STEPS, strict=True)]:
+            raise ValueError(f"{side} pixels give {shapes}")
+
+    def prune(self) -> None:
+        """Take away what `maps` does not need; `forward` can't be called any more."""
+        self.stages = self.network.prune_intermediate_layers(self.stages, prune_norm=True, prune_head=True)
+
+    def maps(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the four stages: [B, 3, S, S] -> [B, C, S / step, S / step] for each of `STEPS`."""
+        prepared = images * self.scale + self.shift
+        found = self.network.forward_intermediates(
+            prepared, indices=self.stages, norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return tuple(found)
+
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised pictures [B, 3, S, S] -> [B, C]."""
-        return cast(Tensor, self.network(images))
+        return cast(Tensor, self.network(images * self.scale + self.shift))
+
+
+def renormalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Factor and summand [3, 1, 1] that bring ImageNet-normalised pictures to another mean and deviation (in 0..1)."""
+    scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]
+    shift = [(ours - theirs) / by for ours, theirs, by in zip(IMAGENET_MEAN, mean, std, strict=True)]
+    return torch.tensor(scale)[:, None, None], torch.tensor(shift)[:, None, None]
+
+
+def _timm_network(name: str, pretrained: str) -> nn.Module:
+    """Build one of timm's networks, with its own weights where `pretrained` is `imagenet`."""
+    timm = import_timm()
+    if not timm.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise InputError(f"architecture {TIMM}{name}: timm {timm.__version__} has no such network.{hint}")
+    try:
+        return cast(nn.Module, timm.create_model(name, pretrained=pretrained == "imagenet", num_classes=0))
+    except Exception as fault:  # a download, an unknown tag of weights: each has errors of its own
+        raise InputError(
+            f"architecture {TIMM}{name}, pretrained {pretrained}: timm can't build it ({first_line(fault)}). Weights "
+            "that can't be downloaded can be given as a file (pretrained=FILE), or start random (pretrained=none)."
+        ) from fault
 
 
 def import_timm() -> ModuleType:
@@ -149,8 +220,7 @@ def import_timm() -> ModuleType:
         return importlib.import_module("timm")
     except ImportError as fault:
         raise InputError(
-            f"model.backbone.architecture: networks of timm need it: bash exec/environment.sh timm "
-            f"({first_line(fault)})"
+            f"architecture {TIMM}...: networks of timm need it: bash exec/environment.sh timm ({first_line(fault)})"
         ) from fault
 
 
@@ -204,15 +274,18 @@ class SceneClassifier(nn.Module):
         return cast(Tensor, self.classifier(self.backbone(images)))
 
 
+VIEW_DIM = 128
+
+
 class ViewMatcher(nn.Module):
     """A backbone and an MLP, in whose space two views of a picture meet: the MLP of SimCLR (Chen et al., 2020)."""
 
-    def __init__(self, architecture: str, pretrained: str, embed_dim: int = 128) -> None:
+    def __init__(self, architecture: str, pretrained: str) -> None:
         """Put a new MLP on what `build_backbone` builds."""
         super().__init__()
         self.backbone = build_backbone(architecture, pretrained)
         width = backbone_width(self.backbone)
-        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))
+        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, VIEW_DIM))
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed normalised pictures: [B, 3, S, S] -> [B, D] of unit length."""

@@ -12,13 +12,11 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from augmentation import IMAGENET_MEAN, IMAGENET_STD
-from layers.backbone import import_torchvision
+from layers.backbone import import_torchvision, renormalisation
 from layers.base import RetrievalModel
 from layers.registry import ModelParameters, register
 from layers.released import load_released
@@ -103,10 +101,9 @@ class CLIP(RetrievalModel):
             if isinstance(getattr(clip, unused, None), nn.Parameter):
                 delattr(clip, unused)
         self.clip = clip
-        scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]
-        shift = [(ours - theirs) / by for ours, theirs, by in zip(IMAGENET_MEAN, mean, std, strict=True)]
-        self.register_buffer("scale", torch.tensor(scale)[:, None, None], persistent=False)
-        self.register_buffer("shift", torch.tensor(shift)[:, None, None], persistent=False)
+        scale, shift = renormalisation(mean, std)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
         for name, parameter in clip.named_parameters():
             if freeze != "none" and name.startswith(TOWERS[freeze]):
                 parameter.requires_grad_(False)

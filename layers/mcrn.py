@@ -94,7 +94,7 @@ class AudioEncoder(nn.Module):
     def __init__(self, embed_dim: int, architecture: str, pretrained: str) -> None:
         """Start from what `layers.backbone.build_backbone` takes."""
         super().__init__()
-        self.resnet = build_backbone(architecture, pretrained)
+        self.resnet = build_backbone(architecture, pretrained)  # named so in checkpoints, whatever it is
         self.projection = nn.Linear(backbone_width(self.resnet), embed_dim)
 
     def forward(self, audio: Tensor) -> Tensor:

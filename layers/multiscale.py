@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from layers.backbone import TIMM, ChosenBackboneParameters, TimmBackbone, resnet
 from layers.registry import Parameters
-from utils import InputError, first_line
 
 
 class MultiscaleParameters(Parameters):
@@ -30,7 +29,6 @@ class MultiscaleParameters(Parameters):
 
 Maps = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of a network's four stages: [B, C1, S/4, S/4], [B, C2, S/8, S/8], [B, C3, S/16, S/16], [B, C4, S/32, S/32]."""
-STEPS = (4, 8, 16, 32)
 
 
 class ResNetPyramid(nn.Module):
@@ -60,7 +58,7 @@ class ResNetPyramid(nn.Module):
 
 
 class TimmPyramid(nn.Module):
-    """Four stages of one of timm's networks, without what comes after them.
+    """The four stages of one of timm's networks, without what comes after them.
 
     Attributes:
         channels: C1 to C4.
@@ -70,39 +68,16 @@ class TimmPyramid(nn.Module):
         """Start from the weights that `layers.backbone.TimmBackbone` takes.
 
         Raises:
-            InputError: as there, or the network has no maps of these sizes.
+            InputError: as there.
         """
         super().__init__()
         self.backbone = TimmBackbone(name, pretrained)
-        network = self.backbone.network
-        try:
-            place = {stage["reduction"]: number for number, stage in enumerate(network.feature_info)}
-            wanted = [place[step] for step in STEPS]
-            self.channels = tuple(network.feature_info[number]["num_chs"] for number in wanted)
-            self.stages = network.prune_intermediate_layers(wanted, prune_norm=True, prune_head=True)
-            self._try_out()
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as fault:
-            raise InputError(
-                f"model.backbone.architecture: timm/{name} does not give maps of 1/4, 1/8, 1/16 and 1/32 of any "
-                f"picture's side ({first_line(fault)}). Convolutional networks of four stages do, such as "
-                "timm/convnext_tiny, timm/resnet26 or timm/regnety_016."
-            ) from fault
-
-    @torch.no_grad()
-    def _try_out(self) -> None:
-        side = 64
-        self.eval()
-        shapes = [tuple(found.shape[1:]) for found in self(torch.zeros(1, 3, side, side))]
-        self.train()
-        if shapes != [(width, side // step, side // step) for width, step in zip(self.channels, STEPS, strict=True)]:
-            raise ValueError(f"{side} pixels give {shapes}")
+        self.backbone.prune()
+        self.channels = self.backbone.channels
 
     def forward(self, images: Tensor) -> Maps:
         """Maps of normalised pictures [B, 3, S, S], S a multiple of 32."""
-        found = self.backbone.network.forward_intermediates(
-            images, indices=self.stages, norm=False, output_fmt="NCHW", intermediates_only=True
-        )
-        return cast(Maps, tuple(found))
+        return cast(Maps, self.backbone.maps(images))
 
 
 def pyramid(architecture: str, pretrained: str) -> ResNetPyramid | TimmPyramid:

@@ -19,8 +19,7 @@ class PretrainedBackbone(Parameters):
 
     architecture: Architecture = Field(
         default="resnet50",
-        description="torchvision's name of a ResNet, or timm/NAME (extra timm); SWAN starts from a resnet50, the "
-        "others from what their backbone.architecture says",
+        description="as model.backbone.architecture; SWAN starts from a resnet50, the others from what they say there",
     )
     pretrained: str = Field(default="none", description="none (random), imagenet, or the path of a state dict")
 
@@ -76,7 +75,7 @@ class BackboneOptions(Parameters):
     """All options of a backbone's pretraining. `load_pretraining_options` makes them."""
 
     backbone: PretrainedBackbone = Field(default_factory=PretrainedBackbone, description="the network")
-    dataset: BackbonePictures = Field(description="pictures and their classes")
+    dataset: BackbonePictures = Field(description="pictures")
     optim: BackboneTraining = Field(default_factory=BackboneTraining, description="loss, optimiser and schedule")
     logs: PretrainingLogs = Field(description="reports and folder")
 

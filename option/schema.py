@@ -291,7 +291,7 @@ class Optim(Training):
     dynamic: Dynamic = Field(default_factory=Dynamic, description="constants of the dynamic margin")
     contrastive: Contrastive = Field(default_factory=Contrastive, description="constants of InfoNCE")
     lr_backbone: float = Field(
-        default=1.0, gt=0, le=1, description="factor on the learning rate of the image encoder's backbone"
+        default=1.0, gt=0, le=1, description="factor on the learning rate of the backbones of pictures and sounds"
     )
     ema: float = Field(
         default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that is scored; 0: off"

@@ -90,7 +90,8 @@ def _check_backbone(found: Findings, options: BackboneOptions) -> Checked:
         f"{backbone.architecture} learns {learns} from {count:,} pictures of {describe_headers(headers)}, "
         f"{100 * dataset.val_share:.0f} % of them held out."
     )
-    return text, [(count, margin_size(dataset.image_size)), (count, val_size)], model
+    sizes = dict.fromkeys((margin_size(dataset.image_size), val_size))  # a store for each
+    return text, [(count, size) for size in sizes], model
 
 
 def _check_modalities(found: Findings, options: ModalityOptions) -> Checked:

@@ -12,6 +12,8 @@ import augmentation
 from augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PUBLISHED,
+    Angles,
     Augmentation,
     Draws,
     audio_margin_size,
@@ -32,9 +34,15 @@ def _noise(count: int, side: int, seed: int = 0) -> Tensor:
     return torch.randint(1, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def augmented(pictures: Tensor, size: int, generator: torch.Generator) -> Tensor:
+ALL_CHANGES = Augmentation("published", 0.5, 0.4)
+
+
+def augmented(
+    pictures: Tensor, size: int, generator: torch.Generator, augmentation: Augmentation = PUBLISHED
+) -> Tensor:
     """Training views with fresh draws."""
-    return augment(pictures, size, Draws.draw(len(pictures), pictures.shape[-1] - size, generator))
+    draws = Draws.draw(len(pictures), pictures.shape[-1] - size, generator, augmentation=augmentation)
+    return augment(pictures, size, draws)
 
 
 def test_margin_size() -> None:
@@ -95,20 +103,34 @@ def test_areas_of_parts_are_drawn_evenly() -> None:
     assert parts[:, 1:].mean().item() == pytest.approx(0.5, abs=0.01)
 
 
-def test_the_whole_crop_in_its_colours_is_what_it_was_without() -> None:
+@pytest.mark.parametrize("angles", ["published", "overhead"])
+def test_parts_and_colours_are_drawn_after_all_else(angles: Angles) -> None:
+    plain, more = (
+        Draws.draw(8, 6, torch.Generator().manual_seed(3), flips=True, augmentation=choice)
+        for choice in (Augmentation(angles), Augmentation(angles, 0.5, 0.4))
+    )
+    assert plain.parts is plain.colours is None
+    assert torch.equal(plain.angles, more.angles)
+    assert torch.equal(plain.offsets, more.offsets)
+    assert plain.flips is not None
+    assert more.flips is not None
+    assert torch.equal(plain.flips, more.flips)
+
+
+def test_a_part_that_is_all_and_factors_of_one_change_nothing() -> None:
     pictures = _noise(8, 70)
-    for plain, chosen in ((Augmentation(), Augmentation()), (Augmentation("overhead"), Augmentation("overhead", 1, 0))):
-        one, other = (
-            Draws.draw(8, 6, torch.Generator().manual_seed(3), augmentation=choice) for choice in (plain, chosen)
-        )
-        assert one.parts is one.colours is None
-        assert torch.equal(augment(pictures, 64, one), augment(pictures, 64, other))
     whole = torch.tensor([[1.0, 0.3, 0.8]]).expand(8, -1)
     turned, offsets = torch.arange(8) * 11.0, draw_offsets(8, 6, torch.Generator().manual_seed(0))
     assert torch.equal(
         rotate_and_crop(pictures, turned, offsets, 64), rotate_and_crop(pictures, turned, offsets, 64, whole)
     )
     assert torch.equal(recolour(pictures, torch.ones(8, 3)), pictures.float())
+
+
+def test_corners_stay_black_in_other_colours() -> None:
+    draws = Draws(torch.full((1,), 45.0), torch.zeros(1, 2, dtype=torch.int64), colours=torch.tensor([[1.2, 0.6, 1.3]]))
+    corner = augment(torch.full((1, 3, 64, 64), 200, dtype=torch.uint8), 64, draws)[0, :, 0, 0]
+    torch.testing.assert_close(corner, -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD))
 
 
 def test_colours_as_pillow_changes_them() -> None:
@@ -226,20 +248,23 @@ def test_the_same_generator_gives_the_same_view() -> None:
     )
 
 
-def test_draws_do_not_depend_on_the_device() -> None:
+@pytest.mark.parametrize("augmentation", [PUBLISHED, ALL_CHANGES])
+def test_draws_do_not_depend_on_the_device(augmentation: Augmentation) -> None:
     states = []
     for device in ("cpu", "meta"):
         generator = torch.Generator().manual_seed(5)
-        assert augmented(_noise(4, 35).to(device), 32, generator).device.type == device
+        assert augmented(_noise(4, 35).to(device), 32, generator, augmentation).device.type == device
         states.append(generator.get_state())
     assert torch.equal(*states)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_view_is_the_same_on_a_gpu() -> None:
+@pytest.mark.parametrize("augmentation", [PUBLISHED, ALL_CHANGES])
+def test_a_view_is_the_same_on_a_gpu(augmentation: Augmentation) -> None:
     pictures = _noise(4, 278)
     first, second = (
-        augmented(pictures.to(device), 256, torch.Generator().manual_seed(5)).cpu() for device in ("cpu", "cuda")
+        augmented(pictures.to(device), 256, torch.Generator().manual_seed(5), augmentation).cpu()
+        for device in ("cpu", "cuda")
     )
     assert first.isclose(second, atol=1e-5).float().mean() > 0.999
 

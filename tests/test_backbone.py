@@ -14,10 +14,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from augmentation import IMAGENET_MEAN, IMAGENET_STD
 from layers import backbone
 from layers.backbone import (
     BackboneParameters,
     ChosenBackboneParameters,
+    TimmBackbone,
+    backbone_parameters,
     backbone_width,
     build_backbone,
     plain_weights,
@@ -245,7 +248,9 @@ class TestTimm:
             build_backbone("timm/convnext_atto", str(tmp_path / "weights.pth"))
 
     def test_an_unknown_name_and_a_failed_download(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        with pytest.raises(InputError, match=r"can't build 'convnext_tny'.*Similar names: convnext_tiny, "):
+        with pytest.raises(
+            InputError, match=r"convnext_tny: timm .* has no such network\. Similar names: convnext_tiny, "
+        ):
             build_backbone("timm/convnext_tny", "none")
 
         def fail(name: str, pretrained: bool, num_classes: int) -> nn.Module:
@@ -253,10 +258,27 @@ class TestTimm:
             raise OSError("no network\nat all")
 
         monkeypatch.setattr(backbone.import_timm(), "create_model", fail)
-        with pytest.raises(
-            InputError, match=r"'resnet10t' with pretrained imagenet \(no network\)\. Weights that can't"
-        ):
-            build_backbone("timm/resnet10t", "imagenet")
+        for name in ("resnet10t", "convnext_tiny.fb_in22k"):
+            with pytest.raises(InputError, match=rf"timm/{name}, pretrained imagenet: .*\(no network\)\. Weights that"):
+                build_backbone(f"timm/{name}", "imagenet")
+
+    def test_pictures_are_normalised_as_its_weights_expect(self) -> None:
+        pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        given = (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+        network = TimmBackbone("mobilenetv1_100", "none").eval()
+        assert {*network.network.default_cfg["mean"], *network.network.default_cfg["std"]} == {0.5}
+        expected = (pixels - 0.5) / 0.5
+        with torch.no_grad():
+            torch.testing.assert_close(network(given), network.network(expected), rtol=1e-4, atol=1e-5)
+            inner = network.network.forward_intermediates(expected, indices=network.stages, intermediates_only=True)
+            for found, wanted in zip(network.maps(given), inner, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        assert not {"scale", "shift"} & network.state_dict().keys()
+
+    def test_its_weights_have_their_own_learning_rate(self) -> None:
+        model = nn.ModuleDict({"pyramid": pyramid("timm/convnext_atto", "none"), "head": nn.Linear(2, 2)})
+        inside = {id(parameter) for parameter in backbone_parameters(model)}
+        assert inside == {id(parameter) for parameter in model["pyramid"].parameters()}
 
     def test_without_timm(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "timm", None)
@@ -296,8 +318,11 @@ class TestPyramid:
 
     @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3"])
     def test_other_networks_are_refused(self, name: str) -> None:
-        with pytest.raises(InputError, match=rf"timm/{name} does not give maps of 1/4.*such as timm/convnext_tiny"):
-            pyramid(f"timm/{name}", "none")
+        for build in (pyramid, build_backbone):
+            with pytest.raises(
+                InputError, match=rf"timm/{name}: does not give maps of 1/4.*such as timm/convnext_tiny"
+            ):
+                build(f"timm/{name}", "none")
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "timm/efficientnet_lite0"])
@@ -312,6 +337,7 @@ def test_synchronised_norms_keep_their_activations(architecture: str) -> None:
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match=r"expected timm/NAME with a name of timm's, or one of .*resnet18"):
-        ChosenBackboneParameters(architecture="resnet19")
+    for name in ("resnet19", "timm/", "timm/hf-hub:someone/model", "timm/local-dir:/anywhere"):
+        with pytest.raises(ValidationError, match=r"expected timm/NAME with a name of timm's, or one of .*resnet18"):
+            ChosenBackboneParameters(architecture=name)
     assert "architecture" not in BackboneParameters.model_fields  # SWAN's layers are made for a ResNet-50

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,9 +24,11 @@ from augmentation import Augmentation, Draws, augment
 from backbone_pretraining import split_classes
 from data.picture_store import PictureStore
 from dataloader import Batch
+from engine import autocast
 from experiment import read_vocabulary
 from layers import build_model
 from layers.backbone import RESNETS, SceneClassifier, ViewMatcher, import_torchvision, read_backbone_file
+from option import BackboneOptions
 from option.pretraining import BackbonePictures
 from run_record import read_record
 from scene_pretraining import list_pictures
@@ -33,7 +36,7 @@ from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
 from unpaired import Schedule, TwoViewLoader
 from utils import InputError, read_checkpoint
-from view_pretraining import first_found
+from view_pretraining import first_found, view_task
 
 CPU = torch.device("cpu")
 
@@ -288,34 +291,75 @@ class TestViews:
             assert torch.equal(view, augment(stored, 64, Draws.draw(6, 6, generator, augmentation=choice)))
 
     def test_the_score_is_the_share_whose_other_view_comes_first(self) -> None:
-        class Given(ViewMatcher):
-            def __init__(self) -> None:
-                nn.Module.__init__(self)
-
-            def forward(self, images: Tensor) -> Tensor:
-                return images.flatten(1)
-
         first = torch.eye(4)
         second = torch.tensor([[0.9, 0.1, 0, 0], [0.8, 0.1, 0, 0], [0, 0, 0.5, 0], [0, 0, 0.5, 0.6]])
-
-        class Two:
-            def epoch(self, number: int) -> Iterator[Batch]:
-                for rows in ([0, 1, 2], [3]):
-                    yield Batch(images=first[rows][:, :, None, None], second_view=second[rows][:, :, None, None])
-
         # The first view of picture 1 ties with both 0 and 1, that of picture 2 with 2 and 3: a tie is no find.
-        assert first_found(Given(), cast(TwoViewLoader, Two()), CPU, "off") == {"first_found": 50.0}
+        assert first_found(Flat(), Given(first, second), CPU, "off") == {"first_found": 50.0}
+        second[2, 0] = math.nan
+        with pytest.raises(InputError, match="1 of 4 picture embeddings are not finite"):
+            first_found(Flat(), Given(first, second), CPU, "off")
+
+    @pytest.mark.parametrize("amp", ["off", "bf16"])
+    def test_scores_of_the_loss_are_float32(self, amp: str, data: Path, tmp_path: Path) -> None:
+        path = write_options(tmp_path, data)
+        options = option.load_pretraining_options(path, [*VIEWS, "optim.temperature=0.01"])
+        assert isinstance(options, BackboneOptions)
+        task = view_task(options, tmp_path, None, CPU)
+        batch = next(iter(task.loader.epoch(1)))
+        with autocast(CPU, amp), torch.no_grad():
+            loss = task.losses_of(batch)["loss"]
+            first, second = (task.model(batch.need(name)).float() for name in ("images", "second_view"))
+        scores = first.double() @ second.double().T / 0.01
+        own = torch.arange(len(scores))
+        expected = sum(F.cross_entropy(rows, own, reduction="sum") for rows in (scores, scores.T)) / 2
+        assert loss.dtype == torch.float32
+        assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+    def test_another_task_is_another_run(self, data: Path, pretrained: Path, tmp_path: Path) -> None:
+        run = tmp_path / "checkpoint" / "scenes"
+        shutil.copytree(pretrained, run)
+        content = torch.load(run / "last.pth", weights_only=True)
+        del content["options"]["optim"]["task"]  # as of a version that had one task
+        torch.save(content, run / "last.pth")
+        arguments = ["--path_opt", str(write_options(tmp_path, data))]
+        pretrain_entry.main(arguments)
+        with pytest.raises(InputError, match=r"optim\.task: scenes when it was begun, views now"):
+            pretrain_entry.main([*arguments, "--set", "optim.task=views"])
 
     def test_the_check_says_what_would_be_learned(self, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = write_options(data.parent, data, name="checked")
         pretrain_entry.main(["--path_opt", str(path), "--check", "--set", *VIEWS])
-        assert "learns which two views are of one picture from 24 pictures" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "learns which two views are of one picture from 24 pictures" in printed
+        assert f"ram ({24 * 3 * 70 * 70 / 1024:.0f} KiB)" in printed
 
-    def test_too_few(self, data: Path, tmp_path: Path) -> None:
-        (tmp_path / "images").mkdir()
-        for name in sorted(path.name for path in (data / "images").glob("*.png"))[:3]:
-            shutil.copy(data / "images" / name, tmp_path / "images" / name)
+    @pytest.mark.parametrize(
+        ("share", "sides"),
+        [("0.05", "23 would be trained on and 1 held out"), ("0.95", "1 would be trained on and 23")],
+    )
+    def test_a_side_of_one_picture_would_say_nothing(self, share: str, sides: str, data: Path, tmp_path: Path) -> None:
         path = write_options(tmp_path, data)
-        few = (f"dataset.image_path={tmp_path / 'images'}", "dataset.data_path=null")
-        with pytest.raises(InputError, match=r"3 pictures were found; 4 or more are needed\."):
-            pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS, *few])
+        source = ("dataset.data_path=null", f"dataset.image_path={data / 'images'}", f"dataset.val_share={share}")
+        with pytest.raises(InputError, match=rf"24 pictures were found, of which {sides}"):
+            pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS, *source])
+
+
+class Flat(ViewMatcher):
+    """Pictures are their own embeddings."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+class Given(TwoViewLoader):
+    """Two views of four pictures, in two batches."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.given = first[:, :, None, None], second[:, :, None, None]
+
+    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
+        for rows in ([0, 1, 2], [3]):
+            yield Batch(images=self.given[0][rows], second_view=self.given[1][rows])
