@@ -21,6 +21,7 @@ from utils import InputError, RunFault, logger, read_checkpoint, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
+LOSS = "optim.loss."
 MOST_OPTIONS = 500  # a few times as many as there are, and few enough for a checkpoint that nests or repeats them
 
 
@@ -156,3 +157,17 @@ def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+def flat_options(tree: dict[str, Any]) -> dict[str, Any]:
+    """Options by dotted key; the losses and their weights as one text, `triplet` or `0.5 contrastive + triplet`."""
+    options = dotted(tree)
+    if weights := [(key.removeprefix(LOSS), options.pop(key)) for key in sorted(options) if key.startswith(LOSS)]:
+        options[LOSS.removesuffix(".")] = " + ".join(_term(name, weight) for name, weight in weights)
+    return options
+
+
+def _term(name: str, weight: Any) -> str:
+    if weight == 1:
+        return name
+    return f"{weight:.12g} {name}" if isinstance(weight, (int, float)) else f"{weight} {name}"  # a damaged file's

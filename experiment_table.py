@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from checkpoints import dotted
+from checkpoints import flat_options
 from report import RANDOM_TIES, RECALLS, markdown, read_history, validation_score
 from untrusted import parse_json, read_bytes
 from utils import InputError, first_line, run_entry_point, write_text_atomic
@@ -17,7 +17,6 @@ from utils import InputError, first_line, run_entry_point, write_text_atomic
 NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
 """Options that say where a run lies, not what it is."""
 
-LOSS = "optim.loss."
 TIED = f"{RANDOM_TIES}mR"
 
 
@@ -27,7 +26,7 @@ class Experiment:
 
     Attributes:
         folder: of the experiment.
-        options: dotted key -> value, see `flat_options`.
+        options: dotted key -> value, see `checkpoints.flat_options`.
         test: content of its `test.json`.
         histories: the epochs of each fold, see `report.read_history`.
     """
@@ -82,16 +81,6 @@ def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
             f"{path}: not the result of a test ({first_line(fault)}). Make it: python test.py --path_opt ..."
         ) from fault
     return replace(experiment, histories=histories)
-
-
-def flat_options(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by dotted key; the losses and their weights as one text, `triplet` or `triplet + 0.5 contrastive`."""
-    options = dotted(dict(tree))
-    weights = {key.removeprefix(LOSS): options.pop(key) for key in list(options) if key.startswith(LOSS)}
-    if weights:
-        terms = [name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items()]
-        options[LOSS.removesuffix(".")] = " + ".join(terms)
-    return options
 
 
 def _best(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:

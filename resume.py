@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 import option
-from checkpoints import FORMAT, dotted, refuse_incomplete, save_checkpoint
+from checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
 from event_log import write_table
 from layers.registry import Parameters
 from report import as_csv
@@ -33,9 +33,6 @@ FREE = (
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
 or only what it started from."""
-
-
-LOSS = "optim.loss."
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +82,7 @@ def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) ->
 
 def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: Path, name_key: str) -> None:
     """Raise an InputError if a run would go on with other options than it was begun with."""
-    before, now = (_that_matter(dotted(tree)) for tree in (with_defaults(stored, options), option.dump(options)))
+    before, now = (_that_matter(tree) for tree in (_with_defaults(stored, options), option.dump(options)))
     lines = [
         f"\n  {key}: {before[key]} when it was begun, {now[key]} now"
         for key in sorted(before.keys() & now.keys())
@@ -98,7 +95,7 @@ def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: P
         )
 
 
-def with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]:
+def _with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]:
     """Stored options with the defaults of what the version that stored them did not know.
 
     Args:
@@ -107,7 +104,8 @@ def with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]
     """
     known = _shared(option.dump(options), stored)
     try:
-        if (model := getattr(options, "model", None)) is not None:  # its class is that of the registered model
+        model = getattr(options, "model", None)
+        if model is not None and "model" in known:  # its class is that of the registered model
             known["model"] = type(model).model_validate(known["model"])
         defaults = option.dump(type(options).model_validate(known))
     except ValidationError:  # of another model, or without something that has no default: there is nothing to fill in
@@ -135,11 +133,10 @@ def _filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _that_matter(options: dict[str, Any]) -> dict[str, Any]:
-    """The options by dotted key that must be as they were; the losses and their weights are one."""
-    kept = {key: value for key, value in options.items() if not key.startswith((*FREE, LOSS))}
-    if loss := {key.removeprefix(LOSS): value for key, value in options.items() if key.startswith(LOSS)}:
-        kept[LOSS.removesuffix(".")] = loss
+def _that_matter(tree: dict[str, Any]) -> dict[str, Any]:
+    """The options by dotted key that must be as they were."""
+    options = flat_options(tree)
+    kept = {key: value for key, value in options.items() if not key.startswith(FREE)}
     for key in kept:
         if key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
             kept[key] = "null" if kept[key] is None else "a path"  # files may have moved

@@ -6,7 +6,7 @@ Letters: B batch, N items of one modality, L words, S side of a view, R side of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol
 
 import torch
@@ -53,36 +53,31 @@ class Schedule:
         return batches_of(torch.randperm(self.items, generator=generator), self.batch_size), generator
 
 
+@dataclass
 class StoredLoader:
-    """What pictures and spectrograms have in common: a store, which of its rows, and their order."""
+    """What pictures and spectrograms have in common: a store, which of its rows, and their order.
 
-    def __init__(
-        self,
-        store: PictureStore,
-        rows: Tensor,
-        schedule: Schedule,
-        *,
-        image_size: int,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        """Take items whose stored side R leaves room for a random crop.
+    Attributes:
+        store: the pictures; their side R leaves room for a random crop.
+        rows: [N] which of them.
+        schedule: of N items.
+        image_size: side S of the views, pixels.
+        workers: processes that decode where the store holds nothing in memory.
+        device: where the batches go.
+    """
 
-        Args:
-            store: the pictures.
-            rows: [N] which of them.
-            schedule: of N items.
-            image_size: side S of the views, pixels.
-            workers: processes that decode where the store holds nothing in memory.
-            device: where the batches go.
-        """
-        self.store = store
-        self.rows = rows
-        self.schedule = schedule
-        self.image_size = image_size
-        self.workers = workers
-        self.device = device
-        self.margin = store.size - image_size
+    store: PictureStore
+    rows: Tensor
+    schedule: Schedule
+    _: KW_ONLY
+    image_size: int
+    workers: int
+    device: torch.device
+
+    @property
+    def margin(self) -> int:
+        """R - S, pixels."""
+        return self.store.size - self.image_size
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -112,26 +107,17 @@ class StoredLoader:
         raise NotImplementedError
 
 
+@dataclass
 class PictureLoader(StoredLoader):
     """Pictures of side `margin_size(S)`, in the training view and MCRN's second view, which is mirrored, too.
 
     `image_ids` of a batch are places among the N pictures.
+
+    Attributes:
+        augmentation: of the views; the others are `StoredLoader`'s.
     """
 
-    def __init__(
-        self,
-        store: PictureStore,
-        rows: Tensor,
-        schedule: Schedule,
-        *,
-        image_size: int,
-        workers: int,
-        device: torch.device,
-        augmentation: Augmentation = PUBLISHED,
-    ) -> None:
-        """See `StoredLoader`; `augmentation` is of the views."""
-        super().__init__(store, rows, schedule, image_size=image_size, workers=workers, device=device)
-        self.augmentation = augmentation
+    augmentation: Augmentation = PUBLISHED
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
         """All pictures once, in the order of epoch `number`, in the training view, without the first `skip` batches."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from experiment_table import differing, flat_options, main, read_experiment, spread_over_folds, table
+from checkpoints import flat_options
+from experiment_table import differing, main, read_experiment, spread_over_folds, table
 from report import RECALLS, as_csv
 from utils import InputError
 
@@ -67,7 +68,7 @@ def test_ties_at_random_have_a_column_where_there_are_any(folders: list[Path]) -
 
 def test_losses_are_one_column() -> None:
     options = flat_options({"optim": {"loss": {"triplet": 1.0, "contrastive": 0.5}, "lr": 1}})
-    assert options == {"optim.lr": 1, "optim.loss": "triplet + 0.5 contrastive"}
+    assert options == {"optim.lr": 1, "optim.loss": "0.5 contrastive + triplet"}
 
 
 def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

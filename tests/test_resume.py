@@ -27,7 +27,7 @@ from data.picture_store import PictureStore
 from dataloader import Batch, stored_batches
 from engine import Plan, fit
 from experiment import start_state
-from interruption import Watch, stopped_at_once
+from interruption import Watch, stopped_at_once, termination_held
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
@@ -253,6 +253,18 @@ class TestSignals:
             pass
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_workers_hold_the_signal_only_where_they_can_wait_for_it(
+        self, monkeypatch: pytest.MonkeyPatch, waits: bool
+    ) -> None:
+        if not waits:
+            monkeypatch.delattr(signal, "sigwaitinfo")  # as on macOS
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.SIGTERM not in before
+        with termination_held():
+            assert (signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())) == hasattr(signal, "sigwaitinfo")
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
     def test_saves_are_due_by_the_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [100.0]
         monkeypatch.setattr("interruption.time.monotonic", lambda: now[0])
@@ -420,6 +432,25 @@ class TestOlderOptions:
             tiny, f"{key}={other}", *forgotten
         )
 
-    @pytest.mark.parametrize("loss", ["dynamic", "contrastive", "{triplet: 1, contrastive: 0.5}", "{triplet: 0.5}"])
-    def test_another_loss_is_another_run(self, tiny: Path, loss: str) -> None:
-        assert "optim.loss: {'triplet': 1.0} when it was begun, {" in self.refusal(tiny, f"optim.loss={loss}")
+    @pytest.mark.parametrize(
+        ("loss", "named"),
+        [
+            ("dynamic", "dynamic"),
+            ("contrastive", "contrastive"),
+            ("{triplet: 1, contrastive: 0.5}", "0.5 contrastive + triplet"),
+            ("{triplet: 0.5}", "0.5 triplet"),
+            ("{triplet: 1.0000001}", "1.0000001 triplet"),
+        ],
+    )
+    def test_another_loss_is_another_run(self, tiny: Path, loss: str, named: str) -> None:
+        assert f"\n  optim.loss: triplet when it was begun, {named} now\n" in self.refusal(tiny, f"optim.loss={loss}")
+
+    def test_a_damaged_weight_is_named(self, tiny: Path) -> None:
+        given = option.load_options(tiny, ["optim.loss=triplet"])
+        stored = option.dump(given)
+        stored["optim"]["loss"] = {"triplet": ["much"]}
+        with pytest.raises(InputError, match=r"optim.loss: \['much'\] triplet when it was begun, triplet now"):
+            _refuse_other_options(stored, given, Path("run"), "the key")
+
+    def test_without_a_block_for_the_model_the_rest_is_compared(self, tiny: Path) -> None:
+        assert "optim.seed" in self.refusal(tiny, "optim.seed=7", "model")
