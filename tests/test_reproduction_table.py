@@ -25,7 +25,8 @@ from tests.markdown import ROOT
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 
-TABLE_SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if '/reproduce.sh"' in path.read_text())
+TABLE_SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if "\nrun_rows " in path.read_text())
+ROWS = {"run_ablation_ucm.sh": 12, "run_candidates_ucm.sh": 12, "run_recipe_ucm.sh": 5}
 ENTRY = {"device": "a processor", "processors": 2, "threads": 1, "torch": "2.9", "commit": "abc"}
 
 
@@ -202,6 +203,18 @@ def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
     assert "optim.epochs" not in table  # the same in both rows
 
 
+def test_a_script_may_train_some_folds_alone(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    python = tmp_path / "python"  # says yes to everything
+    python.write_text(f'#!/usr/bin/env bash\necho "$*" >> {calls}\n')
+    python.chmod(0o755)
+    source = SCRIPT.format(root=ROOT, python=python, yaml="some.yaml", folder=tmp_path)
+    subprocess.run(["bash", "-c", source.replace("run_rows", "folds=2\nrun_rows", 1), "script"], check=True)
+    rows = [call.split(" --set ")[0] for call in calls.read_text().splitlines() if call.startswith("t")]
+    trained = [f"train.py --path_opt some.yaml --folds {fold}" for _ in "ab" for fold in (0, 1)]
+    assert rows[2:] == trained + ["test.py --path_opt some.yaml --folds 0 1"] * 2
+
+
 def test_as_many_trainings_as_processors_whatever_the_threads() -> None:
     source = f"source {ROOT}/exec/reproduce.sh; python=false; choose_jobs; echo $jobs"  # false: no GPU
     environment = {name: value for name, value in os.environ.items() if name != "JOBS"} | {"OMP_NUM_THREADS": "1"}
@@ -237,7 +250,7 @@ def test_the_rows_of_every_script_can_be_loaded(script: str, size: list[str], mo
     assert listed.returncode == 0, listed.stderr
     loaded = [option.load_options(path, overrides) for path, *overrides in map(str.split, listed.stdout.splitlines())]
     names = [options.k_fold.experiment_name for options in loaded]
-    assert len(set(names)) == len(names) == {"run_ablation_ucm.sh": 12, "run_recipe_ucm.sh": 5}.get(script, 6)
+    assert len(set(names)) == len(names) == ROWS.get(script, 6)
     assert {options.optim.lr for options in loaded} == {0.5}  # what is given comes last
     if script.startswith("reproduce"):
         assert {options.model.name for options in loaded} == {"AMFMN", "GaLR", "SWAN", "MCRN"}

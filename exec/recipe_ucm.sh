@@ -1,0 +1,18 @@
+# Sourced by run_recipe_ucm.sh and run_candidates_ucm.sh: the steps of the recipe for UCM-Captions, as settings of UCM_AMFMN.yaml.
+# shellcheck shell=bash disable=SC2034
+source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
+
+base=(model.backbone.pretrained=none model.seq2vec.arch=gru model.seq2vec.hidden_dim=512 dataset.image_size=64 dataset.workers=0
+  dataset.batching=images dataset.batch_size=20 optim.amp=bf16 optim.schedule=cosine optim.epochs=15)
+contrastive=(optim.loss=contrastive optim.mask=caption dataset.vocab_path=vocab/ucm_all_words_vocab.json)
+overhead=(dataset.augmentation=overhead)
+scenes=(model.backbone.pretrained=checkpoint/rsicd150_resnet18/backbone.pth)
+captions=(dataset.vocab_path=vocab/rsicd_ucm_all_words_vocab.json optim.resume=checkpoint/rsicd150_best_64/0/AMFMN_best.pth.tar)
+
+# What the steps start from; of RSICD's pictures only those of train are seen.
+learn_scenes() { # [KEY=VALUE ...]
+  step "scene classes $*" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml --set "$@"
+}
+learn_captions() { # NAME [KEY=VALUE ...]
+  step "captions of RSICD, $1" "$python" train.py --path_opt option/RSICD150_BEST.yaml --folds 0 --set "k_fold.experiment_name=$1" "${@:2}"
+}
