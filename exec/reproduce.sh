@@ -1,6 +1,5 @@
 # Sourced by scripts that put several experiments into one table (reproduce_*.sh, run_{ablation,candidates,recipe}_ucm.sh).
-# A script names its rows (`row NAME OPTION_FILE KEY=VALUE ...`, or `all_models`) and calls `run_rows`; with `folds` it trains only
-# the first so many of them. Arguments of all of them:
+# A script names its rows (`row NAME OPTION_FILE KEY=VALUE ...`, or `all_models`) and calls `run_rows`. Arguments of all of them:
 #   --full             the longer protocol for a GPU, where a script has two
 #   --name NAME        experiments are checkpoint/NAME_<row>; each script has a default, --full adds _full to it
 #   --list             print the rows and do nothing
@@ -11,7 +10,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-rows=() size=short name="" list=no extra=() folds=""
+rows=() size=short name="" list=no extra=()
 while (($#)); do
   case "$1" in
     --full) size=full && shift ;;
@@ -43,7 +42,7 @@ beforehand() { :; }
 
 # run_rows SET NAME PROGRAM [ARGUMENTS]: train and test all rows on data/SET_precomp; PROGRAM puts them into checkpoint/NAME.md.
 run_rows() {
-  local set="$1" program=("${@:3}") folders=() missing=0 line row_name option settings some=()
+  local set="$1" program=("${@:3}") folders=() missing=0 line row_name option settings
   if [[ -z "$name" ]]; then name="$2" && [[ $size == short ]] || name+="_full"; fi
   if [[ $list == yes ]]; then
     for line in "${rows[@]}"; do unpack "$line" && echo "$option ${settings[*]}"; done
@@ -64,10 +63,9 @@ run_rows() {
     exit 2
   fi
   train_all
-  if [[ -n "$folds" ]]; then mapfile -t some < <(echo --folds && seq 0 "$((folds - 1))"); fi
   for line in "${rows[@]}"; do
     unpack "$line"
-    step "test $row_name" "$python" test.py --path_opt "$option" "${some[@]}" --set "${settings[@]}"
+    step "test $row_name" "$python" test.py --path_opt "$option" --set "${settings[@]}"
   done
   step "table" "$python" "${program[@]}" --out "checkpoint/$name.md" "${folders[@]}"
 }
@@ -105,12 +103,12 @@ prepare() {
 
 # Train every fold of every row, $jobs at a time; a fold that fails does not stop the others.
 train_all() {
-  local line row_name option settings count fold pids=() labels=() stopped=0 failed=() status place
+  local line row_name option settings folds fold pids=() labels=() stopped=0 failed=() status place
   trap 'stopped=1; kill -TERM $(jobs -pr) 2>/dev/null || true' TERM INT
   for line in "${rows[@]}"; do
     unpack "$line"
-    count="${folds:-$("$python" -c 'import sys, option; print(option.load_options(sys.argv[1], sys.argv[2:]).k_fold.nums)' "$option" "${settings[@]}")}"
-    for ((fold = 0; fold < count; fold++)); do
+    folds="$("$python" -c 'import sys, option; print(option.load_options(sys.argv[1], sys.argv[2:]).k_fold.nums)' "$option" "${settings[@]}")"
+    for ((fold = 0; fold < folds; fold++)); do
       while ((!stopped)) && (($(jobs -pr | wc -l) >= jobs)); do wait -n || true; done
       if ((stopped)); then break 2; fi
       "$python" train.py --path_opt "$option" --folds "$fold" --set "${settings[@]}" > >(sed -u "s/^/[$row_name $fold] /") 2>&1 &

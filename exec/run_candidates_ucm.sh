@@ -14,8 +14,7 @@ beforehand() {
   learn_captions rsicd150_best_64 dataset.image_size=64
 }
 
-base+=("${contrastive[@]}" "${overhead[@]}" k_fold.strategy=blocks k_fold.nums=5)
-folds=2
+base+=("${contrastive[@]}" "${overhead[@]}" k_fold.strategy=blocks k_fold.nums=2)
 candidate() { row "$1" option/UCM_AMFMN.yaml "${base[@]}" "${@:2}"; }
 candidate captions "${captions[@]}"
 candidate batch50 "${captions[@]}" dataset.batch_size=50

@@ -17,6 +17,7 @@ from tests.reference_inputs import WORDS
 from utils import logger
 from vocab import Vocabulary
 
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "seq2vec.arch": "gru",
     "seq2vec.word_dim": 16,
@@ -30,8 +31,14 @@ SMALL = {
 }
 
 
-def pytest_configure() -> None:
-    """One thread, here and in the commands that tests start: on small tensors and a busy machine more cost time."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Threads and warnings.
+
+    One thread, here and in the commands that tests start: on small tensors and a busy machine more cost time. A warning
+    that our own lines cause is a fault to mend; one from inside a library is not ours.
+    """
+    ours = sorted({path.relative_to(ROOT).parts[0] for path in (*ROOT.glob("*.py"), *ROOT.glob("*/__init__.py"))})
+    config.addinivalue_line("filterwarnings", rf"error:::({'|'.join(Path(name).stem for name in ours)})(\.|$)")
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 

@@ -203,18 +203,6 @@ def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
     assert "optim.epochs" not in table  # the same in both rows
 
 
-def test_a_script_may_train_some_folds_alone(tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-    python = tmp_path / "python"  # says yes to everything
-    python.write_text(f'#!/usr/bin/env bash\necho "$*" >> {calls}\n')
-    python.chmod(0o755)
-    source = SCRIPT.format(root=ROOT, python=python, yaml="some.yaml", folder=tmp_path)
-    subprocess.run(["bash", "-c", source.replace("run_rows", "folds=2\nrun_rows", 1), "script"], check=True)
-    rows = [call.split(" --set ")[0] for call in calls.read_text().splitlines() if call.startswith("t")]
-    trained = [f"train.py --path_opt some.yaml --folds {fold}" for _ in "ab" for fold in (0, 1)]
-    assert rows[2:] == trained + ["test.py --path_opt some.yaml --folds 0 1"] * 2
-
-
 def test_as_many_trainings_as_processors_whatever_the_threads() -> None:
     source = f"source {ROOT}/exec/reproduce.sh; python=false; choose_jobs; echo $jobs"  # false: no GPU
     environment = {name: value for name, value in os.environ.items() if name != "JOBS"} | {"OMP_NUM_THREADS": "1"}
