@@ -96,11 +96,20 @@ def load_weights(
     """
     content = read_checkpoint(path)
     if content.get("format") == FORMAT:
-        fit_weights(model, content, path, options, vocabulary, gate)
+        fit_weights(model, content | {"model": scored_weights(content)}, path, options, vocabulary, gate)
     else:
         load_released(model, content["model"], gate)
         logger.info("Loaded the released checkpoint %s.", path)
     return content
+
+
+def scored_weights(content: dict[str, Any]) -> Any:
+    """The weights of a checkpoint of ours that its validation scored: of a `last.pth` with `optim.ema` the average."""
+    average = content.get("average")
+    if not isinstance(average, dict):
+        return content["model"]
+    of_model = "module."  # what torch's AveragedModel puts before each name; the number of updates has none
+    return {name.removeprefix(of_model): value for name, value in average.items() if name.startswith(of_model)}
 
 
 def fit_weights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+import option
 import vocab
 from augmentation import audio_margin_size, margin_size
-from checkpoints import load_weights
+from checkpoints import FORMAT, load_weights
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
 from data.region_file import Regions, read_regions
@@ -27,6 +29,7 @@ from mismatch import Gate
 from optimisation import build_optimizer, build_scheduler, build_warmup, moving_average
 from option import ModalityOptions, Options
 from option.schema import Descent, Logs, Pictures, Training
+from provenance import check_model
 from queries import build_queries, typed_queries
 from training_state import TrainingState
 from utils import InputError, derive_seed, logger
@@ -76,7 +79,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 def command(script: str, path_opt: str, overrides: Sequence[str], *flags: str) -> str:
     """The command that a message tells the user to type."""
     repeated = ["--set", *overrides] if overrides else []
-    return " ".join(["python", script, "--path_opt", path_opt, *flags, *repeated])
+    return shlex.join(["python", script, "--path_opt", path_opt, *flags, *repeated])
 
 
 def experiment_folder(options: Options) -> Path:
@@ -331,9 +334,15 @@ def evaluation_loader(
 def load_model(
     options: Options, vocabulary: Vocabulary, path: Path, device: torch.device, gate: Gate | None = None
 ) -> tuple[RetrievalModel, dict[str, Any]]:
-    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds; see `load_weights`."""
+    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds.
+
+    Raises:
+        InputError: see `load_weights` and `check_model`.
+    """
     model = build_model(options, vocabulary, load_weights=False)
     content = load_weights(model, path, options, vocabulary, gate)
+    if content.get("format") == FORMAT:
+        check_model(content, path, option.dump(options), gate)
     logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
     return place(model, device), content
 

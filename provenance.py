@@ -8,12 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints import flat_options
 from data.annotations import Annotations, read_annotations
+from data.splits import deciding
 from mismatch import Gate, refuse
 from utils import InputError
 
 LIST_DIGEST = "train_list"
 """Key of a checkpoint: `train_digest` of the data set that it was trained on."""
+OF_TRAINING = (
+    *(".pretrained", ".init_from", ".resnet_ckpt", ".glove", ".dir_st", ".fixed_emb", ".freeze", ".is_finetune"),
+    *(".block_mib", ".keywords.mode"),
+)
+"""How options of a model end that change nothing of what it has learned to compute: where it started, what was frozen,
+how much memory it takes, and the query mode, all of which share one set of weights."""
 
 
 def list_digest(annotations: Annotations) -> str:
@@ -58,6 +66,37 @@ def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate
         )
 
 
+def check_model(content: Mapping[str, Any], path: Path, options: Mapping[str, Any], gate: Gate | None) -> None:
+    """Refuse a checkpoint whose options compute something else than the given ones, even where its tensors fit.
+
+    Args:
+        content: the checkpoint; of keys that its version did not know nothing is said.
+        path: its file.
+        options: all of them, as `option.dump` gives them.
+        gate: see `mismatch.refuse`.
+
+    Raises:
+        InputError: see `mismatch.refuse`.
+    """
+    stored, given = flat_options(content.get("options", {})), flat_options(dict(options))
+    differing = [key for key in given if _computes(key) and key in stored and stored[key] != given[key]]
+    if differing:
+        lines = "".join(f"\n  {key}: {stored[key]} in the checkpoint, {given[key]} now" for key in differing)
+        refuse(
+            gate,
+            f"{path} was trained to compute something else:{lines}",
+            "Its scores would be neither those of its training nor those of a model of these options. Give the same "
+            "--set as in training.",
+        )
+
+
+def _computes(key: str) -> bool:
+    """Whether an option changes what a trained model computes, rather than how it is trained or where it starts."""
+    if key == "dataset.image_size":
+        return True
+    return key.startswith("model.") and "drop" not in key.lower() and not key.endswith(OF_TRAINING)
+
+
 def check_fold(
     content: Mapping[str, Any], path: Path, fold: int | None, k_fold: Mapping[str, Any], gate: Gate | None
 ) -> None:
@@ -82,9 +121,8 @@ def check_fold(
             f"{path} is of fold {content['fold']}, expected fold {fold}",
             "The mean would count one training twice. Put each fold's own checkpoint into its folder.",
         )
-    keys = ["strategy", "seed", *(["nums"] if "kfold" in (stored.get("strategy"), k_fold["strategy"]) else [])]
-    differing = [key for key in keys if key in stored and stored[key] != k_fold[key]]
-    if differing:
+    trained, given = deciding(stored), deciding(k_fold)
+    if differing := [key for key in trained if key in given and trained[key] != given[key]]:
         pairs = ", ".join(f"k_fold.{key} {stored[key]} (now {k_fold[key]})" for key in differing)
         refuse(
             gate,

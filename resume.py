@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 import option
 from checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
+from data.splits import deciding
 from event_log import write_table
 from layers.registry import Parameters
 from report import as_csv
@@ -19,7 +20,7 @@ from training_state import TrainingState
 from utils import InputError, first_line, logger, read_checkpoint
 
 FREE = (
-    *("logs.", "rerank.", "k_fold.experiment_name", "k_fold.nums", "optim.epochs", "optim.patience", "optim.resume"),
+    *("logs.", "rerank.", "k_fold.", "optim.epochs", "optim.patience", "optim.resume"),
     *("optim.on_oom", "dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache"),
     *(
         "dataset.test_views",
@@ -32,7 +33,7 @@ FREE = (
     "model.backbone.pretrained",
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
-or only what it started from."""
+or only what it started from. Of `k_fold` counts what `data.splits.deciding` says."""
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +83,13 @@ def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) ->
 
 def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: Path, name_key: str) -> None:
     """Raise an InputError if a run would go on with other options than it was begun with."""
-    before, now = (_that_matter(tree) for tree in (_with_defaults(stored, options), option.dump(options)))
+    try:
+        before, now = (_that_matter(tree) for tree in (_with_defaults(stored, options), option.dump(options)))
+    except (TypeError, AttributeError, LookupError) as fault:
+        raise InputError(
+            f"{folder / 'last.pth'} is damaged: its options can't be read ({first_line(fault)}). Delete it to begin "
+            "anew."
+        ) from fault
     lines = [
         f"\n  {key}: {before[key]} when it was begun, {now[key]} now"
         for key in sorted(before.keys() & now.keys())
@@ -142,8 +149,8 @@ def _that_matter(tree: dict[str, Any]) -> dict[str, Any]:
             kept[key] = "null" if kept[key] is None else "a path"  # files may have moved
     if options.get("optim.schedule") == "cosine":
         kept["optim.schedule_epochs"] = options["optim.schedule_epochs"] or options["optim.epochs"]
-    if options.get("k_fold.strategy") in ("kfold", "blocks"):
-        kept["k_fold.nums"] = options["k_fold.nums"]
+    if "k_fold" in tree:
+        kept |= {f"k_fold.{key}": value for key, value in deciding(tree["k_fold"]).items()}
     return kept
 
 

@@ -104,7 +104,8 @@ def train_folds(given: argparse.Namespace, world: World, device: torch.device) -
                 if media is None or not (media.holds(train) and media.holds(val)):
                     media = Media.of(options, (train, val), device, world.local_size)
                 train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force, world)
-    logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set))
+    chosen = [] if given.folds is None else ["--folds", given.folds]
+    logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set, *chosen))
 
 
 def _number_of(world: World) -> str:

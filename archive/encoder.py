@@ -15,15 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from augmentation import normalise
-from checkpoints import load_weights
 from data.pictures import to_square
 from data.region_file import SHAPES, RegionFile, Regions, read_regions, region_fields
 from data.sounds import read_sound
 from data.spectrogram import mel_power, to_picture
 from dataloader import Batch, Captions
 from engine import embed, image_verb
-from experiment import place
-from layers import build_model
+from experiment import load_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
@@ -85,9 +83,8 @@ class Encoder:
         Raises:
             InputError: it is missing, or does not fit the options and the vocabulary.
         """
-        model = build_model(options, vocabulary, load_weights=False)
-        load_weights(model, checkpoint, options, vocabulary)
-        return cls(place(model, device), options, vocabulary, device, keyword_ids)
+        model, _ = load_model(options, vocabulary, checkpoint, device)
+        return cls(model, options, vocabulary, device, keyword_ids)
 
     @cached_property
     def region_file(self) -> RegionFile | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -77,6 +77,21 @@ def fold_annotations(
         return train, val
     train_images, val_images = split_images(train, strategy, fold, folds, seed)
     return train.subset(train_images), val.subset(val_images)
+
+
+def deciding(k_fold: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the options `k_fold` decides the split of a fold; those of equal value give equal splits.
+
+    Args:
+        k_fold: the block's values by key; those that a stored block lacks are left out.
+    """
+    strategy = k_fold.get("strategy")
+    kept: dict[str, Any] = {"strategy": strategy}
+    if strategy not in ("blocks", "fixed") and "seed" in k_fold:
+        kept["seed"] = k_fold["seed"]
+    if strategy in ("kfold", "blocks") and "nums" in k_fold:
+        kept["nums"] = k_fold["nums"] if strategy == "kfold" else max(k_fold["nums"], _LEAST_BLOCKS)
+    return kept
 
 
 def split_images(

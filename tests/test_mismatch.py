@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,20 @@ import torch
 
 import test as test_entry
 import train as train_entry
+from checkpoints import scored_weights
 from data.annotations import read_annotations
+from data.splits import Strategy, deciding, split_images
+from experiment import load_model, read_vocabulary, run_folder
 from layers.released import load_fitting
 from mismatch import Gate, misfits
-from provenance import LIST_DIGEST, list_digest, train_digest
+from option import load_options
+from provenance import LIST_DIGEST, check_model, list_digest, train_digest
 from tests.small_model import SmallModel, use_small_model
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError, read_checkpoint
 from vocab import Vocabulary
+
+STRATEGIES: tuple[Strategy, ...] = ("random", "kfold", "stratified", "blocks")
 
 
 @pytest.fixture
@@ -90,6 +97,79 @@ class TestWeights:
         for flags in ((), ("--force",), ("--force", "--checkpoint", str(best(trained, 1)))):
             with pytest.raises(InputError, match="no checkpoint"):
                 score(trained, flags=flags)
+
+
+class TestComputation:
+    """Options that change what a trained model computes, but no tensor's shape."""
+
+    @pytest.mark.parametrize(
+        ("override", "named"),
+        [
+            ("dataset.image_size=96", "dataset.image_size: 64 in the checkpoint, 96 now"),
+            (
+                "model.cross_attention.att_type=fusion_att",
+                "model.cross_attention.att_type: soft_att in the checkpoint, fusion_att now",
+            ),
+        ],
+    )
+    def test_it_is_refused_unless_forced(self, trained: Path, override: str, named: str) -> None:
+        with pytest.raises(InputError) as caught:
+            score(trained, override)
+        assert f"\n  {named}\n" in str(caught.value)
+        assert "was trained to compute something else" in score(trained, override, flags=("--force",))["protocol"]
+
+    @pytest.mark.parametrize(
+        ("key", "decides"),
+        [
+            ("dataset.image_size", True),
+            ("dataset.batch_size", False),
+            ("model.tcge.rounding", True),
+            ("model.cross_attention.att_type", True),
+            ("model.cross_attention.block_mib", False),
+            ("model.backbone.pretrained", False),
+            ("model.seq2vec.dropout", False),
+            ("model.fusion.mca_DROPOUT_R", False),
+            ("model.dropout.words", False),
+            ("model.keywords.mode", False),
+        ],
+    )
+    def test_which_options_decide(self, key: str, decides: bool) -> None:
+        stored = {"options": nested(key, 1)}
+        given = nested(key, 2)
+        if decides:
+            with pytest.raises(InputError, match=f"{key}: 1 in the checkpoint, 2 now"):
+                check_model(stored, Path("best.pth"), given, None)
+        else:
+            check_model(stored, Path("best.pth"), given, None)
+        check_model({"options": {}}, Path("older.pth"), given, None)
+
+
+def nested(key: str, value: object) -> dict[str, Any]:
+    """A dotted key as a tree."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+class TestAverage:
+    def test_of_a_last_checkpoint_the_average_is_scored(self, trained: Path) -> None:
+        weights = read_checkpoint(best(trained, 0))["model"]
+        average = {"n_averaged": torch.tensor(3), **{f"module.{name}": value + 1 for name, value in weights.items()}}
+        assert scored_weights({"model": weights}) is weights
+        found = scored_weights({"model": weights, "average": average})
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weights[name] + 1) for name in weights)
+
+    def test_it_is_what_validation_scored(self, trained: Path) -> None:
+        given = ["optim.ema=0.5", "k_fold.experiment_name=averaged", "optim.epochs=2"]
+        train_entry.main(["--path_opt", str(trained), "--folds", "0", "--set", *given])
+        options = load_options(trained, given)
+        last = run_folder(options, 0) / "last.pth"
+        model, content = load_model(options, read_vocabulary(options), last, torch.device("cpu"))
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, content["average"][f"module.{name}"])
+        assert any(not torch.equal(value, content["model"][name]) for name, value in model.state_dict().items())
 
 
 class TestVocabulary:
@@ -186,3 +266,16 @@ class TestFolds:
         score(trained, "k_fold.strategy=kfold")
         with pytest.raises(InputError, match=r"k_fold\.nums 2 \(now 3\)"):
             score(trained, "k_fold.strategy=kfold", "k_fold.nums=3", flags=("--folds", "0"))
+
+    def test_what_decides_a_split_splits_otherwise(self, tmp_path: Path) -> None:
+        """Options of equal `deciding` give equal splits, others give others."""
+        train = read_annotations(make_precomp(tmp_path / "data", train=40), "train")
+        every = [
+            {"strategy": strategy, "nums": nums, "seed": seed}
+            for strategy in STRATEGIES
+            for nums in (2, 5, 8)
+            for seed in (0, 1)
+        ]
+        vals = [split_images(train, *given)[1].tolist() for given in product(STRATEGIES, [0], (2, 5, 8), (0, 1))]
+        for (one, val), (other, other_val) in combinations(zip(every, vals, strict=True), 2):
+            assert (deciding(one) == deciding(other)) == (val == other_val), (one, other)

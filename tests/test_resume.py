@@ -445,6 +445,27 @@ class TestOlderOptions:
     def test_another_loss_is_another_run(self, tiny: Path, loss: str, named: str) -> None:
         assert f"\n  optim.loss: triplet when it was begun, {named} now\n" in self.refusal(tiny, f"optim.loss={loss}")
 
+    @pytest.mark.parametrize(
+        ("strategy", "nums", "refused"),
+        [("random", 2, False), ("blocks", 2, False), ("blocks", 6, True), ("kfold", 4, True)],
+    )
+    def test_folds_may_be_added_where_the_split_stays(
+        self, tiny: Path, strategy: str, nums: int, refused: bool
+    ) -> None:
+        given = [f"k_fold.strategy={strategy}", "k_fold.nums=3"]
+        stored = option.dump(option.load_options(tiny, given))
+        now = option.load_options(tiny, [*given, f"k_fold.nums={nums}"])
+        if refused:
+            with pytest.raises(InputError, match=f"k_fold.nums: [35] when it was begun, {nums} now"):
+                _refuse_other_options(stored, now, Path("run"), "the key")
+        else:
+            _refuse_other_options(stored, now, Path("run"), "the key")
+
+    def test_damaged_options_are_named(self, tiny: Path) -> None:
+        given = option.load_options(tiny)
+        with pytest.raises(InputError, match=r"last.pth is damaged: its options can't be read"):
+            _refuse_other_options(option.dump(given) | {"k_fold": ["3"]}, given, Path("run"), "the key")
+
     def test_a_damaged_weight_is_named(self, tiny: Path) -> None:
         given = option.load_options(tiny, ["optim.loss=triplet"])
         stored = option.dump(given)
