@@ -45,16 +45,6 @@ class Embeddings:
     fold: int | None
 
 
-def check_exportable(path: Path) -> None:
-    """Find out before the work what an export would fail of after it.
-
-    Raises:
-        InputError: the path is a folder.
-    """
-    if path.is_dir():
-        raise InputError(f"--export {path}: this is a folder; give the name of the file to write, e.g. {path}/test.h5")
-
-
 def write_embeddings(
     path: Path, annotations: Annotations, options: Options, vocabulary: Vocabulary, folds: Mapping[str, Embeddings]
 ) -> None:

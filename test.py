@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,8 +38,8 @@ from experiment import (
     parse_folds,
     read_vocabulary,
 )
-from export import Embeddings, check_exportable, write_embeddings, write_ranks
-from html_report import Report, TestSet, check_target
+from export import Embeddings, write_embeddings, write_ranks
+from html_report import Report, TestSet
 from layers.base import RetrievalModel
 from layers.registry import registered
 from mismatch import Gate
@@ -47,11 +48,12 @@ from option.schema import Rerank
 from provenance import check_data_set, check_fold
 from report import RANDOM_TIES, RERANKED, as_csv, as_markdown, score_tables
 from rerank import Method, rerank
-from utils import InputError, choose_device, run_entry_point, write_text_atomic
+from utils import InputError, choose_device, first_line, run_entry_point, write_text_atomic
 from vocab import Vocabulary
 
 BESIDE = Path("report.html")
-"""Of `--report` without a name: this file in the experiment's folder, or beside the checkpoint."""
+"""Of `--report` without a name: this file in the experiment's folder, or beside the checkpoint. What counts is this
+very object, since an equal path may be typed."""
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -75,6 +77,23 @@ def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@dataclass
+class Scores:
+    """What was found of each checkpoint, by its label, `fold 0` or a file's name.
+
+    Attributes:
+        rows: recalls and what else was asked for, in percent.
+        ranks: of images and captions.
+        embeddings: where they are to be exported.
+        origins: what the checkpoint says of its `epoch`, `fold` and `options`.
+    """
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranks: dict[str, metrics.Ranks] = field(default_factory=dict)
+    embeddings: dict[str, Embeddings] = field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print and write the recall table of an experiment, or of one checkpoint."""
     given = _read_arguments(arguments)
@@ -86,44 +105,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.checkpoint is not None:
         checkpoints = {given.checkpoint.name: given.checkpoint}
     _refuse_missing(checkpoints, given.path_opt, given.set)
+    _settle_targets(given, options)
     vocabulary = read_vocabulary(options)
     annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
-    scenes = scene_numbers(annotations)
-    _check_targets(given, options, annotations)
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device)
-    gate = Gate(given.force)
-    rows: dict[str, dict[str, float]] = {}
-    ranks: dict[str, metrics.Ranks] = {}
-    exported: dict[str, Embeddings] = {}
-    report = Report(TestSet(options, annotations, vocabulary, loader, scenes))
+    test_set = TestSet(options, annotations, vocabulary, loader, scene_numbers(annotations))
+    report, scores, gate = Report(test_set), Scores(), Gate(given.force)
     for label, path in checkpoints.items():
-        fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
-        model, content = load_scored(options, vocabulary, path, device, gate, fold)
-        images, texts = encode(model, loader, device, options.optim.amp, options.dataset.test_views)
-        blocks = score_source(model, images, texts, loader.caption_row)
-        tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
-        rows[label], ranks[label] = recall_table(tasks), tasks[0]
-        rows[label] |= more_scores(blocks, tasks[0], loader, scenes, given.rerank, options.rerank)
-        if given.export is not None:
-            captions = texts.cpu()[loader.caption_row]  # [M, D]
-            group = label if given.checkpoint is None else "checkpoint"
-            exported[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
-        if given.report is not None:
-            report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
-    result = summary(options, rows, loader, scenes, given.rerank, device, gate.passed)
+        score_checkpoint(given, test_set, label, path, device, gate, scores, report)
+    result = summary(given, test_set, scores, device, gate.passed)
     tables = result.pop("tables")
     shown = as_markdown(tables)
     print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
-    if given.json is not None:
-        write_text_atomic(given.json, _json(result))
     if given.checkpoint is None:
-        folder = results_folder(options, content)
+        folder = results_folder(options, next(iter(scores.origins.values())))
         _write_results(folder, folds, result, shown, whole=given.folds is None)
         if given.folds is None:
-            write_ranks(folder / "ranks.h5", annotations, options, ranks)
+            write_ranks(folder / "ranks.h5", annotations, options, scores.ranks)
+    if given.json is not None:
+        _write_copy(given.json, result)
     if given.export is not None:
-        write_embeddings(given.export, annotations, options, vocabulary, exported)
+        write_embeddings(given.export, annotations, options, vocabulary, scores.embeddings)
         print(f"\nEmbeddings written to {given.export}.")
     if given.report is not None:
         typed = sys.argv[1:] if arguments is None else arguments
@@ -131,14 +134,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nReport written to {given.report}; open it in a browser.")
 
 
-def _check_targets(given: argparse.Namespace, options: Options, annotations: Annotations) -> None:
-    """Find out before the work where everything goes, and what can't be written."""
+def score_checkpoint(
+    given: argparse.Namespace,
+    test_set: TestSet,
+    label: str,
+    path: Path,
+    device: torch.device,
+    gate: Gate,
+    scores: Scores,
+    report: Report,
+) -> None:
+    """Score one checkpoint and add what was found to `scores`, and to `report` where one is to be written."""
+    options, loader = test_set.options, test_set.loader
+    fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
+    model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)
+    images, texts = encode(model, loader, device, options.optim.amp, options.dataset.test_views)
+    blocks = score_source(model, images, texts, loader.caption_row)
+    tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
+    scores.rows[label] = recall_table(tasks)
+    scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
+    scores.ranks[label] = tasks[0]
+    scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options") if key in content}
     if given.export is not None:
-        check_exportable(given.export)
-    if given.report == BESIDE:
-        given.report = (experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent) / BESIDE
+        captions = texts.cpu()[loader.caption_row]  # [M, D]
+        group = label if given.checkpoint is None else "checkpoint"
+        scores.embeddings[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
     if given.report is not None:
-        check_target(given.report)
+        report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
+
+
+def _settle_targets(given: argparse.Namespace, options: Options) -> None:
+    """Decide before the work where a report without a name goes, and find out what can't be written after it.
+
+    Raises:
+        InputError: the name of a file to write is that of a folder.
+    """
+    if given.report is BESIDE:
+        beside = experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent
+        given.report = beside / BESIDE
+    for flag, file in (("--json", "test.json"), ("--export", "test.h5"), ("--report", "report.html")):
+        path = getattr(given, flag.removeprefix("--"))
+        if path is not None and path.is_dir():
+            raise InputError(f"{flag} {path}: this is a folder; give the name of the file to write, e.g. {path / file}")
 
 
 def scene_numbers(annotations: Annotations) -> Tensor | None:
@@ -222,15 +259,11 @@ def more_scores(
 
 
 def summary(
-    options: Options,
-    rows: Mapping[str, Mapping[str, float]],
-    loader: EvaluationLoader,
-    scenes: Tensor | None,
-    method: Method | None,
-    device: torch.device,
-    forced: Sequence[str] = (),
+    given: argparse.Namespace, test_set: TestSet, scores: Scores, device: torch.device, forced: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Everything that a reader of the table needs, as plain values; `forced` are the mismatches let through."""
+    options, loader, scenes = test_set.options, test_set.loader, test_set.scenes
+    rows, method = scores.rows, given.rerank
     mean = metrics.mean_and_deviation(list(rows.values()))
     chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
     ceiling = limits.ceiling(loader.text_image, loader.caption_row)
@@ -243,12 +276,10 @@ def summary(
     model = registered()[options.model.name].model
     views = "" if options.dataset.test_views == "one" else "each picture in 8 right-angle views"
     note = "; ".join(filter(None, [views, model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
-    selected_by = "mR" if model.selected_by == "mR" else "the mean mR of the three tasks"
     protocol = (
-        f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; {len(rows)} "
-        f"{'fold' if len(rows) == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best epoch by "
-        f"{selected_by} on val; an item that is no match and scores equal to the match counts as ranked before it; "
-        f"mean ± sample standard deviation over folds; pictures of {options.dataset.image_size} pixels, "
+        f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; "
+        f"{_what_was_scored(given, options, scores)}; an item that is no match and scores equal to the match counts as "
+        f"ranked before it; pictures of {options.dataset.image_size} pixels, "
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
     )
     return {
@@ -262,6 +293,19 @@ def summary(
         "rerank": method,
         "options": option.dump(options),
     }
+
+
+def _what_was_scored(given: argparse.Namespace, options: Options, scores: Scores) -> str:
+    """One file, or the folds, how they were split and by what each one's epoch was chosen."""
+    if given.checkpoint is not None:
+        epoch = scores.origins[given.checkpoint.name].get("epoch", "unknown")
+        return f"one checkpoint, {given.checkpoint.name} (epoch {epoch})"
+    model, count = registered()[options.model.name].model, len(scores.rows)
+    selected_by = "mR" if model.selected_by == "mR" else "the mean mR of the three tasks"
+    return (
+        f"{count} {'fold' if count == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best "
+        f"epoch by {selected_by} on val; mean ± sample standard deviation over folds"
+    )
 
 
 def _has_equal_captions(loader: EvaluationLoader) -> bool:
@@ -302,6 +346,13 @@ def _write_results(folder: Path, folds: Sequence[int], result: Mapping[str, Any]
         write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
         write_text_atomic(folder / "test.md", f"{tables}\n\n{result['protocol']}\n")
         print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
+
+
+def _write_copy(path: Path, result: Mapping[str, Any]) -> None:
+    try:
+        write_text_atomic(path, _json(result))
+    except OSError as fault:
+        raise InputError(f"--json {path}: can't be written ({first_line(fault)}); give another file.") from fault
 
 
 def _refuse_missing(checkpoints: Mapping[str, Path], path_opt: str, overrides: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from vocab import tokenize
 
 Lists = dict[str, list[Entry]]
 """The entries of "train" (val included) and of "test"."""
-DROPS = ("unreadable", "duplicates", "leaks", "blank")
+DROPS = ("unreadable", "duplicates", "leaks", "blank", "val")
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def leave_out(lists: Lists, findings: Findings, what: Collection[str]) -> tuple[
         what: "unreadable": pictures without a sound file; "duplicates": pictures that show the same as an earlier one
             of their list; "leaks": train pictures that show the same as a test picture, and train captions that stand
             in test (test stays as it is); "blank": captions without a word. A picture left without captions goes, too.
+            "val" is nothing to this function: see `data.prepare.split_entries`.
 
     Returns:
         The new lists, and a line on each thing that was left out.

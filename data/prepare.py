@@ -62,7 +62,7 @@ def prepare(request: Request) -> str:
     """
     refuse_taken(request.out)
     source = open_source(request.source)
-    lists, note = split_entries(source.entries, request.test_share, request.seed)
+    lists, note = split_entries(source.entries, request.test_share, request.seed, "val" not in request.drop)
     report = [f"split: {note}", compare_known(request.out, lists)]
     with new_folder(request.out) as folder:
         lists, paths = _with_pictures(request, source, lists, folder)
@@ -83,13 +83,14 @@ def prepare(request: Request) -> str:
     return "\n\n".join(filter(None, report))
 
 
-def split_entries(entries: Sequence[Entry], test_share: float, seed: int) -> tuple[Lists, str]:
+def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_val: bool = True) -> tuple[Lists, str]:
     """Train and test; test is drawn where the source names no test picture. Val stays with train and is never drawn.
 
     Args:
         entries: as read.
         test_share: share of the pictures that aren't val; at least one and not all.
         seed: of the choice, 0 or more.
+        keep_val: leave val pictures in train; else they are in neither list.
 
     Returns:
         Both lists in the order of the entries, and a line that says how they were split.
@@ -107,14 +108,17 @@ def split_entries(entries: Sequence[Entry], test_share: float, seed: int) -> tup
         entries = [replace(entry, side="test") if index in chosen else entry for index, entry in enumerate(entries)]
         note = f"the source names no test pictures, so they were drawn (test_share {test_share}, seed {seed})"
     lists = {
-        "train": [entry for entry in entries if entry.side != "test"],
+        "train": [entry for entry in entries if entry.side == "train" or (keep_val and entry.side == "val")],
         "test": [entry for entry in entries if entry.side == "test"],
     }
     if not lists["train"] or not lists["test"]:
         raise InputError(f"{_counts(lists)}: both lists need at least one picture")
     val = sum(entry.side == "val" for entry in entries)
-    more = f"; of train, {val:,} are val, also in the *_verify.txt lists (k_fold.strategy: fixed)" if val else ""
-    return lists, note + more
+    if not val:
+        return lists, note
+    if not keep_val:
+        return lists, f"{note}; {val:,} val pictures are left out"
+    return lists, f"{note}; of train, {val:,} are val, also in the *_verify.txt lists (k_fold.strategy: fixed)"
 
 
 def equal_counts(lists: Lists) -> tuple[Lists, list[str]]:

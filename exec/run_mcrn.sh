@@ -2,7 +2,8 @@
 # MCRN on one data set, all folds, then the test: bash exec/run_mcrn.sh ucm|rsitmd|rsicd|toy [--pretrain] [arguments]
 # Spectrograms of the spoken captions are made where data/<name>_audios is missing. --pretrain pretrains without pairs first
 # and trains from that, as the experiment <name>_mcrn_pretrained; without it, training starts from what the YAML says.
-# Further arguments (--set, --device, --folds) are handed to train.py and test.py.
+# Further arguments (--set, --device, --folds) are handed to train.py and test.py, not to the pretraining: for another one run
+# python pretrain.py --path_opt option/UCM_MCRN_PRETRAIN.yaml --set ... before, which is then left as it is.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -17,17 +17,7 @@ from metrics import Ranks
 from report import Table
 from utils import InputError, first_line, write_text_atomic
 
-__all__ = ["Report", "TestSet", "check_target"]
-
-
-def check_target(path: Path) -> None:
-    """Find out before the work that a report can't be written there.
-
-    Raises:
-        InputError: the path is a folder.
-    """
-    if path.is_dir():
-        raise InputError(f"--report {path}: this is a folder; give the name of the file to write, e.g. {path}/out.html")
+__all__ = ["Report", "TestSet"]
 
 
 class Report:

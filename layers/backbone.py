@@ -304,7 +304,7 @@ def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:
             f"model.backbone.pretrained: imagenet: the weights could not be downloaded ({fault}). Fetch "
             f"{weights.url} on another machine and put the file into {folder}, or give its path "
             "(--set model.backbone.pretrained=FILE), or start from random weights "
-            "(--set model.backbone.pretrained=none)."
+            "(--set model.backbone.pretrained=none; of pretrain.py's backbones --set backbone.pretrained=none)."
         ) from fault
 
 

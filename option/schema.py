@@ -353,7 +353,12 @@ class KFold(Parameters):
         description="random: 80/20 (published); kfold: a partition; stratified: 80/20 by class; "
         "blocks: runs of file numbers; fixed: the *_verify.txt lists",
     )
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="seed of the splits: fold i uses seed + i")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="seed of the splits; random, stratified: fold i uses seed + i; kfold: one shuffle; else not used",
+    )
 
     @field_validator("strategy")
     @classmethod

@@ -124,7 +124,8 @@ def check_python(words: Sequence[str]) -> None:
         assert all((ROOT / word).is_file() for word in arguments if word.endswith(".py"))
     elif program in programs():
         given = parsed(program, arguments)
-        if "path_opt" in given and given.path_opt not in MADE_BY_PAGES:
+        written_by_training = Path(getattr(given, "path_opt", "")).match("checkpoint/*/0/options.yaml")
+        if "path_opt" in given and given.path_opt not in MADE_BY_PAGES and not written_by_training:
             load(given.path_opt, given.set)
     else:
         assert program.endswith(".py"), program

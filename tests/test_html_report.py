@@ -26,7 +26,15 @@ from data.annotations import read_annotations
 from data.region_file import write_regions
 from dataloader import Batch
 from engine import encode, score_source
-from experiment import Media, best_checkpoint, evaluation_loader, load_model, read_vocabulary, run_folder
+from experiment import (
+    Media,
+    best_checkpoint,
+    evaluation_loader,
+    experiment_folder,
+    load_model,
+    read_vocabulary,
+    run_folder,
+)
 from html_report.charts import Line, line_chart
 from html_report.findings import (
     answers,
@@ -263,6 +271,17 @@ def test_one_checkpoint_that_has_no_history(saved: Path, tmp_path: Path) -> None
     assert "training" not in [node.attributes["id"] for node in page.all("section")]
     assert "±" not in "".join(cell.text for cell in section(page, "scores").all("td"))
     assert "Of published.pth" in section(page, "queries").text
+
+
+def test_a_name_that_is_typed_is_a_place_of_its_own(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = experiment_folder(option.load_options(saved)) / "report.html"
+    before = beside.read_bytes() if beside.exists() else None
+    monkeypatch.chdir(tmp_path)
+    test_entry.main(["--path_opt", str(saved), "--report", "report.html"])
+    assert (tmp_path / "report.html").is_file()
+    assert (beside.read_bytes() if beside.exists() else None) == before
 
 
 def test_a_folder_is_no_target(saved: Path, tmp_path: Path) -> None:

@@ -142,6 +142,10 @@ def test_val_is_in_train_and_in_the_verify_lists(tmp_path: Path) -> None:
     for split, names in wanted.items():
         assert read_annotations(tmp_path / "set", split).image_names == names
     assert "of train, 2 are val" in report
+    report = prepare(Request(str(tmp_path / "own.json"), tmp_path / "without", pictures="none", drop=("val",)))
+    assert read_annotations(tmp_path / "without", "train").image_names == ("0.png", "3.png")
+    assert not (tmp_path / "without" / "val_filename_verify.txt").exists()
+    assert "2 val pictures are left out" in report
 
 
 def test_a_val_split_without_test_gives_no_val_picture_away() -> None:

@@ -231,9 +231,12 @@ def check_embeddings(out: Path, saved: Path) -> None:
     torch.testing.assert_close(exported[1], texts[loader.caption_row], rtol=1e-4, atol=1e-5)
 
 
-def test_export_of_one_checkpoint(saved: Path, tmp_path: Path) -> None:
+def test_export_of_one_checkpoint(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = experiment(saved) / "1" / "AMFMN_best.pth.tar"
     run(saved, "--checkpoint", str(checkpoint), "--export", str(tmp_path / "one.h5"))
+    protocol = capsys.readouterr().out.partition("Protocol: ")[2]
+    assert "24 captions; one checkpoint, AMFMN_best.pth.tar (epoch 1); an item" in protocol
+    assert "split strategy" not in protocol
     with h5py.File(tmp_path / "one.h5") as file:
         assert file["checkpoint"].attrs["fold"] == 1
     unnumbered = {key: value for key, value in read_checkpoint(checkpoint).items() if key != "fold"}
@@ -255,13 +258,18 @@ def test_the_documented_example_reads_an_export(saved: Path, tmp_path: Path) -> 
 
 
 def test_faults_of_an_export(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="this is a folder"):
-        run(saved, "--export", str(tmp_path))
+    for flag in ("--export", "--json"):
+        with pytest.raises(InputError, match=f"{flag} .*: this is a folder; give the name of the file to write"):
+            run(saved, flag, str(tmp_path))
     (tmp_path / "file").write_text("")
     (experiment(saved) / "test.json").unlink(missing_ok=True)
     with pytest.raises(InputError, match="can't be written"):
         run(saved, "--export", str(tmp_path / "file" / "out.h5"))
     # The scores are not lost with it
+    assert result_of(saved)["mean"]["mR"] >= 0
+    (experiment(saved) / "test.json").unlink()
+    with pytest.raises(InputError, match="can't be written"):
+        run(saved, "--json", str(tmp_path / "file" / "result.json"))
     assert result_of(saved)["mean"]["mR"] >= 0
     path = renamed_copy(saved, tmp_path, {"pond": "pond_", "field": "field_", "roof": "roof_"})
     captions = tmp_path / "data" / "test_caps.txt"
