@@ -108,7 +108,7 @@ def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_v
         entries = [replace(entry, side="test") if index in chosen else entry for index, entry in enumerate(entries)]
         note = f"the source names no test pictures, so they were drawn (test_share {test_share}, seed {seed})"
     lists = {
-        "train": [entry for entry in entries if entry.side == "train" or (keep_val and entry.side == "val")],
+        "train": [entry for entry in entries if entry.side != "test" and (keep_val or entry.side != "val")],
         "test": [entry for entry in entries if entry.side == "test"],
     }
     if not lists["train"] or not lists["test"]:
