@@ -6,7 +6,7 @@ Letters: B batch, N images, M captions, A spectrograms, L words, S image side, R
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Batch:
             word. In a query by sentence alone, words of the sentence; see `queries`.
         image_rows: [M] int64 row of each caption's picture; None: caption i belongs to picture i.
         whole: what the batches of all ranks hold together; None: not known, or no training batch.
+        share: of the items of a step's batch, below 1 where that is worked off in parts.
     """
 
     images: Tensor | None = None
@@ -65,6 +66,7 @@ class Batch:
     keywords: Tensor | None = None
     image_rows: Tensor | None = None
     whole: Sample | None = None
+    share: float = 1.0
 
     def __len__(self) -> int:
         """Items, B; of a training batch of pictures with all their captions the pictures."""
@@ -93,10 +95,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; `lengths` stays on the CPU."""
-        held = {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("lengths", "whole")
-        }
-        moved = {name: value.to(device, non_blocking=True) for name, value in held.items() if value is not None}
+        held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "lengths"}
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in held.items()}
         return replace(self, **moved)
 
 

@@ -5,6 +5,7 @@ Letters: D embedding, W ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -48,10 +49,20 @@ class Losses(nn.Module):
             losses = self.model.training_loss(batch, criterion)
         else:
             losses = self.model.loss_of(gathered(self.model.encodings(batch), batch, self.world), criterion)
+        losses = _weighted(losses, self.model.batch_means, batch.share)
         figures = self.objective.figures()
         if pairs.matches is not None:
             figures["masked_share"] = pairs.masked_share()
         return losses | {name: batch.items * value for name, value in figures.items()}
+
+
+def _weighted(losses: dict[str, Tensor], means: Sequence[str], share: float) -> dict[str, Tensor]:
+    """Losses of a part of a batch whose sum over all parts is that of the batch: a mean counts by the part's share."""
+    if share == 1:
+        return losses
+    lower = {name: share * losses[name] for name in means if name in losses}
+    less = sum(losses[name] - value for name, value in lower.items())
+    return losses | lower | {"loss": losses["loss"] - less}
 
 
 def gathered(encodings: Encodings, batch: Batch, world: World) -> Encodings:

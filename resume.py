@@ -160,12 +160,21 @@ def is_finished(begun: dict[str, Any], epochs: int, patience: int = 0) -> bool:
 
 
 def is_settled(begun: dict[str, Any], folder: Path, best: Path) -> bool:
-    """Whether a run's other files are of its last checkpoint; not so if it was killed before it wrote them all."""
+    """Whether a run's other files are of its last checkpoint; not so if it was killed before it wrote them all.
+
+    Raises:
+        InputError: the weights of the best epoch are gone, and the last checkpoint is of another one.
+    """
+    at_best = begun.get("best_epoch") == begun["epoch"] and begun["batch"] == 0
+    if begun.get("best_epoch") and not at_best and not best.is_file():
+        raise InputError(
+            f"{best} is gone: the weights of epoch {begun['best_epoch']}, the best so far. {folder / 'last.pth'} is of "
+            f"epoch {begun['epoch']} and can't make up for them. Put the file back, or delete {folder} to begin anew."
+        )
     history = folder / "history.csv"
     table = history.read_text(encoding="utf-8") if history.is_file() else ""
     if begun["history"] and table != as_csv(begun["history"]):
         return False
-    at_best = begun.get("best_epoch") == begun["epoch"] and begun["batch"] == 0
     return not at_best or (best.is_file() and read_checkpoint(best)["epoch"] == begun["epoch"])
 
 

@@ -86,6 +86,9 @@ class RetrievalModel(nn.Module):
     uses_second_view: ClassVar[bool] = False
     """Whether training batches carry a second view of their pictures, and pictures are searched with pictures."""
 
+    batch_means: ClassVar[tuple[str, ...]] = ()
+    """Names of the losses that are means over a batch rather than sums over its items, see `loss_of`."""
+
     selected_by: ClassVar[str] = "mR"
     """The validation score that the best epoch has the highest of, see `engine.recall_table`."""
 

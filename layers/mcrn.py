@@ -126,6 +126,7 @@ class MCRN(RetrievalModel):
     uses_audio = True
     uses_second_view = True
     selected_by = "tasks_mR"
+    batch_means = ("mse_view", "kd", "alignment")
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,14 @@ from layers import build_model
 from layers.base import l2norm
 from layers.losses import distillation
 from layers.mcrn import MCRN, MODALITIES, Discriminator, DiscriminatorParameters, McrnParameters
+from layers.objective import Pairs, build_objective
 from layers.released import load_fitting, load_released, translate
 from layers.shared_pattern import SharedPatternTransfer, ShareParameters
 from layers.single_token import PreNormEncoder
+from learner import Losses
 from option import Options, load_options
+from option.schema import Optim
+from out_of_memory import parts_of
 from tests import reference_inputs
 from tests.criteria import triplet_criterion
 from tests.test_layers import random_batch
@@ -224,6 +229,24 @@ class TestTraining:
             torch.testing.assert_close(losses[name], value)
         torch.testing.assert_close(losses["loss"], torch.stack(list(expected.values())).sum())
 
+    def test_the_parts_of_a_batch_count_its_means_once(self, tiny: MCRN) -> None:
+        source = SimpleNamespace(of=lambda batch: Pairs())
+        losses = Losses(tiny.eval(), build_objective(Optim()), source)  # type: ignore[arg-type]
+        batch = random_batch(6)
+        with torch.no_grad():
+            alone = [losses(replace(part, share=1.0)) for part in parts_of(batch, 3)]
+            parts = [losses(part) for part in parts_of(batch, 3)]
+        for part, whole in zip(parts, alone, strict=True):
+            for name in ("mse_view", "kd", "alignment"):
+                assert float(whole[name]) > 0
+                torch.testing.assert_close(part[name], whole[name] / 3)
+            for name in ("triplet_text", "triplet_audio"):
+                assert torch.equal(part[name], whole[name])
+            terms = [part[name] for name in ("triplet_text", "triplet_audio", "mse_view", "kd", "alignment")]
+            torch.testing.assert_close(part["loss"], torch.stack(terms).sum())
+        of_all = losses(batch)["mse_view"].detach()
+        torch.testing.assert_close(torch.stack([part["mse_view"] for part in parts]).sum(), of_all)
+
     def test_triplets_alone_need_no_second_view(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
         torch.manual_seed(0)
         model = build_model(tiny_options("MCRN", {"optim.methods": "tpt"}), vocabulary)
@@ -233,8 +256,9 @@ class TestTraining:
 
     @pytest.mark.parametrize("field", ["audio", "second_view"])
     def test_a_batch_that_lacks_a_source_is_refused(self, tiny: MCRN, field: str) -> None:
+        lacking: dict[str, Any] = {field: None}
         with pytest.raises(ValueError, match=rf"needs Batch\.{field}"):
-            tiny.training_loss(replace(random_batch(3), **{field: None}), CRITERION)
+            tiny.training_loss(replace(random_batch(3), **lacking), CRITERION)
 
     def test_alignment_brings_views_and_modalities_together(self, tiny: MCRN) -> None:
         batch = random_batch(4)

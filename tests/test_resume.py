@@ -193,6 +193,21 @@ def test_what_a_kill_left_unwritten_is_made_up_from_the_last_checkpoint(whole: P
     assert (run / "last.pth").stat().st_mtime_ns == before
 
 
+def test_best_weights_that_are_gone_are_told(whole: Path, tiny: Path) -> None:
+    run = whole.parents[1] / "lost" / "0"
+    shutil.copytree(whole, run)
+    best = run / "AMFMN_best.pth.tar"
+    last = read_checkpoint(run / "last.pth")
+    last["best_epoch"] = last["epoch"] - 1
+    torch.save(last, run / "last.pth")
+    best.unlink()
+    with pytest.raises(
+        InputError, match=r"best\.pth\.tar is gone: the weights of epoch 1, the best so far.*begin anew"
+    ):
+        train_entry.main(arguments(tiny, "lost"))
+    assert not best.exists()
+
+
 def test_the_last_checkpoint_is_written_before_the_best(
     tmp_path: Path, tiny_options: Callable[..., Options], monkeypatch: pytest.MonkeyPatch
 ) -> None:
