@@ -335,6 +335,7 @@ def embed(
     return embeddings
 
 
+@torch.no_grad()
 def score_blocks(
     model: RetrievalModel, images: Tensor, texts: Tensor, caption_row: Tensor, rows: int
 ) -> Iterator[Tensor]:
@@ -361,7 +362,6 @@ def score_blocks(
         yield scores if order is None else scores.index_select(1, order)
 
 
-@torch.no_grad()
 def score_source(
     model: RetrievalModel,
     images: Tensor,

@@ -16,7 +16,7 @@ import option
 from augmentation import right_angle_views
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
-from engine import Plan, encode, evaluate, fit, image_verb, score_blocks
+from engine import Plan, encode, evaluate, fit, image_verb, score_blocks, score_source
 from experiment import Media, evaluation_loader, start_state, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
@@ -171,6 +171,25 @@ def test_equal_captions_score_exactly_alike(tiny: tuple[Options, Vocabulary]) ->
     scores = torch.cat(list(score_blocks(model, images, texts, loader.caption_row, rows=5)))
     assert scores.shape == (24, 48)
     assert torch.equal(scores[:, :24], scores[:, 24:])
+
+
+def test_scores_need_no_gradient_held_or_streamed(tiny: tuple[Options, Vocabulary]) -> None:
+    class Scaled(Counting):
+        """A score with a weight of its own, as AMFMN's."""
+
+        def pair_scores(self, images: Tensor, texts: Tensor) -> Tensor:
+            return super().pair_scores(images, texts) * self.project.bias.sum()
+
+    options, vocabulary = tiny
+    model, loader = Scaled(), loader_of(options, vocabulary)
+    images, texts = encode(model, loader, CPU)
+    for scores_per_block in (24 * 12, 24 * 4):
+        count = 0
+        for block in score_source(model, images, texts, loader.caption_row, scores_per_block)():
+            assert torch.is_grad_enabled()  # between two blocks the caller's mode stays as it was
+            assert not block.requires_grad
+            count += 1
+        assert count == (1 if scores_per_block == 24 * 12 else 12)
 
 
 def test_diverged_weights_are_no_score(tiny: tuple[Options, Vocabulary]) -> None:
