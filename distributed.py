@@ -26,6 +26,8 @@ from machine import first_words
 from utils import InputError, RunFault, choose_device, logger
 
 T = TypeVar("T")
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Variables by which torchrun tells a rank its place; clusters set some of them for purposes of their own."""
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in a step."""
 PREPARATION = timedelta(hours=6)
@@ -192,15 +194,20 @@ def session(device_name: str | None) -> Iterator[tuple[World, torch.device]]:
         The world and this rank's device.
 
     Raises:
-        InputError: no such device, or fewer GPUs than ranks.
+        InputError: no such device, fewer GPUs than ranks, or an environment that tells half of what torchrun tells.
         RunFault: another rank has gone.
     """
     if ranks() == 1:
         yield ALONE, choose_device(device_name)
         return
-    rank, size, local_rank, local_size = (
-        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    )
+    missing = [name for name in PLACE if _number(name) is None]
+    if missing:
+        raise InputError(
+            f"the environment has WORLD_SIZE={ranks()} but no {' and no '.join(missing)}: something other than "
+            "torchrun has set it, a cluster perhaps. Start several ranks with torchrun (docs/distributed.md), or one "
+            "process without it: env -u WORLD_SIZE python train.py ..."
+        )
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in PLACE)
     if rank > 0:
         _be_quiet()
     try:
@@ -223,18 +230,43 @@ def session(device_name: str | None) -> Iterator[tuple[World, torch.device]]:
 
 
 def ranks() -> int:
-    """Processes that torchrun has started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes that the environment speaks of, 1 where it speaks of none.
+
+    Raises:
+        InputError: it does so with something other than a number.
+    """
+    return _number("WORLD_SIZE") or 1
+
+
+def _number(name: str) -> int | None:
+    """A variable of the environment, None where it is missing or empty.
+
+    Raises:
+        InputError: it is no whole number from 0.
+    """
+    text = os.environ.get(name, "").strip()
+    if text and not text.isdecimal():
+        raise InputError(
+            f"the environment has {name}={text}, expected a number as torchrun sets it: unset it (env -u {name} python "
+            "...), or start several ranks with torchrun (docs/distributed.md)."
+        )
+    return int(text) if text else None
 
 
 def refuse_torchrun(script: str) -> None:
     """For entry points that run in one process.
 
     Raises:
-        InputError: torchrun has started several.
+        InputError: the environment speaks of several.
     """
-    if ranks() > 1:
+    if ranks() == 1:
+        return
+    if all(_number(name) is not None for name in PLACE):
         raise InputError(f"{script} runs in one process: start it with python instead of torchrun (train.py alone).")
+    raise InputError(
+        f"{script} runs in one process, and the environment has WORLD_SIZE={ranks()}, set by a cluster perhaps: start "
+        f"it once, without it (env -u WORLD_SIZE python {script} ...)."
+    )
 
 
 def _local_device(name: str | None, local_rank: int, local_size: int) -> torch.device:

@@ -20,7 +20,7 @@ import option
 import train as train_entry
 from data.annotations import read_annotations
 from dataloader import Batch
-from distributed import ALONE, World, own_random_states, refuse_torchrun, session
+from distributed import ALONE, PLACE, World, own_random_states, refuse_torchrun, session
 from engine import encode, evaluate
 from experiment import Media, evaluation_loader, train_loader
 from layers import build_model
@@ -317,8 +317,31 @@ def test_what_several_ranks_can_not_do(
     monkeypatch.setattr(registered()["AMFMN"].model, "training_loss", OneBatch.training_loss)
     with pytest.raises(InputError, match="AMFMN overrides `training_loss`"):
         check_ranks(tiny_options("AMFMN"), World(0, 2), CPU)
+
+
+def test_an_environment_that_is_not_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PLACE:
+        monkeypatch.delenv(name, raising=False)
+    for alone in ("", "1"):  # a cluster's job script may leave it empty
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        refuse_torchrun("test.py")
+        with session("cpu") as (world, device):
+            assert (world, device) == (ALONE, CPU)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"test\.py runs in one process"):
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(InputError, match=r"WORLD_SIZE=2 but no LOCAL_RANK and no LOCAL_WORLD_SIZE: .*env -u"),
+        session("cpu"),
+    ):
+        pass
+    with pytest.raises(InputError, match=r"one process, .* WORLD_SIZE=2, .*env -u WORLD_SIZE python test\.py"):
+        refuse_torchrun("test.py")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"test\.py runs in one process: start it with python instead of torchrun"):
+        refuse_torchrun("test.py")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(InputError, match="WORLD_SIZE=two, expected a number"):
         refuse_torchrun("test.py")
 
 
