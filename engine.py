@@ -111,7 +111,7 @@ def fit(
         save: called after each epoch with whether it is the best so far, and inside an epoch every
             `plan.save_minutes` and after a signal.
         world: the ranks that train together, and must save and stop together: inside an epoch they ask each other
-            where the log is written, every `plan.print_freq` steps.
+            where the log is written, every `plan.print_freq` batches, or at the next step of the optimiser.
 
     Raises:
         InputError: the loss or an embedding is not finite; what was saved before stays.
@@ -127,7 +127,7 @@ def fit(
         watch.saved(heard)
 
     def between_steps() -> None:
-        if world.size > 1 and state.batch % plan.print_freq:
+        if world.size > 1 and not passes(state.batch, plan.accumulate, plan.print_freq):
             return
         if world.any(watch.due):
             check_finite(state.meter.means()["loss"], state.epoch + 1, state.batch, state.meter.recent)
@@ -141,6 +141,18 @@ def fit(
             keep(is_best)
     if state.epoch < plan.epochs:
         logger.info("Stopped early: %s has not risen for %d validations.", plan.select, plan.patience)
+
+
+def passes(batch: int, accumulate: int, every: int) -> bool:
+    """Whether a step of the optimiser reaches a multiple of `every` batches, or passes one.
+
+    Args:
+        batch: the last one of the step, from 1.
+        accumulate: batches per step; the last step of an epoch may have fewer.
+        every: distance of the multiples.
+    """
+    before = (batch - 1) // accumulate * accumulate
+    return batch // every > before // every
 
 
 def _validate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ import option
 from augmentation import right_angle_views
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
-from engine import Plan, encode, evaluate, fit, image_verb, score_blocks, score_source
+from distributed import ALONE, World
+from engine import Plan, encode, evaluate, fit, image_verb, passes, score_blocks, score_source
 from experiment import Media, evaluation_loader, start_state, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
@@ -90,6 +91,7 @@ def run(
     vocabulary: Vocabulary,
     plan: Plan,
     started: tuple[RetrievalModel, TrainingState] | None = None,
+    world: World = ALONE,
 ) -> TrainingState:
     """Fit on the train list and validate on the test list, without writing anything."""
     annotations = read_annotations(Path(options.dataset.data_path), "train")
@@ -107,6 +109,7 @@ def run(
         CPU,
         Silent(),
         lambda state, is_best: None,
+        world,
     )
     return state
 
@@ -309,6 +312,44 @@ def test_accumulation_steps_once_per_group_and_at_the_end(
     monkeypatch.setattr("engine.optimiser_step", noted)
     run(options, vocabulary, Plan(epochs=1, accumulate=4, grad_clip=1.5))
     assert clips == [1.5, 1.5]  # 48 pairs in 6 batches of 8: after the fourth and after the last
+
+
+@dataclass(frozen=True)
+class Asking(World):
+    """One of two ranks, which notes after which batches it asked the other, and hears nothing."""
+
+    size: int = 2
+    state: TrainingState | None = None
+    asked: list[int] = field(default_factory=list)
+
+    def any(self, flag: bool) -> bool:
+        assert self.state is not None
+        self.asked.append(self.state.batch)
+        return False
+
+    def union(self, values: list[int]) -> list[int]:
+        return values
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "print_freq", "expected"), [(1, 2, [2, 4, 6]), (2, 3, [4, 6]), (4, 3, [4, 6]), (4, 5, [6])]
+)
+def test_ranks_ask_each_other_at_the_first_step_after_each_report(
+    tiny: tuple[Options, Vocabulary], accumulate: int, print_freq: int, expected: list[int]
+) -> None:
+    options, vocabulary = tiny
+    started = start(options, vocabulary)
+    world = Asking(state=started[1])
+    run(options, vocabulary, Plan(epochs=1, accumulate=accumulate, print_freq=print_freq), started, world)
+    assert world.asked == expected  # of 6 batches
+
+
+def test_no_report_is_passed_twice_or_missed() -> None:
+    for accumulate in range(1, 8):
+        for every in range(1, 8):
+            steps = [batch for batch in range(1, 43) if batch % accumulate == 0 or batch == 42]
+            reported = {next(step for step in steps if step >= place) for place in range(every, 43, every)}
+            assert [step for step in steps if passes(step, accumulate, every)] == sorted(reported)
 
 
 def gradient_of(weight: Tensor) -> Tensor:
