@@ -420,8 +420,8 @@ def rank_tasks(
     amp: str = "off",
     views: Views = "one",
     scores_per_block: int = SCORES_PER_BLOCK,
-) -> list[metrics.Ranks]:
-    """Ranks of images and captions; for a model with audio also those of images with audio and with second views.
+) -> metrics.Tasks:
+    """Ranks of images and captions; of images and audio, or second views, for a model that uses them.
 
     Args:
         model: any registered model.
@@ -434,19 +434,20 @@ def rank_tasks(
         scores_per_block: entries of a score matrix that are held at once.
     """
     text_image = loader.text_image.to(device)
-    text = metrics.rank_blocks(blocks, text_image)
-    if not model.uses_audio:
-        return [text]
-    join = partial(loader.join, total=loader.spectrograms)
-    audio = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp, join)
-    join = partial(loader.join, total=len(images))
-    others = embed(model, image_verb(model, views), loader.view_batches(), "image", device, amp, join)
-    heard = score_source(model, images, audio, loader.caption_audio, scores_per_block)
-    own = torch.arange(len(images), device=device)
-    seen = score_source(model, images, others, own, scores_per_block)
-    return [text, metrics.rank_blocks(heard, text_image), metrics.rank_blocks(seen, own)]
+    audio = view = None
+    if model.uses_audio:
+        join = partial(loader.join, total=loader.spectrograms)
+        spoken = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp, join)
+        heard = score_source(model, images, spoken, loader.caption_audio, scores_per_block)
+        audio = metrics.rank_blocks(heard, text_image)
+    if model.uses_second_view:
+        join = partial(loader.join, total=len(images))
+        others = embed(model, image_verb(model, views), loader.view_batches(), "image", device, amp, join)
+        own = torch.arange(len(images), device=device)
+        view = metrics.rank_blocks(score_source(model, images, others, own, scores_per_block), own)
+    return metrics.Tasks(metrics.rank_blocks(blocks, text_image), audio, view)
 
 
-def recall_table(tasks: Sequence[metrics.Ranks]) -> dict[str, float]:
-    """`metrics.recalls` of what `rank_tasks` gives; for a model with audio `metrics.source_recalls`."""
-    return metrics.recalls(tasks[0]) if len(tasks) == 1 else metrics.source_recalls(*tasks)
+def recall_table(tasks: metrics.Tasks) -> dict[str, float]:
+    """`metrics.task_recalls` of what `rank_tasks` gives."""
+    return metrics.task_recalls(tasks)

@@ -44,7 +44,7 @@ def chance(text_image: Tensor) -> dict[str, float]:
 
 
 def source_chance(text_image: Tensor) -> dict[str, float]:
-    """`chance` for the names of `source_recalls`."""
+    """`chance` for the names of `metrics.task_recalls` of all three tasks."""
     text = chance(text_image)
     table = text | {name.replace("t", "a"): value for name, value in text.items() if name != "mR"}
     images = int(text_image.max()) + 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,25 +130,42 @@ def recalls(ranks: Ranks, directions: tuple[str, str] = ("i2t", "t2i"), mean: st
     return table | {mean: mean_recall(table)}
 
 
-def source_recalls(text: Ranks, audio: Ranks, view: Ranks) -> dict[str, float]:
-    """MCRN's table of image-text, image-audio and image-image retrieval.
+class Tasks(NamedTuple):
+    """Ranks of all that a model is scored by; None for a task that it does not have.
 
-    Args:
+    Attributes:
         text: of images and captions.
         audio: of images and spoken captions.
-        view: of images and a second view of each; both directions are averaged.
+        view: of images and a second view of each.
+    """
+
+    text: Ranks
+    audio: Ranks | None = None
+    view: Ranks | None = None
+
+
+def task_recalls(tasks: Tasks) -> dict[str, float]:
+    """The recall table of image-text and, where there are any, image-audio and image-image retrieval.
 
     Returns:
         What `recalls` gives for the captions; the same for the spoken ones (`i2a_`, `a2i_`, `audio_mR`); `i2i_R@1`,
-        `i2i_R@5`, `i2i_R@10` and their mean `image_mR`; `mean_of_15`, the mean of all 15 recalls; `tasks_mR`, the mean
-        of the three tasks' mR, by which MCRN's best epoch is chosen.
+        `i2i_R@5`, `i2i_R@10`, each the mean of both directions, and their mean `image_mR`. Of several tasks also
+        `tasks_mR`, the mean of their mR, by which MCRN's best epoch is chosen; of all three `mean_of_15`, the mean of
+        all 15 recalls.
     """
-    table = recalls(text) | recalls(audio, ("i2a", "a2i"), "audio_mR")
-    both = recalls(view, ("forth", "back"))
-    images = {f"i2i_R@{cutoff}": (both[f"forth_R@{cutoff}"] + both[f"back_R@{cutoff}"]) / 2 for cutoff in CUTOFFS}
-    table |= images | {"image_mR": mean_recall(images)}
-    tasks = statistics.fmean((table["mR"], table["audio_mR"], table["image_mR"]))
-    return table | {"mean_of_15": mean_recall(table), "tasks_mR": tasks}
+    table = recalls(tasks.text)
+    means = [table["mR"]]
+    if tasks.audio is not None:
+        table |= recalls(tasks.audio, ("i2a", "a2i"), "audio_mR")
+        means.append(table["audio_mR"])
+    if tasks.view is not None:
+        both = recalls(tasks.view, ("forth", "back"))
+        images = {f"i2i_R@{cutoff}": (both[f"forth_R@{cutoff}"] + both[f"back_R@{cutoff}"]) / 2 for cutoff in CUTOFFS}
+        table |= images | {"image_mR": mean_recall(images)}
+        means.append(table["image_mR"])
+    if len(means) == len(tasks):
+        table["mean_of_15"] = mean_recall(table)
+    return table if len(means) == 1 else table | {"tasks_mR": statistics.fmean(means)}
 
 
 @torch.no_grad()

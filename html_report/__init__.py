@@ -13,7 +13,7 @@ from html_report.collect import Fold, Gallery, TestSet, examine
 from html_report.findings import by_direction, first_scenes
 from html_report.page import Outcome, page
 from layers.base import RetrievalModel
-from metrics import Ranks
+from metrics import Tasks
 from report import Table
 from utils import InputError, first_line, write_text_atomic
 
@@ -38,7 +38,7 @@ class Report:
         images: Tensor,
         texts: Tensor,
         blocks: Callable[[], Iterable[Tensor]],
-        tasks: Sequence[Ranks],
+        tasks: Tasks,
     ) -> None:
         """Take in a fold; queries and examples are those of the first one.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from layers.base import l2norm
-from metrics import Ranks
+from metrics import Tasks
 
 DIRECTIONS = {
     "i2t": "image → text",
@@ -50,12 +50,13 @@ class Query:
     found: tuple[Found, ...]
 
 
-def by_direction(ranks: Sequence[Ranks]) -> dict[str, Tensor]:
-    """Ranks under the keys of `DIRECTIONS`, from those of captions or of captions, audio and second views."""
-    directions = {"i2t": ranks[0].image_to_text, "t2i": ranks[0].text_to_image}
-    if len(ranks) > 1:
-        directions |= {"i2a": ranks[1].image_to_text, "a2i": ranks[1].text_to_image}
-        directions["i2i"] = torch.cat([ranks[2].image_to_text, ranks[2].text_to_image])
+def by_direction(tasks: Tasks) -> dict[str, Tensor]:
+    """Ranks under the keys of `DIRECTIONS`, for the tasks that there are."""
+    directions = {"i2t": tasks.text.image_to_text, "t2i": tasks.text.text_to_image}
+    if tasks.audio is not None:
+        directions |= {"i2a": tasks.audio.image_to_text, "a2i": tasks.audio.text_to_image}
+    if tasks.view is not None:
+        directions["i2i"] = torch.cat([tasks.view.image_to_text, tasks.view.text_to_image])
     return {name: places.cpu() for name, places in directions.items()}
 
 

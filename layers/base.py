@@ -90,7 +90,7 @@ class RetrievalModel(nn.Module):
     """Names of the losses that are means over a batch rather than sums over its items, see `loss_of`."""
 
     selected_by: ClassVar[str] = "mR"
-    """The validation score that the best epoch has the highest of, see `engine.recall_table`."""
+    """The validation score that the best epoch has the highest of, see `metrics.task_recalls`."""
 
     @classmethod
     def from_parameters(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from layers.base import RetrievalModel
 from layers.registry import registered
 from option.pretraining import BackboneOptions, ModalityOptions
 from option.read import Tree, parse, read_file, shown
@@ -277,14 +278,13 @@ def _note_without_effect(
         by_reason[
             "model.keywords.mode is none" if "model.keywords.mode" in known else f"{model} has no keywords"
         ].append("dataset.keywords_path")
-    if registered()[model].model.uses_audio:
-        if options.optim.lr != known["optim.lr"].default:
-            by_reason[f"{model} learns at optim.lr_finetune"].append("optim.lr")
-    else:
-        for key in AUDIO_KEYS:
-            block, name = key.split(".")
-            if getattr(getattr(options, block), name) != known[key].default:
-                by_reason[f"{model} has no audio"].append(key)
+    own_rates = registered()[model].model.parameter_groups is not RetrievalModel.parameter_groups
+    if own_rates and options.optim.lr != known["optim.lr"].default:
+        by_reason[f"{model} learns at optim.lr_finetune"].append("optim.lr")
+    for key in () if registered()[model].model.uses_audio else AUDIO_KEYS:
+        block, name = key.split(".")
+        if getattr(getattr(options, block), name) != known[key].default:
+            by_reason[f"{model} has no audio"].append(key)
     for loss in sorted({"dynamic", "contrastive"} - options.optim.loss.keys()):
         for name, value in getattr(options.optim, loss):
             if value != known[f"optim.{loss}.{name}"].default:

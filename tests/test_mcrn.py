@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dataloader import Batch
 from layers import build_model
-from layers.base import l2norm
+from layers.base import RetrievalModel, l2norm
 from layers.losses import distillation
 from layers.mcrn import MCRN, MODALITIES, Discriminator, DiscriminatorParameters, McrnParameters
 from layers.objective import Pairs, build_objective
@@ -358,3 +358,13 @@ class TestOptions:
         load_options(OPTION / "UCM_AMFMN.yaml", ["dataset.audio_path=a", "optim.methods=tpt", "optim.lr_finetune=1"])
         (note,) = caplog.messages
         assert note.endswith("dataset.audio_path, optim.methods, optim.lr_finetune (AMFMN has no audio)")
+
+    def test_the_learning_rate_that_counts_follows_from_the_groups(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load_options(OPTION / "UCM_MCRN.yaml", ["optim.lr=1e-3"])
+        assert caplog.messages[-1].endswith("optim.lr (MCRN learns at optim.lr_finetune)")
+        caplog.clear()
+        monkeypatch.setattr(MCRN, "parameter_groups", RetrievalModel.parameter_groups)
+        load_options(OPTION / "UCM_MCRN.yaml", ["optim.lr=1e-3"])
+        assert caplog.messages == []

@@ -15,12 +15,12 @@ import train as train_entry
 from augmentation import Views, right_angle_views
 from data.annotations import read_annotations
 from dataloader import Batch, EvaluationLoader
-from engine import encode, rank_tasks, score_source
+from engine import encode, evaluate, rank_tasks, score_source
 from experiment import Media, evaluation_loader, read_vocabulary, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
 from limits import chance, source_chance
-from metrics import Ranks, rank, recalls, source_recalls
+from metrics import Ranks, Tasks, rank, recalls, task_recalls
 from option import Options, load_options
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError
@@ -124,6 +124,31 @@ def test_second_views_are_embedded_as_the_pictures_are(experiment: Path, monkeyp
         assert all(map(torch.equal, seen, expected))
 
 
+@pytest.mark.parametrize(
+    ("flags", "means"),
+    [
+        ((True, True), ["mR", "audio_mR", "image_mR", "mean_of_15", "tasks_mR"]),
+        ((True, False), ["mR", "audio_mR", "tasks_mR"]),
+        ((False, True), ["mR", "image_mR", "tasks_mR"]),
+        ((False, False), ["mR"]),
+    ],
+)
+def test_each_task_of_an_evaluation_follows_from_its_own_flag(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[bool, bool], means: list[str]
+) -> None:
+    options = load_options(experiment)
+    torch.manual_seed(0)
+    model = build_model(options, read_vocabulary(options))
+    whole = evaluate(model, loader_of(options), CPU)
+    for flag, value in zip(("uses_audio", "uses_second_view"), flags, strict=True):
+        monkeypatch.setattr(type(model), flag, value)
+    table = evaluate(model, loader_of(options), CPU)
+    assert [name for name in table if "_R@" not in name and not name.startswith(("i2", "t2", "a2"))] == means
+    assert all(table[name] == whole[name] for name in table if name != "tasks_mR")
+    tasks = [table[name] for name in ("mR", "audio_mR", "image_mR") if name in means]
+    assert table.get("tasks_mR", table["mR"]) == pytest.approx(sum(tasks) / len(tasks))
+
+
 def test_training_batches_carry_all_sources_of_the_same_pairs(experiment: Path) -> None:
     options = load_options(experiment)
     annotations = read_annotations(options.dataset.data_path, "train", options.dataset.audio_path)
@@ -159,7 +184,7 @@ class TestMetrics:
         # 12 images; in every task all matches come first, but for the parts that are put elsewhere.
         perfect = torch.zeros(12, dtype=torch.int64)
         late = torch.tensor([0] * 6 + [4] * 3 + [11] * 3)
-        table = source_recalls(Ranks(perfect, perfect), Ranks(late, perfect), Ranks(perfect, late))
+        table = task_recalls(Tasks(Ranks(perfect, perfect), Ranks(late, perfect), Ranks(perfect, late)))
         assert (table["mR"], table["i2a_R@1"], table["i2a_R@5"], table["i2a_R@10"]) == (100, 50, 75, 75)
         assert table["audio_mR"] == pytest.approx((50 + 75 + 75 + 300) / 6)
         assert [table[f"i2i_R@{cutoff}"] for cutoff in (1, 5, 10)] == [75, 87.5, 87.5]
@@ -170,7 +195,7 @@ class TestMetrics:
     def test_text_numbers_are_those_of_the_other_models(self) -> None:
         scores = torch.randn(7, 14, generator=torch.Generator().manual_seed(0))
         text = rank(scores, torch.arange(14) // 2)
-        table = source_recalls(text, text, rank(scores[:, :7], torch.arange(7)))
+        table = task_recalls(Tasks(text, text, rank(scores[:, :7], torch.arange(7))))
         assert recalls(text).items() <= table.items()
         assert table["a2i_R@5"] == table["t2i_R@5"]
 
