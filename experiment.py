@@ -18,7 +18,7 @@ from augmentation import audio_margin_size, margin_size
 from checkpoints import FORMAT, load_weights
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
 from data.picture_store import PictureStore, choose_cache
-from data.region_file import Regions, read_regions
+from data.region_file import RegionFile, Regions, read_regions
 from dataloader import Captions, EvaluationLoader, Spectrograms, TrainLoader
 from distributed import ALONE, World
 from engine import Plan
@@ -190,22 +190,35 @@ class PictureLibrary:
 
 @dataclass(frozen=True)
 class Media:
-    """Pictures and spectrograms of a retrieval experiment; `audio` is None where the model uses no sound."""
+    """What a retrieval experiment reads once for all its folds.
+
+    Attributes:
+        images: the pictures.
+        audio: the spectrograms; None where the model uses no sound.
+        region_file: regions of pictures; None where the model uses none.
+    """
 
     images: PictureLibrary
     audio: PictureLibrary | None
+    region_file: RegionFile | None
 
     @classmethod
     def of(cls, options: Options, lists: Sequence[Annotations], device: torch.device, processes: int = 1) -> Media:
-        """The files that some lists name, for each of some processes of this machine; nothing is decoded yet."""
+        """The files that some lists name, for each of some processes of this machine; no picture is decoded yet.
+
+        Raises:
+            InputError: the region file is missing or broken, or there is no folder of spectrograms for a model that
+                needs one.
+        """
         dataset, cache_folder = options.dataset, experiment_folder(options) / "cache"
         image_names = [name for annotations in lists for name in annotations.image_names]
         images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device, processes)
-        audio_folder = audio_folder_of(options)
+        audio_folder, region_file = audio_folder_of(options), region_file_of(options)
         if audio_folder is None:
-            return cls(images, None)
+            return cls(images, None, region_file)
         audio_names = [name for annotations in lists for name in annotations.audio_names or ()]
-        return cls(images, PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes))
+        audio = PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes)
+        return cls(images, audio, region_file)
 
     def holds(self, annotations: Annotations) -> bool:
         """Whether all files of a list belong to it."""
@@ -217,6 +230,10 @@ class Media:
         if self.audio is None or annotations.audio_names is None:
             return None
         return Spectrograms(*self.audio.open(annotations.audio_names, size, f"spectrograms ({annotations.name})"))
+
+    def regions(self, names: Sequence[str], missing: str) -> Regions | None:
+        """The regions of some pictures, where there are any; `missing` as for `RegionFile.of`."""
+        return None if self.region_file is None else self.region_file.of(names, missing)
 
 
 def audio_folder_of(options: Options) -> Path | None:
@@ -235,12 +252,22 @@ def audio_folder_of(options: Options) -> Path | None:
     return options.dataset.audio_path
 
 
+def region_file_of(options: Options) -> RegionFile | None:
+    """The region file, where the model uses one and `dataset.local_path` names it.
+
+    Raises:
+        InputError: it is missing or broken.
+    """
+    path = options.dataset.local_path
+    if path is None or not registered()[options.model.name].model.uses_regions:
+        return None
+    return read_regions(path)
+
+
 def regions_of(options: Options, names: Sequence[str]) -> Regions | None:
     """The regions of some pictures, where the model uses them and `dataset.local_path` names a file."""
-    dataset = options.dataset
-    if dataset.local_path is None or not registered()[options.model.name].model.uses_regions:
-        return None
-    return read_regions(dataset.local_path).of(names, dataset.missing_regions)
+    file = region_file_of(options)
+    return None if file is None else file.of(names, options.dataset.missing_regions)
 
 
 def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabulary) -> Captions:
@@ -291,7 +318,7 @@ def train_loader(
         workers=options.dataset.workers,
         seed=derive_seed(options.optim.seed, "order", fold),
         device=device,
-        regions=regions_of(options, annotations.image_names),
+        regions=media.regions(annotations.image_names, options.dataset.missing_regions),
         audio=media.spectrograms(annotations, audio_margin_size(size)),
         two_views=registered()[options.model.name].model.uses_second_view,
         augmentation=options.dataset.views,
@@ -324,7 +351,7 @@ def evaluation_loader(
         batch_size=options.dataset.batch_size_val,
         workers=options.dataset.workers,
         device=device,
-        regions=regions_of(options, names),
+        regions=media.regions(names, options.dataset.missing_regions),
         audio=media.spectrograms(annotations, size),
         views=views,
         world=world,

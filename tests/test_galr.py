@@ -16,10 +16,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+import experiment as experiment_module
 import test as test_entry
 import train as train_entry
 from data.annotations import read_annotations
-from data.region_file import read_regions
+from data.region_file import RegionFile, read_regions
 from data.regions import main as regions_main
 from dataloader import Batch
 from experiment import Media, evaluation_loader, read_vocabulary, regions_of, train_loader
@@ -248,6 +249,24 @@ class TestRuns:
                     assert torch.equal(batch.need("adjacency")[row], torch.from_numpy(file.adjacency[at]))
                     seen += 1
         assert seen == 3 * len(annotations.image_names)
+
+    def test_the_region_file_is_read_once_for_all_loaders(
+        self, experiment: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read: list[Path] = []
+
+        def noted(path: Path) -> RegionFile:
+            read.append(path)
+            return read_regions(path)
+
+        monkeypatch.setattr(experiment_module, "read_regions", noted)
+        options = load_options(experiment)
+        annotations, vocabulary = read_annotations(options.dataset.data_path, "train"), read_vocabulary(options)
+        media = Media.of(options, [annotations], CPU)
+        for fold in range(2):
+            train_loader(options, fold, vocabulary, annotations, media, CPU)
+            evaluation_loader(options, annotations, vocabulary, media, CPU)
+        assert read == [options.dataset.local_path]
 
     def test_a_model_without_regions_reads_none_and_says_so(
         self, experiment: Path, caplog: pytest.LogCaptureFixture
