@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.amfmn import AMFMN
-from layers.base import RetrievalModel, l2norm
+from layers.base import RetrievalModel, l2norm, normalise_rows
 from layers.galr import GaLR
 from layers.mcrn import MCRN
 from layers.multiscale import MultiscaleImageEncoder
@@ -123,7 +123,7 @@ class WholeContextCaptionEncoder(ContextCaptionEncoder):
                 convolution(states.transpose(1, 2))
         words = self.attention(states, real)
         context = torch.zeros_like(words)
-        context[real] = self._normalise(words[real])
+        context[real] = normalise_rows(self.norm, words[real])
         enhanced = states + self.context_dropout(context)
         finished = self.mlp(enhanced) + enhanced  # [B, L, D]
         return l2norm(finished[torch.arange(len(tokens)), lengths - 1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,13 @@ NORM_FLOOR = 1e-8
 def l2norm(vectors: Tensor) -> Tensor:
     """Scale vectors [..., D] to unit length: x / (sqrt(sum x^2) + 1e-8), the released normalisation."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + NORM_FLOOR)
+
+
+def normalise_rows(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
+    """Batch norm of rows [B, D]; a single row has no variance, so it takes the running statistics in training, too."""
+    if len(rows) > 1:
+        return cast(Tensor, norm(rows))
+    return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 @dataclass(frozen=True)

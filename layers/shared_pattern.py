@@ -6,11 +6,10 @@ Letters: B batch, D embedding, P patterns.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.base import l2norm
+from layers.base import l2norm, normalise_rows
 from layers.registry import Parameters
 from layers.single_token import PreNormEncoder, released_encoder_names
 
@@ -61,21 +60,14 @@ class SharedPatternTransfer(nn.Module):
             return self._transfer(features.to(self.normalise.weight.dtype))
 
     def _transfer(self, features: Tensor) -> Tensor:
-        tokens = self.enter(self._normalise(l2norm(features)))
+        # The last batch of an epoch may be a single item.
+        tokens = self.enter(normalise_rows(self.normalise, l2norm(features)))
         weights = torch.sigmoid(self.weigh(tokens))  # [B, P]
         shares = [
             weight[:, None] * (tokens @ pattern) for weight, pattern in zip(weights.T, self.patterns, strict=True)
         ]
         transferred: Tensor = self.leave(torch.stack(shares).sum(dim=0))
         return transferred
-
-    def _normalise(self, features: Tensor) -> Tensor:
-        if len(features) > 1:
-            normalised: Tensor = self.normalise(features)
-            return normalised
-        # One item has no variance: the last batch of an epoch takes the running statistics.
-        norm = self.normalise
-        return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 def released_share_names(released: str, ours: str, layers: int) -> dict[str, str | None]:

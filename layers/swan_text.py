@@ -9,11 +9,10 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from layers.base import l2norm
+from layers.base import l2norm, normalise_rows
 from layers.swan_image import mlp
 
 HEADS = 2
@@ -130,7 +129,7 @@ class ContextCaptionEncoder(nn.Module):
             states = self.read(tokens, lengths)
             context = self.attention(states, real.to(tokens.device, non_blocking=True))
             # Statistics over real words alone; what follows treats each word alone, so only the last one is needed.
-            context = self._normalise(context.flatten(0, 1)[place])[last]  # [B, D]
+            context = normalise_rows(self.norm, context.flatten(0, 1)[place])[last]  # [B, D]
             enhanced = states.flatten(0, 1)[place[last]] + self.context_dropout(context)
         return l2norm(self.mlp(enhanced) + enhanced)
 
@@ -140,13 +139,6 @@ class ContextCaptionEncoder(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             weights = self.attention.weights(self.read(tokens, lengths), real).mean(dim=1)  # [B, L, L]
         return weights[torch.arange(len(tokens)), lengths - 1]
-
-    def _normalise(self, words: Tensor) -> Tensor:
-        """Batch norm of words [W, D]; a single word has no statistics, so it takes the running ones."""
-        if len(words) > 1:
-            return cast(Tensor, self.norm(words))
-        norm = self.norm
-        return F.batch_norm(words, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 RELEASED_TEXT: dict[str, str | None] = {

@@ -18,7 +18,7 @@ from torch import Tensor
 import layers.backbone
 from dataloader import Batch
 from layers import build_model
-from layers.base import RetrievalModel
+from layers.base import RetrievalModel, normalise_rows
 from layers.registry import registered
 from layers.released import load_released
 from metrics import rank, recalls
@@ -313,3 +313,13 @@ def test_released_checkpoint_gives_the_released_outputs(name: str, vocabulary: V
     assert distance(images, expected_images) < 1e-4
     assert distance(texts, expected[released.texts]) < 1e-4
     torch.testing.assert_close(scores, expected[released.scores], atol=1e-5, rtol=0)
+
+
+def test_a_single_row_is_normalised_by_the_running_statistics() -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean, norm.running_var = torch.tensor([1.0, 2.0]), torch.tensor([4.0, 9.0])
+    torch.testing.assert_close(normalise_rows(norm, torch.tensor([[5.0, -1.0]])), torch.tensor([[2.0, -1.0]]))
+    assert norm.running_mean.tolist() == [1.0, 2.0]  # which it does not change
+    several = normalise_rows(norm, torch.tensor([[5.0, -1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(several, torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    torch.testing.assert_close(norm.running_mean, torch.tensor([1.2, 1.8]))
