@@ -179,7 +179,7 @@ def train_fold(
     keeper = Keeper(folder, best, options, lambda: save_best(best, state, options, extra), extra)
 
     def save(state: TrainingState, is_best: bool) -> None:
-        state.ranks = world.collect(random_states()) if world.size > 1 else []
+        state.ranks = world.collect(random_states(device)) if world.size > 1 else []
         if world.leads:
             keeper.save(state, is_best)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+
+from utils import logger
 
 Item = TypeVar("Item")
 PLAIN = ("parts", "epoch", "best", "best_epoch", "validations_since_best", "history", "batch", "row")
@@ -122,6 +123,11 @@ class TrainingState:
         return self.model if self.average is None else self.average.module
 
     @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    @property
     def at_best(self) -> bool:
         """Whether these are the weights of the best epoch so far."""
         return self.batch == 0 and 0 < self.epoch == self.best_epoch
@@ -159,7 +165,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "meter": self.meter.state_dict(),
             **{name: getattr(self, name) for name in PLAIN},
-            **random_states(),
+            **random_states(self.device),
             **({"ranks": self.ranks} if self.ranks else {}),
         }
 
@@ -183,29 +189,38 @@ class TrainingState:
             setattr(self, value, state.get(value, getattr(self, value)))
         if "meter" in state:
             self.meter.load_state_dict(state["meter"])
-        set_random_states(state)
+        set_random_states(state, self.device)
 
 
-def random_states() -> dict[str, Any]:
+def random_states(device: torch.device) -> dict[str, Any]:
     """The states of this process's random generators, as a checkpoint holds them.
 
-    Of several ranks each looks at its own GPU alone: a look at another would take memory there.
+    Of GPUs that of the run's own alone: it draws on no other, and a look at another would take memory there.
     """
-    states: list[Tensor] = []
-    if torch.cuda.is_available():
-        alone = not (dist.is_available() and dist.is_initialized())
-        states = torch.cuda.get_rng_state_all() if alone else [torch.cuda.get_rng_state()]
+    states = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"random_cpu": torch.get_rng_state(), "random_cuda": states}
 
 
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Take over what `random_states` gave; states of more or fewer GPUs than there are now are left."""
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Take over what `random_states` gave, on whichever GPU the run goes on.
+
+    Checkpoints of earlier versions hold the states of all GPUs and do not say which one was the run's: where they
+    differ, none is taken, with a warning.
+    """
     torch.set_rng_state(states["random_cpu"].cpu())
-    cuda = [random.cpu() for random in states["random_cuda"]]
-    if len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)
-    elif len(cuda) == 1 and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda[0])
+    if device.type != "cuda":
+        return
+    stored = [random.cpu() for random in states["random_cuda"]]
+    if stored and all(torch.equal(random, stored[0]) for random in stored):
+        torch.cuda.set_rng_state(stored[0], device)
+        return
+    found = f"the random states of {len(stored)} GPUs, not which one was the run's" if stored else "none of a GPU"
+    logger.warning(
+        "The checkpoint holds %s: on %s dropout is drawn otherwise than it would have been. Weights, order and "
+        "augmentation go on as they were.",
+        found,
+        device,
+    )
 
 
 def optimiser_step(state: TrainingState, grad_clip: float) -> None:
