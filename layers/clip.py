@@ -48,6 +48,10 @@ class ClipParameters(ModelParameters):
         default="none", description="the tower whose weights stay as they start"
     )
 
+    def without_effect(self) -> dict[str, str]:
+        """See `Parameters.without_effect`: both towers learn at `optim.lr`."""
+        return {"optim.lr_backbone": "CLIP's towers learn at optim.lr"}
+
 
 class BytePairs(Vocabulary):
     """The byte pairs of an open_clip tokenizer as a vocabulary: no word is unknown to it.

@@ -26,6 +26,10 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    def without_effect(self) -> dict[str, str]:
+        """Dotted keys, from the root of the YAML, that nothing reads beside the values of this block -> the reason."""
+        return {}
+
 
 class ModelParameters(Parameters):
     """Base of the `model` block of every registered model."""

@@ -80,6 +80,10 @@ class SwanParameters(ModelParameters):
     dropout: DropoutParameters = DropoutParameters()
     backbone: BackboneParameters = BackboneParameters()
 
+    def without_effect(self) -> dict[str, str]:
+        """See `Parameters.without_effect`: a frozen backbone has no learning rate."""
+        return {} if self.is_finetune else {"optim.lr_backbone": "model.is_finetune is false"}
+
     @property
     def backbone_weights(self) -> str:
         """What the backbone starts from, as `layers.backbone.resnet` takes it."""

@@ -40,6 +40,12 @@ class Seq2VecParameters(Parameters):
     word_dim: int = Field(default=300, ge=1, description="arch gru: length of a word vector [numbers]")
     hidden_dim: int = Field(default=1024, ge=1, description="arch gru: width of the state [numbers]")
 
+    def without_effect(self) -> dict[str, str]:
+        """See `Parameters.without_effect`: what belongs to the other encoder."""
+        of_skip_thoughts = ("model.seq2vec.dir_st", "model.seq2vec.type")
+        of_gru = ("model.embed.glove", "model.seq2vec.word_dim", "model.seq2vec.hidden_dim")
+        return dict.fromkeys(of_skip_thoughts if self.arch == "gru" else of_gru, f"model.seq2vec.arch is {self.arch}")
+
 
 class EmbedParameters(Parameters):
     """`model.embed`: the common space."""

@@ -12,16 +12,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from layers.base import RetrievalModel
 from layers.registry import registered
 from option.pretraining import BackboneOptions, ModalityOptions
 from option.read import Tree, parse, read_file, shown
 from option.schema import Options, allowed, choices, leaves, published_keys
+from option.unread import unread
 from utils import InputError, logger
 
 OVERRIDES = "--set"
 MOST_HINTS = 50
-AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
 
 
 @dataclass(frozen=True)
@@ -272,23 +271,8 @@ def _note_without_effect(
     """Name the keys that were given a value and that nothing reads, by reason, in one warning."""
     model = options.model.name
     by_reason = defaultdict(list)
-    if options.dataset.local_path is not None and not registered()[model].model.uses_regions:
-        by_reason[f"{model} has no regions"].append("dataset.local_path")
-    if options.dataset.keywords_path is not None and registered()[model].model.query_mode(options.model) == "none":
-        by_reason[
-            "model.keywords.mode is none" if "model.keywords.mode" in known else f"{model} has no keywords"
-        ].append("dataset.keywords_path")
-    own_rates = registered()[model].model.parameter_groups is not RetrievalModel.parameter_groups
-    if own_rates and options.optim.lr != known["optim.lr"].default:
-        by_reason[f"{model} learns at optim.lr_finetune"].append("optim.lr")
-    for key in () if registered()[model].model.uses_audio else AUDIO_KEYS:
-        block, name = key.split(".")
-        if getattr(getattr(options, block), name) != known[key].default:
-            by_reason[f"{model} has no audio"].append(key)
-    for loss in sorted({"dynamic", "contrastive"} - options.optim.loss.keys()):
-        for name, value in getattr(options.optim, loss):
-            if value != known[f"optim.{loss}.{name}"].default:
-                by_reason[f"optim.loss has no {loss}"].append(f"optim.{loss}.{name}")
+    for key, reason in unread(options, known):
+        by_reason[reason].append(key)
     for key, reason in published_keys().items():
         if key in given and key not in known and given[key].value is not None:
             by_reason[reason.format(model=model)].append(key)

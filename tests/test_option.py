@@ -271,6 +271,42 @@ class TestValues:
         assert "accepted without effect: optim.contrastive.temperature (optim.loss has no contrastive)" in caplog.text
         assert "optim.dynamic.gamma" not in caplog.text
 
+    @pytest.mark.parametrize(
+        ("text", "overrides", "note"),
+        [
+            (MINIMAL, ["model.embed.glove=a"], "model.embed.glove (model.seq2vec.arch is skipthoughts)"),
+            (
+                MINIMAL,
+                ["model.seq2vec.arch=gru", "model.seq2vec.dir_st=a", "model.embed.glove=a"],
+                "model.seq2vec.dir_st (model.seq2vec.arch is gru)",
+            ),
+            (
+                MINIMAL,
+                ["optim.loss=contrastive", "optim.margin=0.1", "optim.max_violation=true"],
+                "optim.margin (optim.loss has no triplet); optim.max_violation (optim.loss has no triplet and no "
+                "dynamic)",
+            ),
+            (MINIMAL, ["optim.loss=dynamic", "optim.max_violation=true"], ""),
+            (MINIMAL, ["optim.lr_backbone=0.1"], ""),
+            (
+                MINIMAL.replace("AMFMN", "SWAN"),
+                ["optim.lr_backbone=0.1"],
+                "optim.lr_backbone (model.is_finetune is false)",
+            ),
+            (MINIMAL.replace("AMFMN", "SWAN"), ["optim.lr_backbone=0.1", "model.is_finetune=true"], ""),
+            (
+                MINIMAL.replace("AMFMN", "CLIP"),
+                ["optim.lr_backbone=0.1"],
+                "optim.lr_backbone (CLIP's towers learn at optim.lr)",
+            ),
+        ],
+    )
+    def test_what_nothing_reads_is_named(
+        self, text: str, overrides: list[str], note: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        load_text(text, *overrides)
+        assert [message.rpartition("without effect: ")[2] for message in caplog.messages] == ([note] if note else [])
+
     def test_an_empty_block_is_its_defaults(self) -> None:
         assert load_text(MINIMAL + "optim:\nlogs: {}\n") == load_text(MINIMAL)
 
