@@ -143,6 +143,7 @@ class PictureLibrary:
         names: Sequence[str],
         device: torch.device,
         processes: int = 1,
+        beside: list[PictureStore] | None = None,
     ) -> None:
         """Name the pictures; nothing is decoded yet.
 
@@ -153,6 +154,7 @@ class PictureLibrary:
             names: file names in the image folder; order and repeats do not matter.
             device: where the batches will go.
             processes: how many of this machine hold a library of the same pictures.
+            beside: all stores that take memory of this process; the library's own are added.
         """
         self.pictures = pictures
         self.folder = folder
@@ -162,6 +164,7 @@ class PictureLibrary:
         self.device = device
         self.processes = processes
         self.stores: dict[int, PictureStore] = {}
+        self.beside = [] if beside is None else beside
 
     def holds(self, names: Sequence[str]) -> bool:
         """Whether all these pictures belong to the library."""
@@ -177,12 +180,14 @@ class PictureLibrary:
         """
         if size not in self.stores:
             self.stores[size] = self._store(size)
+            self.beside.append(self.stores[size])
         store, rows = self.stores[size], torch.tensor([self.row[name] for name in names])
         store.load(rows, title)
         return store, rows
 
     def _store(self, size: int) -> PictureStore:
-        cache = choose_cache(self.pictures.cache, len(self.names), size, self.device, self.processes)
+        promised = {"ram": sum(store.promised for store in self.beside)}
+        cache = choose_cache(self.pictures.cache, len(self.names), size, self.device, self.processes, promised)
         logger.info("Pictures of %d pixels: cache %s, %.0f MiB", size, cache, len(self.names) * 3 * size**2 / 2**20)
         paths = [self.folder / name for name in self.names]
         return PictureStore(paths, size, cache, self.cache_folder, self.device, self.pictures.max_pixels)
@@ -212,12 +217,13 @@ class Media:
         """
         dataset, cache_folder = options.dataset, experiment_folder(options) / "cache"
         image_names = [name for annotations in lists for name in annotations.image_names]
-        images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device, processes)
+        stores: list[PictureStore] = []
+        images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device, processes, stores)
         audio_folder, region_file = audio_folder_of(options), region_file_of(options)
         if audio_folder is None:
             return cls(images, None, region_file)
         audio_names = [name for annotations in lists for name in annotations.audio_names or ()]
-        audio = PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes)
+        audio = PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes, stores)
         return cls(images, audio, region_file)
 
     def holds(self, annotations: Annotations) -> bool:

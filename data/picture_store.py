@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,26 +30,38 @@ _RAM_SHARE = 0.5
 _MARK_BYTES = 8
 
 
-def choose_cache(requested: str, count: int, size: int, device: torch.device, processes: int = 1) -> str:
+def choose_cache(
+    requested: str,
+    count: int,
+    size: int,
+    device: torch.device,
+    processes: int = 1,
+    promised: Mapping[str, int] = MappingProxyType({}),
+) -> str:
     """Where the pictures of a list are to be kept.
 
     Args:
         requested: "device", "ram", "disk" or "off" are taken as asked ("device" is "ram" where the device is the
             CPU); "auto" is "device" if the pictures take less than 30 % of a GPU's free memory, else "ram" if they
-            take less than half of the memory available, else "disk".
+            take less than half of the memory available and not promised, else "disk".
         count: how many pictures.
         size: S, pixels; a picture takes 3 S^2 bytes.
         device: where the model runs.
         processes: how many of this machine will each keep them in memory.
+        promised: to other stores of each process, by cache, and not yet taken: the system hands memory out only as it
+            is filled [bytes].
     """
     if requested == "device" and device.type == "cpu":
         return "ram"
     if requested != "auto":
         return requested
     needed = count * 3 * size * size
-    if device.type == "cuda" and needed < _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return "device"
-    return "ram" if processes * needed < _RAM_SHARE * available_memory() else "disk"
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] - promised.get("device", 0)
+        if needed < _DEVICE_SHARE * free:
+            return "device"
+    free = available_memory() - processes * promised.get("ram", 0)
+    return "ram" if processes * needed < _RAM_SHARE * free else "disk"
 
 
 class PictureStore:
@@ -107,6 +120,13 @@ class PictureStore:
             self._open(self._file)
         elif cache != "off":
             self._pixels = _allocate(len(self.paths), size, device if cache == "device" else torch.device("cpu"))
+
+    @property
+    def promised(self) -> int:
+        """Bytes of memory that the store will still take as it fills."""
+        if self.cache != "ram":
+            return 0
+        return int((self._marks != self._stamps).sum()) * 3 * self.size**2
 
     def holds(self, index: int) -> bool:
         """Whether a picture is kept already."""

@@ -51,7 +51,7 @@ def check_memory(
     Args:
         found: gets the faults.
         pictures: the `dataset` block.
-        stores: what is kept.
+        stores: what is kept, in the order in which it is opened.
         device: where the model goes.
 
     Returns:
@@ -59,7 +59,8 @@ def check_memory(
     """
     needed: Counter[str] = Counter()
     for count, size in stores:
-        needed[choose_cache(pictures.cache, count, size, device)] += count * 3 * size**2
+        cache = choose_cache(pictures.cache, count, size, device, promised=needed)
+        needed[cache] += count * 3 * size**2
     available = available_memory()
     if needed["ram"] > available:
         found.add(

@@ -77,7 +77,7 @@ def check_training(
     # Every fold trains on other pictures of the train list, at the larger size, and validates on the rest.
     kept = len(lists[0].image_names) if lists else 0
     kept_audio = len(set(lists[0].audio_names or ())) if lists else 0
-    stores = [(kept, margin_size(size)), (kept, size), (kept_audio, audio_margin_size(size)), (kept_audio, size)]
+    stores = [(kept, size), (kept, margin_size(size)), (kept_audio, size), (kept_audio, audio_margin_size(size))]
     memory, on_disk = check_memory(found, dataset, [store for store in stores if store[0]], device)
     last, best = (0, 0) if model is None else checkpoint_bytes(model, options.optim.ema > 0)
     begun = sum((run_folder(options, fold) / "last.pth").is_file() for fold in folds)

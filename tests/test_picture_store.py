@@ -287,6 +287,21 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_cache("auto", 101, 256, cuda) == "disk"
 
 
+def test_what_was_promised_to_other_stores_counts(monkeypatch: pytest.MonkeyPatch, paths: list[Path]) -> None:
+    picture, cuda = 3 * 256 * 256, torch.device("cuda")
+    monkeypatch.setattr(picture_store, "available_memory", lambda: 201 * picture)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * picture, 200 * picture))
+    assert choose_cache("auto", 70, 256, CPU, promised={"ram": 60 * picture}) == "ram"
+    assert choose_cache("auto", 71, 256, CPU, promised={"ram": 60 * picture}) == "disk"
+    assert choose_cache("auto", 10, 256, CPU, 2, {"ram": 90 * picture}) == "disk"
+    assert choose_cache("auto", 30, 256, cuda, promised={"device": 10 * picture}) == "ram"
+    store = _store(paths, "ram")
+    assert store.promised == COUNT * 3 * SIZE**2
+    store.load([3, 1])
+    assert store.promised == (COUNT - 2) * 3 * SIZE**2
+    assert _store(paths, "disk", paths[0].parent).promised == _store(paths, "off").promised == 0
+
+
 def test_available_memory(tmp_path: Path) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     machine = picture_store.available_memory(tmp_path)

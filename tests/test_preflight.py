@@ -6,15 +6,20 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import preflight.resources as resources
 import pretrain as pretrain_entry
 import train as train_entry
 import vocab
+from data import picture_store
+from data.annotations import read_annotations
 from data.headers import Header, read_header, read_headers
 from data.pictures import decode
+from experiment import Media
 from layers.mcrn import McrnParameters
+from option import load_options
 from preflight.findings import Findings
 from preflight.resources import each_weight_alone
 from tests.small_model import use_small_model
@@ -214,6 +219,19 @@ class TestTraining:
         monkeypatch.setattr(resources, "SHARED_MEMORY", experiment.parent)
         message = check(experiment, "dataset.cache=off", "dataset.workers=3")
         assert "3 workers hand over up to 689 KiB" in message  # 8 pictures of 70 pixels, two batches for each worker
+
+    def test_the_cache_is_what_training_would_choose(
+        self, experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        use_small_model(monkeypatch)
+        for module in (resources, picture_store):
+            # Either size alone takes less than half of it, both together more than half of what the first one leaves.
+            monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
+        train_entry.main(["--path_opt", str(experiment), "--folds", "0", "--check"])
+        assert "Decoded pictures are kept in: ram (288 KiB) and disk (345 KiB)." in capsys.readouterr().out
+        options = load_options(experiment)
+        images = Media.of(options, [read_annotations(options.dataset.data_path, "train")], torch.device("cpu")).images
+        assert [images.open([], size, "")[0].cache for size in (64, 70)] == ["ram", "disk"]
 
     def test_faults_end_with_status_2(self, experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
         given = ["--path_opt", str(experiment), "--check", "--set", "dataset.vocab_path=absent.json"]
