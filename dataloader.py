@@ -51,7 +51,7 @@ class Batch:
             word. In a query by sentence alone, words of the sentence; see `queries`.
         image_rows: [M] int64 row of each caption's picture; None: caption i belongs to picture i.
         whole: what the batches of all ranks hold together; None: not known, or no training batch.
-        share: of the items of a step's batch, below 1 where that is worked off in parts.
+        share: of the items of a step's batch, where that is worked off in parts; None: it is all of them.
     """
 
     images: Tensor | None = None
@@ -66,7 +66,7 @@ class Batch:
     keywords: Tensor | None = None
     image_rows: Tensor | None = None
     whole: Sample | None = None
-    share: float = 1.0
+    share: float | None = None
 
     def __len__(self) -> int:
         """Items, B; of a training batch of pictures with all their captions the pictures."""

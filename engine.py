@@ -405,10 +405,12 @@ def evaluate(
     amp: str = "off",
     scores_per_block: int = SCORES_PER_BLOCK,
 ) -> dict[str, float]:
-    """Retrieval scores of a data set, see `recall_table`; every item is encoded once, pairs are scored in blocks."""
+    """Retrieval scores of a data set, see `metrics.task_recalls`; every item is encoded once, pairs in blocks."""
     images, texts = encode(model, loader, device, amp)
     blocks = score_source(model, images, texts, loader.caption_row, scores_per_block)
-    return recall_table(rank_tasks(model, loader, images, blocks, device, amp, scores_per_block=scores_per_block))
+    return metrics.task_recalls(
+        rank_tasks(model, loader, images, blocks, device, amp, scores_per_block=scores_per_block)
+    )
 
 
 def rank_tasks(
@@ -446,8 +448,3 @@ def rank_tasks(
         own = torch.arange(len(images), device=device)
         view = metrics.rank_blocks(score_source(model, images, others, own, scores_per_block), own)
     return metrics.Tasks(metrics.rank_blocks(blocks, text_image), audio, view)
-
-
-def recall_table(tasks: metrics.Tasks) -> dict[str, float]:
-    """`metrics.task_recalls` of what `rank_tasks` gives."""
-    return metrics.task_recalls(tasks)

@@ -56,9 +56,9 @@ class Losses(nn.Module):
         return losses | {name: batch.items * value for name, value in figures.items()}
 
 
-def _weighted(losses: dict[str, Tensor], means: Sequence[str], share: float) -> dict[str, Tensor]:
+def _weighted(losses: dict[str, Tensor], means: Sequence[str], share: float | None) -> dict[str, Tensor]:
     """Losses of a part of a batch whose sum over all parts is that of the batch: a mean counts by the part's share."""
-    if share == 1:
+    if share is None:
         return losses
     lower = {name: share * losses[name] for name in means if name in losses}
     less = sum(losses[name] - value for name, value in lower.items())

@@ -77,7 +77,7 @@ def _rows(batch: Batch, rows: Tensor) -> Batch:
         for name, value in vars(batch).items()
         if isinstance(value, Tensor)
     }
-    chosen["share"] = batch.share * len(rows) / len(batch)
+    chosen["share"] = (batch.share or 1.0) * len(rows) / len(batch)
     part = replace(batch, **chosen, whole=None if batch.whole is None else batch.whole.part(start, stop))
     if part.image_rows is not None:
         part = replace(part, image_rows=part.image_rows - start)

@@ -50,7 +50,7 @@ SCENE_RECALLS = {
     "t2i_scene_recall@10": "@10",
 }
 VALIDATION_SCORES = {
-    "val_tasks_mR": "mean mR of the three tasks on val, %",
+    "val_tasks_mR": "mean mR of all tasks on val, %",
     "val_mR": "mR on val, %",
     "val_accuracy": "accuracy on val, %",
 }

@@ -23,7 +23,7 @@ from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
 from distributed import refuse_torchrun
-from engine import encode, rank_tasks, recall_table, score_source
+from engine import encode, rank_tasks, score_source
 from experiment import (
     Media,
     add_folds,
@@ -151,7 +151,7 @@ def score_checkpoint(
     images, texts = encode(model, loader, device, options.optim.amp, options.dataset.test_views)
     blocks = score_source(model, images, texts, loader.caption_row)
     tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
-    scores.rows[label] = recall_table(tasks)
+    scores.rows[label] = metrics.task_recalls(tasks)
     scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
     scores.ranks[label] = tasks[0]
     scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options") if key in content}
@@ -301,7 +301,7 @@ def _what_was_scored(given: argparse.Namespace, options: Options, scores: Scores
         epoch = scores.origins[given.checkpoint.name].get("epoch", "unknown")
         return f"one checkpoint, {given.checkpoint.name} (epoch {epoch})"
     model, count = registered()[options.model.name].model, len(scores.rows)
-    selected_by = "mR" if model.selected_by == "mR" else "the mean mR of the three tasks"
+    selected_by = "mR" if model.selected_by == "mR" else "the mean mR of all tasks"
     return (
         f"{count} {'fold' if count == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best "
         f"epoch by {selected_by} on val; mean ± sample standard deviation over folds"

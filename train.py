@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,6 +16,7 @@ from checkpoints import ending_clearly, fit_weights, load_weights
 from data.annotations import Annotations
 from data.prior import PriorSimilarity
 from data.splits import recorded_or_new
+from dataloader import EvaluationLoader
 from distributed import ALONE, World, own_random_states, refuse_torchrun, session
 from engine import evaluate, fit
 from event_log import EventLog, NoEvents
@@ -160,51 +163,71 @@ def train_fold(
         InputError: data, weights or checkpoint are at fault.
         RunFault: something stopped the training midway.
     """
-    folder = run_folder(options, fold)
     with world.in_turn():
         validation = evaluation_loader(options, val, vocabulary, media, device, world)
         loader = train_loader(options, fold, vocabulary, train, media, device, world)
         source = pair_source(options, train)
     model = start_model(options, fold, vocabulary, device, begun, Gate(force), world)
-    optim = options.optim
-    objective = build_objective(optim).to(device)
-    groups = slow_backbones(model, model.parameter_groups(options), optim.lr_backbone)
-    state = start_state(model, groups, optim, device, objective, optim.ema)
+    objective = build_objective(options.optim).to(device)
+    groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
+    state = start_state(model, groups, options.optim, device, objective, options.optim.ema)
+    folder = run_folder(options, fold)
     if begun is not None:
         carry_on(state, own_random_states(begun, world, folder), folder, NAME_KEY)
-    if optim.compile:
+    if options.optim.compile:
         compile_encoders(model)
-    extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
-    best = best_checkpoint(options, fold)
-    keeper = Keeper(folder, best, options, lambda: save_best(best, state, options, extra), extra)
-
-    def save(state: TrainingState, is_best: bool) -> None:
-        state.ranks = world.collect(random_states(device)) if world.size > 1 else []
-        if world.leads:
-            keeper.save(state, is_best)
-
-    def validate() -> dict[str, float]:
-        world.share_buffers(state.scored)
-        return world.agree(evaluate(cast(RetrievalModel, state.scored), validation, device, optim.amp))
-
-    if world.leads:
-        write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-    events = EventLog(folder, state.epoch * len(loader) + state.batch + 1) if world.leads else nullcontext(NoEvents())
-    record = recorded(folder, device) if world.leads else nullcontext()
-    with ending_clearly(folder), record, events as writer:
+    losses = world.parallel(Losses(model, objective, source, world))
+    keeper = keeper_of(options, fold, vocabulary, state)
+    with ending_clearly(folder), _written(options, folder, state, len(loader), device, world) as writer:
         if world.leads:
             keeper.settle(state, begun)
+        plan = plan_of(options.optim, options.logs, model.selected_by)
         fit(
             state,
             loader,
-            world.parallel(Losses(model, objective, source, world)),
-            validate,
-            plan_of(optim, options.logs, model.selected_by),
+            losses,
+            partial(_validated, state, validation, device, options.optim.amp, world),
+            plan,
             device,
             writer,
-            save,
+            partial(_saved, keeper, world),
             world,
         )
+
+
+def keeper_of(options: Options, fold: int, vocabulary: Vocabulary, state: TrainingState) -> Keeper:
+    """What saves a fold's run, with the words, the data set and the fold that belong to its weights."""
+    extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
+    best = best_checkpoint(options, fold)
+    return Keeper(run_folder(options, fold), best, options, partial(save_best, best, state, options, extra), extra)
+
+
+@contextmanager
+def _written(
+    options: Options, folder: Path, state: TrainingState, batches: int, device: torch.device, world: World
+) -> Iterator[EventLog | NoEvents]:
+    """What a run leaves besides its checkpoints: its options, a record of it, and the events, to be written to."""
+    if not world.leads:
+        yield NoEvents()
+        return
+    write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+    with recorded(folder, device), EventLog(folder, state.epoch * batches + state.batch + 1) as writer:
+        yield writer
+
+
+def _validated(
+    state: TrainingState, loader: EvaluationLoader, device: torch.device, amp: str, world: World
+) -> dict[str, float]:
+    """The scores of val, the same on all ranks."""
+    world.share_buffers(state.scored)
+    return world.agree(evaluate(cast(RetrievalModel, state.scored), loader, device, amp))
+
+
+def _saved(keeper: Keeper, world: World, state: TrainingState, is_best: bool) -> None:
+    """Save the run; every rank gives its random states."""
+    state.ranks = world.collect(random_states(state.device)) if world.size > 1 else []
+    if world.leads:
+        keeper.save(state, is_best)
 
 
 def split_of(options: Options, fold: int, begun: bool) -> tuple[Annotations, Annotations]:

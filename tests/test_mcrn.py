@@ -234,7 +234,7 @@ class TestTraining:
         losses = Losses(tiny.eval(), build_objective(Optim()), source)  # type: ignore[arg-type]
         batch = random_batch(6)
         with torch.no_grad():
-            alone = [losses(replace(part, share=1.0)) for part in parts_of(batch, 3)]
+            alone = [losses(replace(part, share=None)) for part in parts_of(batch, 3)]
             parts = [losses(part) for part in parts_of(batch, 3)]
         for part, whole in zip(parts, alone, strict=True):
             for name in ("mse_view", "kd", "alignment"):
