@@ -7,11 +7,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
 beforehand() {
   learn_scenes
   learn_captions rsicd150_best_64 dataset.image_size=64
-  learn_captions rsicd150_best
+  learn_captions rsicd150_best_8
 }
 
 base+=(k_fold.nums=2)
-larger=(dataset.image_size=128 optim.resume=checkpoint/rsicd150_best/0/AMFMN_best.pth.tar)
+larger=(dataset.image_size=128 optim.resume=checkpoint/rsicd150_best_8/0/AMFMN_best.pth.tar)
 
 row contrastive option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}"
 row overhead option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}"
