@@ -90,7 +90,8 @@ def test_two_queries_write_maps_drawings_and_coordinates(
         with rasterio.open(tmp_path / "out" / f"{stem}.tif") as written:
             np.testing.assert_array_equal(written.read(1), levels)
             assert written.transform == from_origin(500_000, 4_600_000, 2, 2)
-        assert Image.open(tmp_path / "out" / f"{stem}.png").width == 180
+        with Image.open(tmp_path / "out" / f"{stem}.png") as drawing:
+            assert drawing.width == 180
         assert entry["lowest"] == pytest.approx(expected.values.min())
         assert entry["highest"] == pytest.approx(expected.values.max())
         assert entry["attention_centres"] == attention_centres(levels).round(1).tolist()

@@ -479,8 +479,9 @@ class TestShow:
         build = ["build", "--images", str(tmp_path), "--out", str(tmp_path / "r.h5"), "--workers", "1"]
         commands.main(build)
         commands.main(["show", str(picture), "--regions", str(tmp_path / "r.h5"), "--out", str(tmp_path / "s.jpg")])
-        drawn = np.asarray(Image.open(tmp_path / "s.jpg"))
-        assert Image.open(tmp_path / "s.jpg").format == "PNG"
+        with Image.open(tmp_path / "s.jpg") as picture_of_them:
+            assert picture_of_them.format == "PNG"
+            drawn = np.asarray(picture_of_them)
         plain = np.asarray(Image.open(picture).resize((640, 640), Image.Resampling.BICUBIC))
         changed = (drawn[:640, :640] != plain).any(axis=2)
         row = read_regions(tmp_path / "r.h5").nodes[0, 1]

@@ -149,7 +149,8 @@ def test_meteor_is_there_only_with_its_corpus(monkeypatch: pytest.MonkeyPatch, s
     assert list(scores_at_hand()) == ["BLEU", "METEOR"]
     assert statistics(small, pairs=5).similarity["METEOR"] == dict.fromkeys(KINDS, 0.5)
     main([str(small), "--out", str(small.parent / "stats.png"), "--pairs", "5"])
-    assert Image.open(small.parent / "stats.png").width == 1430
+    with Image.open(small.parent / "stats.png") as chart:
+        assert chart.width == 1430
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ def test_sets_without_classes_are_drawn(small: Path, tmp_path: Path) -> None:
     (small / "train_filename.txt").write_text("x1.png\nx2.png\nx3.png\n")
     (small / "val_filename_verify.txt").unlink()
     main([str(small), "--out", str(tmp_path / "stats.png"), "--pairs", "5"])
-    assert Image.open(tmp_path / "stats.png").size == (1430, 374)
+    with Image.open(tmp_path / "stats.png") as chart:
+        assert chart.size == (1430, 374)
 
 
 def test_wrong_input_is_told(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
