@@ -10,8 +10,8 @@ scenes=(model.backbone.pretrained=checkpoint/rsicd150_resnet18/backbone.pth)
 captions=(dataset.vocab_path=vocab/rsicd_ucm_all_words_vocab.json optim.resume=checkpoint/rsicd150_best_64/0/AMFMN_best.pth.tar)
 
 # What the steps start from; of RSICD's pictures only those of train are seen.
-learn_scenes() { # [KEY=VALUE ...]
-  step "scene classes $*" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml --set "$@"
+learn_scenes() { # NAME [KEY=VALUE ...]
+  step "pretraining, $1" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml --set "logs.experiment_name=$1" "${@:2}"
 }
 learn_captions() { # NAME [KEY=VALUE ...]; for 8 epochs, as the rows do. RSICD150_BEST.yaml learns for 16, from which UCM_BEST.yaml starts
   step "captions of RSICD, $1" "$python" train.py --path_opt option/RSICD150_BEST.yaml --folds 0 \

@@ -7,10 +7,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
 
 beforehand() {
-  learn_scenes
-  learn_scenes backbone.architecture=resnet34 logs.experiment_name=rsicd150_resnet34
-  learn_scenes optim.task=views dataset.augmentation=overhead dataset.smallest_part=0.3 dataset.colour_jitter=0.4 \
-    logs.experiment_name=rsicd150_resnet18_views
+  learn_scenes rsicd150_resnet18
+  learn_scenes rsicd150_resnet34 backbone.architecture=resnet34
+  learn_scenes rsicd150_resnet18_views optim.task=views dataset.augmentation=overhead dataset.smallest_part=0.3 dataset.colour_jitter=0.4
   learn_captions rsicd150_best_64 dataset.image_size=64
 }
 

@@ -5,7 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
 
 beforehand() {
-  learn_scenes
+  learn_scenes rsicd150_resnet18
   learn_captions rsicd150_best_64 dataset.image_size=64
   learn_captions rsicd150_best_8
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from layers.registry import ModelParameters, Registration, registered
 from report import RECALLS, as_csv
 from reproduction_table import TABLES, difference_rows, main, read_published, recall_rows, run_rows
 from tests.markdown import ROOT
+from tests.test_docs import check
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 
@@ -201,6 +203,19 @@ def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
     assert "45.97" in table  # published
     assert "optim.lr=0.002" in table
     assert "optim.epochs" not in table  # the same in both rows
+
+
+@pytest.mark.parametrize("script", TABLE_SCRIPTS)
+def test_what_a_script_does_beforehand_is_read_by_its_programs(script: str, tmp_path: Path) -> None:
+    calls, python = tmp_path / "calls", tmp_path / "python"
+    python.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" >> {calls}; echo >> {calls}\n')
+    python.chmod(0o755)
+    source = f"set -- --list; source {ROOT / 'exec' / script}; python={python}; beforehand"
+    subprocess.run(["bash", "-c", source], check=True, capture_output=True)
+    made = [shlex.split(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+    assert len(made) == {"run_candidates_ucm.sh": 4, "run_recipe_ucm.sh": 3}.get(script, 0)
+    for words in made:
+        check(["python", *words])
 
 
 def test_as_many_trainings_as_processors_whatever_the_threads() -> None:
