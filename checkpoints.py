@@ -109,7 +109,8 @@ def scored_weights(content: dict[str, Any]) -> Any:
     if not isinstance(average, dict):
         return content["model"]
     of_model = "module."  # what torch's AveragedModel puts before each name; the number of updates has none
-    return {name.removeprefix(of_model): value for name, value in average.items() if name.startswith(of_model)}
+    named = {name: value for name, value in average.items() if isinstance(name, str)}
+    return {name.removeprefix(of_model): value for name, value in named.items() if name.startswith(of_model)}
 
 
 def fit_weights(

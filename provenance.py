@@ -12,7 +12,7 @@ from checkpoints import flat_options
 from data.annotations import Annotations, read_annotations
 from data.splits import deciding
 from mismatch import Gate, refuse
-from utils import InputError
+from utils import InputError, first_line
 
 LIST_DIGEST = "train_list"
 """Key of a checkpoint: `train_digest` of the data set that it was trained on."""
@@ -121,7 +121,13 @@ def check_fold(
             f"{path} is of fold {content['fold']}, expected fold {fold}",
             "The mean would count one training twice. Put each fold's own checkpoint into its folder.",
         )
-    trained, given = deciding(stored), deciding(k_fold)
+    try:
+        trained, given = deciding(stored), deciding(k_fold)
+    except (TypeError, AttributeError) as fault:
+        raise InputError(
+            f"{path} is damaged: the block k_fold of its options can't be read ({first_line(fault)}). Copy it again, "
+            "or train anew."
+        ) from fault
     if differing := [key for key in trained if key in given and trained[key] != given[key]]:
         pairs = ", ".join(f"k_fold.{key} {stored[key]} (now {k_fold[key]})" for key in differing)
         refuse(

@@ -20,7 +20,7 @@ from experiment import load_model, read_vocabulary, run_folder
 from layers.released import load_fitting
 from mismatch import Gate, misfits
 from option import load_options
-from provenance import LIST_DIGEST, check_model, list_digest, train_digest
+from provenance import LIST_DIGEST, check_fold, check_model, list_digest, train_digest
 from tests.small_model import SmallModel, use_small_model
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError, read_checkpoint
@@ -266,6 +266,12 @@ class TestFolds:
         score(trained, "k_fold.strategy=kfold")
         with pytest.raises(InputError, match=r"k_fold\.nums 2 \(now 3\)"):
             score(trained, "k_fold.strategy=kfold", "k_fold.nums=3", flags=("--folds", "0"))
+
+    @pytest.mark.parametrize("block", [["blocks"], {"strategy": "blocks", "nums": "many"}])
+    def test_a_damaged_block_is_told(self, block: object) -> None:
+        given = {"strategy": "blocks", "nums": 3, "seed": 0}
+        with pytest.raises(InputError, match=r"best\.pth is damaged: the block k_fold of its options can't be read"):
+            check_fold({"options": {"k_fold": block}}, Path("best.pth"), None, given, None)
 
     def test_what_decides_a_split_splits_otherwise(self, tmp_path: Path) -> None:
         """Options of equal `deciding` give equal splits, others give others."""
