@@ -255,18 +255,14 @@ class AMFMN(RetrievalModel):
         image_terms, text_terms = self.attention.image_terms(images), self.attention.text_terms(texts)
         rows, columns = block_shape(len(images), len(texts), images.shape[-1], self.block_bytes)
         whole = rows >= len(images) and columns >= len(texts)
-        return torch.cat(
-            [
-                torch.cat(
-                    [
-                        self._block(whole, images[i : i + rows], image_terms[i : i + rows], text_terms[j : j + columns])
-                        for j in range(0, len(texts), columns)
-                    ],
-                    dim=1,
-                )
-                for i in range(0, len(images), rows)
-            ]
-        )  # [N, M]
+        # Into one matrix: blocks that wait to be joined lie between freed tensors of pairs and keep these from being
+        # used again, which took gigabytes.
+        scores = images.new_empty(len(images), len(texts))
+        for i in range(0, len(images), rows):
+            for j in range(0, len(texts), columns):
+                block = self._block(whole, images[i : i + rows], image_terms[i : i + rows], text_terms[j : j + columns])
+                scores[i : i + rows, j : j + columns] = block
+        return scores
 
     def _block(self, whole: bool, images: Tensor, image_terms: Tensor, text_terms: Tensor) -> Tensor:
         """Scores of a block of pairs; backward makes its tensors again unless the block is all there is."""
