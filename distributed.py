@@ -200,14 +200,7 @@ def session(device_name: str | None) -> Iterator[tuple[World, torch.device]]:
     if ranks() == 1:
         yield ALONE, choose_device(device_name)
         return
-    missing = [name for name in PLACE if _number(name) is None]
-    if missing:
-        raise InputError(
-            f"the environment has WORLD_SIZE={ranks()} but no {' and no '.join(missing)}: something other than "
-            "torchrun has set it, a cluster perhaps. Start several ranks with torchrun (docs/distributed.md), or one "
-            "process without it: env -u WORLD_SIZE python train.py ..."
-        )
-    rank, size, local_rank, local_size = (int(os.environ[name]) for name in PLACE)
+    rank, size, local_rank, local_size = told(PLACE, "train.py")
     if rank > 0:
         _be_quiet()
     try:
@@ -235,10 +228,34 @@ def ranks() -> int:
     Raises:
         InputError: it does so with something other than a number.
     """
-    return _number("WORLD_SIZE") or 1
+    return environment_number("WORLD_SIZE") or 1
 
 
-def _number(name: str) -> int | None:
+def told(names: Sequence[str], script: str) -> list[int]:
+    """What an environment that speaks of several ranks says of this one.
+
+    Args:
+        names: variables, of `PLACE`.
+        script: the entry point, for the message.
+
+    Raises:
+        InputError: it lacks one, or RANK is no number below WORLD_SIZE.
+    """
+    numbers = [environment_number(name) for name in names]
+    missing = [name for name, number in zip(names, numbers, strict=True) if number is None]
+    if missing:
+        raise InputError(
+            f"the environment has WORLD_SIZE={ranks()} but no {' and no '.join(missing)}: something other than "
+            "torchrun has set it, a cluster perhaps. Start several ranks with torchrun (docs/distributed.md), or one "
+            f"process without it: env -u WORLD_SIZE python {script} ..."
+        )
+    rank = environment_number("RANK") or 0
+    if rank >= ranks():
+        raise InputError(f"the environment has RANK={rank}, expected 0 to {ranks() - 1} (WORLD_SIZE={ranks()}).")
+    return [number for number in numbers if number is not None]
+
+
+def environment_number(name: str) -> int | None:
     """A variable of the environment, None where it is missing or empty.
 
     Raises:
@@ -261,7 +278,7 @@ def refuse_torchrun(script: str) -> None:
     """
     if ranks() == 1:
         return
-    if all(_number(name) is not None for name in PLACE):
+    if all(environment_number(name) is not None for name in PLACE):
         raise InputError(f"{script} runs in one process: start it with python instead of torchrun (train.py alone).")
     raise InputError(
         f"{script} runs in one process, and the environment has WORLD_SIZE={ranks()}, set by a cluster perhaps: start "

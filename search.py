@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from archive.searcher import Hit, Searcher
 from archive.sheet import check_sheet, write_sheet
 from archive.store import EMBEDDED, check_url
 from data.pictures import decode
+from distributed import environment_number
 from experiment import add_device, add_experiment, read_vocabulary
 from layers.registry import registered
 from utils import InputError, choose_device, logger, run_entry_point
@@ -139,8 +139,9 @@ def _refuse_combinations(given: argparse.Namespace, share: Share) -> None:
 
 def _device_of(name: str | None) -> torch.device:
     """The device of this process: under torchrun each of a machine has a GPU of its own."""
-    if name is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    local_rank = environment_number("LOCAL_RANK")
+    if name is None and torch.cuda.is_available() and local_rank is not None:
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     return choose_device(name)
 
 

@@ -25,6 +25,7 @@ from archive.shards import Dtype
 from archive.store import VectorStore, open_store
 from data.lists import first_faults, name_fault
 from data.pictures import load_square, picture_names
+from distributed import ranks, told
 from export import file_sha256
 from option.schema import Pictures
 from utils import InputError, logger, write_atomic
@@ -39,8 +40,12 @@ class Share:
 
     @classmethod
     def of_environment(cls) -> Share:
-        """What `torchrun` says; alone without it."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        """What `torchrun` says; alone without it.
+
+        Raises:
+            InputError: the environment says it in part, so that pictures would be left out.
+        """
+        return cls() if ranks() == 1 else cls(*told(("RANK", "WORLD_SIZE"), "search.py"))
 
     def of(self, names: Iterable[str]) -> list[str]:
         """The pictures that fall to this process: by their names alone, so that nothing has to be agreed on."""

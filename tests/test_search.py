@@ -260,6 +260,31 @@ class TestIndex:
         for name, embedding in by_name(made).items():
             torch.testing.assert_close(found[name], embedding, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.parametrize(
+        ("environment", "share"),
+        [
+            ({}, Share()),
+            ({"WORLD_SIZE": "", "RANK": ""}, Share()),
+            ({"WORLD_SIZE": "1"}, Share()),
+            ({"WORLD_SIZE": "3", "RANK": "2"}, Share(2, 3)),
+            ({"WORLD_SIZE": "3"}, "WORLD_SIZE=3 but no RANK: .*env -u WORLD_SIZE python search.py"),
+            ({"WORLD_SIZE": "3", "RANK": "3"}, "RANK=3, expected 0 to 2"),
+            ({"WORLD_SIZE": "3", "RANK": "a"}, "RANK=a, expected a number"),
+        ],
+    )
+    def test_share_of_the_environment(
+        self, environment: dict[str, str], share: Share | str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("WORLD_SIZE", "RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        if isinstance(share, Share):
+            assert Share.of_environment() == share
+        else:  # a share of less would leave pictures out, and say nothing
+            with pytest.raises(InputError, match=share):
+                Share.of_environment()
+
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)), st.integers(1, 5))
     def test_shares_are_a_partition(self, names: list[str], world: int) -> None:
         shares = [Share(rank, world).of(names) for rank in range(world)]
