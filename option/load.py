@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from layers.registry import registered
-from option.pretraining import BackboneOptions, ModalityOptions
+from option.pretraining import BackboneOptions, ModalityOptions, PretrainingOptions
 from option.read import Tree, parse, read_file, shown
 from option.schema import Options, allowed, choices, leaves, published_keys
 from option.unread import unread
@@ -55,11 +55,12 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     if _pretrains(tree):
         raise InputError(f"{path}: describes a pretraining, which has no folds: python pretrain.py --path_opt {path}")
     options, given, known = _load(path, overrides, Options, published_keys())
-    _note_without_effect(str(path), given, known, options)
+    published = _published_without_effect(given, known, options.model.name)
+    _note_without_effect(str(path), [*unread(options, known), *published])
     return options
 
 
-def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> BackboneOptions | ModalityOptions:
+def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingOptions:
     """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of pictures, else without pairs."""
     tree, _ = read_file(Path(path))
     if not _pretrains(tree):
@@ -67,9 +68,13 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
             f"{path}: no pretraining: that names its run in logs.experiment_name, as option/AID_RESNET50.yaml does. "
             f"A retrieval model is trained by: python train.py --path_opt {path}"
         )
+    options: PretrainingOptions
     if "backbone" in tree:
-        return _load(path, overrides, BackboneOptions, ())[0]
-    return _load(path, overrides, ModalityOptions, ())[0]
+        options, _, known = _load(path, overrides, BackboneOptions, ())
+    else:
+        options, _, known = _load(path, overrides, ModalityOptions, ())
+    _note_without_effect(str(path), unread(options, known))
+    return options
 
 
 def is_pretraining(path: str | Path) -> bool:
@@ -265,17 +270,20 @@ def _report(faults: Iterable[Fault]) -> str:
     return "\n".join(lines)
 
 
-def _note_without_effect(
-    source: str, given: Mapping[str, Given], known: Mapping[str, FieldInfo], options: Options
-) -> None:
-    """Name the keys that were given a value and that nothing reads, by reason, in one warning."""
-    model = options.model.name
-    by_reason = defaultdict(list)
-    for key, reason in unread(options, known):
-        by_reason[reason].append(key)
+def _published_without_effect(
+    given: Mapping[str, Given], known: Mapping[str, FieldInfo], model: str
+) -> Iterator[tuple[str, str]]:
+    """The published keys that were given a value and are no options of ours, each with the reason."""
     for key, reason in published_keys().items():
         if key in given and key not in known and given[key].value is not None:
-            by_reason[reason.format(model=model)].append(key)
+            yield key, reason.format(model=model)
+
+
+def _note_without_effect(source: str, unread_keys: Iterable[tuple[str, str]]) -> None:
+    """Name the keys that were given a value and that nothing reads, by reason, in one warning."""
+    by_reason = defaultdict(list)
+    for key, reason in unread_keys:
+        by_reason[reason].append(key)
     if by_reason:
         keys = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())
         logger.warning("%s: accepted without effect: %s", source, keys)

@@ -59,10 +59,14 @@ class BackboneTraining(Training):
         "of one picture, by InfoNCE (SimCLR)",
     )
     temperature: float = Field(default=0.1, ge=0.01, le=1, description="of InfoNCE (task views)")
-
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="share of the target spread over all classes (task scenes) [share]"
     )
+
+    def without_effect(self) -> dict[str, str]:
+        """See `Parameters.without_effect`: each task has a constant of its own."""
+        key = "optim.temperature" if self.task == "scenes" else "optim.label_smoothing"
+        return {key: f"optim.task is {self.task}"}
 
 
 class PretrainingLogs(Logs):
@@ -123,3 +127,7 @@ class ModalityOptions(Parameters):
     dataset: UnpairedSources = Field(description="pictures, captions and spectrograms")
     optim: AdversarialTraining = Field(default_factory=AdversarialTraining, description="optimisers and schedules")
     logs: PretrainingLogs = Field(description="reports and folder")
+
+
+PretrainingOptions = BackboneOptions | ModalityOptions
+"""What `pretrain.py` trains by."""

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from layers.base import RetrievalModel
 from layers.registry import Parameters, registered
+from option.pretraining import PretrainingOptions
 from option.schema import Options
 
 AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
@@ -22,7 +23,7 @@ READ_BY = {
 """Keys of the losses, or blocks of them -> the losses that read them."""
 
 
-def unread(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
+def unread(options: Options | PretrainingOptions, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
     """Keys that hold something else than their default and have no effect, each with the reason.
 
     Args:
@@ -30,12 +31,19 @@ def unread(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tuple[s
         known: every key that could be given.
     """
     for key, reason in _candidates(options, known):
-        if reduce(getattr, key.split("."), options) != known[key].default:
+        if key in known and reduce(getattr, key.split("."), options) != known[key].default:
             yield key, reason
 
 
-def _candidates(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
+def _candidates(options: Options | PretrainingOptions, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
     """Keys whose values have no effect, whatever they are."""
+    if isinstance(options, Options):
+        yield from _of_retrieval(options, known)
+    for block in _blocks(options):
+        yield from block.without_effect().items()
+
+
+def _of_retrieval(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
     name, model = options.model.name, registered()[options.model.name].model
     if not model.uses_regions:
         yield "dataset.local_path", f"{name} has no regions"
@@ -47,8 +55,6 @@ def _candidates(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tu
     for key in () if model.uses_audio else AUDIO_KEYS:
         yield key, f"{name} has no audio"
     yield from _of_losses(options, known)
-    for block in _blocks(options.model):
-        yield from block.without_effect().items()
 
 
 def _of_losses(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:

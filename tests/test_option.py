@@ -134,8 +134,11 @@ class TestShipped:
         assert load_text(option.to_yaml(options)) == options
 
     @pytest.mark.parametrize("path", sorted(set(ALL) - set(SHIPPED)), ids=lambda path: path.stem)
-    def test_a_scene_pretraining_loads_and_round_trips(self, path: Path, tmp_path: Path) -> None:
+    def test_a_pretraining_loads_without_a_note_and_round_trips(
+        self, path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         options = option.load_pretraining_options(path)
+        assert caplog.messages == []
         (tmp_path / "resolved.yaml").write_text(option.to_yaml(options))
         assert option.load_pretraining_options(tmp_path / "resolved.yaml") == options
 
@@ -306,6 +309,20 @@ class TestValues:
     ) -> None:
         load_text(text, *overrides)
         assert [message.rpartition("without effect: ")[2] for message in caplog.messages] == ([note] if note else [])
+
+    @pytest.mark.parametrize(
+        ("name", "overrides", "note"),
+        [
+            ("RSICD150_RESNET18", ["optim.temperature=0.2"], "optim.temperature (optim.task is scenes)"),
+            ("RSICD150_RESNET18", ["optim.task=views"], "optim.label_smoothing (optim.task is views)"),
+            ("TOY_MCRN_PRETRAIN", ["model.seq2vec.dir_st=words"], "model.seq2vec.dir_st (model.seq2vec.arch is gru)"),
+        ],
+    )
+    def test_what_a_pretraining_does_not_read_is_named(
+        self, name: str, overrides: list[str], note: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        option.load_pretraining_options(ALL[0].parent / f"{name}.yaml", overrides)
+        assert [message.rpartition("without effect: ")[2] for message in caplog.messages] == [note]
 
     def test_an_empty_block_is_its_defaults(self) -> None:
         assert load_text(MINIMAL + "optim:\nlogs: {}\n") == load_text(MINIMAL)
