@@ -63,6 +63,35 @@ def scene_chance(text_image: Tensor, scenes: Tensor) -> SceneShares:
     return SceneShares(*shares)
 
 
+def scene_knowledge(text_image: Tensor, scenes: Tensor) -> dict[str, float]:
+    """Expected recalls of a model that knows every item's scene class and nothing else.
+
+    It ranks the items of the query's class first, in random order, which is `chance` within each class. A score above
+    it shows that pictures of one class are told apart, too.
+
+    Args:
+        text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has a text.
+        scenes: the class of each image, [N] int64; those without one count as a class.
+
+    Returns:
+        The six recalls and `mR` in percent, under the keys of `metrics.recalls`.
+
+    Raises:
+        ValueError: as `chance`.
+    """
+    check_form(text_image)
+    table: dict[str, float] = {}
+    for scene in scenes.unique():
+        images = scenes == scene  # [N]
+        texts = images[text_image]  # [M]
+        number = images.cumsum(0) - 1  # of each image among those of the class
+        share = {"i2t": float(images.double().mean()), "t2i": float(texts.double().mean())}
+        for name, value in chance(number[text_image[texts]]).items():
+            if name != "mR":
+                table[name] = table.get(name, 0.0) + share[name[:3]] * value
+    return table | {"mR": mean_recall(table)}
+
+
 def ceiling(text_image: Tensor, text_row: Tensor) -> dict[str, float]:
     """The highest recalls that any model can get where texts are equal word for word.
 

@@ -57,6 +57,8 @@ VALIDATION_SCORES = {
 """Column of `history.csv` that the best epoch was chosen by -> what it says."""
 
 
+LIMITS = {"chance": "chance", "scene_class_alone": "scene class alone", "ceiling": "ceiling"}
+"""Key in `test.json` of what recalls are compared with -> label of its row."""
 Table = tuple[str, list[list[str]]]
 """A title ("" for the first table) and rows of cells, the first its head."""
 
@@ -64,18 +66,16 @@ Table = tuple[str, list[list[str]]]
 def score_tables(
     rows: Mapping[str, Mapping[str, float]],
     mean: Mapping[str, tuple[float, float]],
-    chance: Mapping[str, float],
+    limits: Mapping[str, Mapping[str, float]],
     reranked: str = "",
-    ceiling: Mapping[str, float] | None = None,
 ) -> list[Table]:
     """Tables of all that the rows have scores for: recalls, MCRN's other tasks, reranking, scene recall.
 
     Args:
         rows: label -> scores in percent, see `metrics`.
         mean: score -> mean and standard deviation over the rows.
-        chance: expected scores of a random order, for the same names.
+        limits: label -> what to compare the rows with, for the same names or some of them.
         reranked: how the reranking was done, for the title of its table.
-        ceiling: scores that no model can exceed, for the same names or some of them.
     """
     scene = "Scene recall in %, share of the first 1, 5, 10 that show the query's scene class"
     groups = (
@@ -91,35 +91,31 @@ def score_tables(
         (f"{scene}, queries without a class left out", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),
     )
     return [
-        (title, recall_table(rows, mean, chance, columns, ceiling))
-        for title, columns in groups
-        if columns.keys() <= mean.keys()
+        (title, recall_table(rows, mean, limits, columns)) for title, columns in groups if columns.keys() <= mean.keys()
     ]
 
 
 def recall_table(
     rows: Mapping[str, Mapping[str, float]],
     mean: Mapping[str, tuple[float, float]],
-    chance: Mapping[str, float],
+    limits: Mapping[str, Mapping[str, float]],
     columns: Mapping[str, str] = RECALLS,
-    ceiling: Mapping[str, float] | None = None,
 ) -> list[list[str]]:
-    """Cells: headlines, a row per fold, mean ± standard deviation over them, chance, and the ceiling if known.
+    """Cells: headlines, a row per fold, mean ± standard deviation over them, and the limits that have the columns.
 
     Args:
         rows: label -> scores in percent, see `metrics`.
         mean: score -> mean and standard deviation over the rows.
-        chance: expected scores of a random order.
+        limits: label -> what to compare the rows with.
         columns: score -> headline.
-        ceiling: scores that no model can exceed; a table whose columns it lacks goes without.
     """
     cells = [["", *columns.values()]]
     cells += [[label, *(f"{scores[name]:.2f}" for name in columns)] for label, scores in rows.items()]
     if len(rows) > 1:
         cells.append(["mean ± sd", *(f"{mean[name][0]:.2f} ± {mean[name][1]:.2f}" for name in columns)])
-    cells.append(["chance", *(f"{chance[name]:.2f}" for name in columns)])
-    if ceiling is not None and columns.keys() <= ceiling.keys():
-        cells.append(["ceiling", *(f"{ceiling[name]:.2f}" for name in columns)])
+    for label, scores in limits.items():
+        if columns.keys() <= scores.keys():
+            cells.append([label, *(f"{scores[name]:.2f}" for name in columns)])
     return cells
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from checkpoints import dotted
 from experiment_table import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
 from layers.registry import registered
-from report import RANDOM_TIES, RECALLS, markdown
+from report import LIMITS, RANDOM_TIES, RECALLS, markdown
 from run_record import UNKNOWN, read_record
 from significance import compare, read_ranks
 from utils import InputError, run_entry_point, write_text_atomic
@@ -94,9 +94,9 @@ def recall_rows(experiments: Sequence[Experiment], published: Sequence[Published
             for row in published
             if row.fits(model_of(experiment), variant)
         ]
-    for limit in ("chance", "ceiling"):
-        kinds = list(dict.fromkeys(tuple(_plain(experiment.test[limit])) for experiment in experiments))
-        cells += [[limit, *kind] for kind in kinds]
+    for limit, label in LIMITS.items():
+        known = [experiment.test[limit] for experiment in experiments if experiment.test.get(limit)]
+        cells += [[label, *kind] for kind in dict.fromkeys(tuple(_plain(scores)) for scores in known)]
     return cells
 
 

@@ -46,7 +46,7 @@ from mismatch import Gate
 from option import Options
 from option.schema import Rerank
 from provenance import check_data_set, check_fold
-from report import RANDOM_TIES, RERANKED, as_csv, as_markdown, score_tables
+from report import LIMITS, RANDOM_TIES, RERANKED, as_csv, as_markdown, score_tables
 from rerank import Method, rerank
 from utils import InputError, choose_device, first_line, run_entry_point, write_text_atomic
 from vocab import Vocabulary
@@ -267,9 +267,12 @@ def summary(
     mean = metrics.mean_and_deviation(list(rows.values()))
     chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
     ceiling = limits.ceiling(loader.text_image, loader.caption_row)
+    told = {} if scenes is None else limits.scene_knowledge(loader.text_image, scenes)
+    alone = dict(told)
     for prefix, shown in ((RANDOM_TIES, _has_equal_captions(loader)), (RERANKED, method is not None)):
         if shown:
             chance |= _renamed(prefix, limits.chance(loader.text_image))
+            alone |= _renamed(prefix, told)
     if scenes is not None:
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
@@ -282,14 +285,15 @@ def summary(
         f"ranked before it; pictures of {options.dataset.image_size} pixels, "
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
     )
+    compared = {"chance": chance, "scene_class_alone": alone, "ceiling": ceiling}
+    named = {LIMITS[key]: values for key, values in compared.items()}
     return {
-        "tables": score_tables(rows, mean, chance, _describe(method, options.rerank), ceiling),
+        "tables": score_tables(rows, mean, named, _describe(method, options.rerank)),
         "protocol": protocol,
         "rows": rows,
         "mean": {name: value for name, (value, _) in mean.items()},
         "standard_deviation": {name: value for name, (_, value) in mean.items()},
-        "chance": chance,
-        "ceiling": ceiling,
+        **compared,
         "rerank": method,
         "options": option.dump(options),
     }

@@ -27,7 +27,7 @@ from html_report.findings import (
 )
 from html_report.markup import Markup, join, tag
 from html_report.sights import examples_section, plane_section, queries_section
-from report import VALIDATION_SCORES, Table, read_history, validation_score
+from report import LIMITS, VALIDATION_SCORES, Table, read_history, validation_score
 
 STYLE = Path(__file__).with_name("style.css")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -132,7 +132,7 @@ def table(cells: Sequence[Sequence[str]]) -> Markup:
             "tr",
             tag("th", row[0], scope="row"),
             *(tag("td", cell) for cell in row[1:]),
-            class_={"mean ± sd": "mean", "chance": "chance", "ceiling": "chance"}.get(row[0], ""),
+            class_="mean" if row[0] == "mean ± sd" else "chance" if row[0] in LIMITS.values() else "",
         )
         for row in body
     ]

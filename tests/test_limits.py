@@ -1,10 +1,14 @@
-"""Chance against all orders and random ones, the ceiling against every order of small sets and the real captions."""
+"""Chance against all orders and random ones, the ceiling against every order of small sets and the real captions.
+
+What the scene class alone gives is checked against ties at random of a score that is the class.
+"""
 
 from __future__ import annotations
 
 import itertools
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -13,9 +17,11 @@ from hypothesis import strategies as st
 
 from data.annotations import read_annotations
 from dataloader import Captions
-from limits import ceiling, chance
+from limits import ceiling, chance, scene_knowledge
 from metrics import CUTOFFS, mean_and_deviation, rank, recalls
 from report import RECALLS
+from test import scene_numbers
+from ties import random_tie_recalls
 from vocab import Vocabulary
 
 
@@ -116,6 +122,35 @@ def test_no_scores_exceed_the_ceiling(texts: list[tuple[int, int]], seed: int) -
 def test_different_texts_have_no_ceiling() -> None:
     table = ceiling(torch.arange(15) // 5, torch.arange(15))
     assert set(table.values()) == {100.0}
+
+
+def with_ties_at_random(text_image: torch.Tensor, scenes: torch.Tensor) -> dict[str, float]:
+    """Recalls of a score that is 1 within a scene class and 0 elsewhere."""
+    scores = (scenes[:, None] == scenes[text_image]).float()
+    return random_tie_recalls(lambda: [scores], text_image, rank(scores, text_image))
+
+
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 4)), min_size=1, max_size=12), st.randoms())
+def test_scene_class_alone_is_a_score_of_classes(images: list[tuple[int, int]], random: Random) -> None:
+    texts = [image for image, (_, count) in enumerate(images) for _ in range(count)]
+    random.shuffle(texts)
+    text_image, scenes = torch.tensor(texts), torch.tensor([scene for scene, _ in images])
+    assert scene_knowledge(text_image, scenes) == pytest.approx(with_ties_at_random(text_image, scenes))
+
+
+def test_scene_class_alone_is_chance_for_one_class_and_all_for_a_class_each() -> None:
+    text_image = torch.arange(60) // 5
+    assert scene_knowledge(text_image, torch.zeros(12, dtype=torch.long)) == pytest.approx(chance(text_image))
+    assert scene_knowledge(text_image, torch.arange(12)) == pytest.approx(dict.fromkeys(RECALLS, 100.0))
+
+
+@pytest.mark.skipif("RSR_DATA" not in os.environ, reason="needs the real data sets (RSR_DATA)")
+@pytest.mark.parametrize(("data_set", "mean"), [("ucm", 46.62), ("rsicd150", 14.96)])
+def test_scene_class_alone_of_real_pictures(data_set: str, mean: float) -> None:
+    annotations = read_annotations(Path(os.environ["RSR_DATA"]) / "data" / f"{data_set}_precomp", "test")
+    scenes = scene_numbers(annotations)
+    assert scenes is not None
+    assert scene_knowledge(torch.from_numpy(annotations.caption_image), scenes)["mR"] == pytest.approx(mean, abs=0.01)
 
 
 @pytest.mark.skipif("RSR_DATA" not in os.environ, reason="needs the real data sets (RSR_DATA)")

@@ -26,7 +26,9 @@ def test_markdown_is_aligned() -> None:
 
 def test_table_has_folds_mean_and_chance() -> None:
     mean = {name: (value + 1, 1.5) for name, value in scores(10).items()}
-    lines = markdown(recall_table({"fold 0": scores(10), "fold 1": scores(12)}, mean, scores(1))).split("\n")
+    lines = markdown(recall_table({"fold 0": scores(10), "fold 1": scores(12)}, mean, {"chance": scores(1)})).split(
+        "\n"
+    )
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["", "I→T R@1", "R@5", "R@10", "T→I R@1", "R@5", "R@10", "mR"]
     assert cells[2] == ["fold 0", "10.00", "11.00", "12.00", "13.00", "14.00", "15.00", "16.00"]
@@ -37,8 +39,10 @@ def test_table_has_folds_mean_and_chance() -> None:
 
 
 def test_one_row_needs_no_mean() -> None:
-    table = recall_table({"best": scores(10)}, {name: (value, 0.0) for name, value in scores(10).items()}, scores(1))
-    assert [row[0] for row in table] == ["", "best", "chance"]
+    limits = {"chance": scores(1), "scene class alone": {}, "ceiling": scores(90)}
+    table = recall_table({"best": scores(10)}, {name: (value, 0.0) for name, value in scores(10).items()}, limits)
+    assert [row[0] for row in table] == ["", "best", "chance", "ceiling"]
+    assert table[-1][1] == "90.00"
 
 
 def test_csv_leaves_missing_values_empty() -> None:

@@ -105,6 +105,14 @@ def test_ties_at_random_stand_under_their_row(folders: list[Path]) -> None:
     assert [row[0] for row in cells[3:]] == ["**SWAN**", "chance", "ceiling"]
 
 
+def test_what_the_scene_class_gives_stands_once_where_it_is_known(folders: list[Path]) -> None:
+    path = folders[1] / "test.json"  # the other test.json has none, as those of earlier versions
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scene_class_alone": dict.fromkeys(RECALLS, 45.0)}))
+    cells = recall_rows([read_experiment(folder, TABLES) for folder in [*folders, folders[1]]], [])
+    assert [row[0] for row in cells[-3:]] == ["chance", "scene class alone", "ceiling"]
+    assert cells[-2][1:] == ["45.00"] * 7
+
+
 def test_differences_between_rows(folders: list[Path]) -> None:
     again = [*folders, folders[1]]
     # With rank 7 everything is found among the first 10, and nothing sooner: two recalls of six are 100

@@ -142,6 +142,8 @@ def test_scene_recall_stands_below_where_classes_are_known(saved: Path, capsys: 
     assert "without a class" not in printed
     # Three classes of four pictures each
     assert result["chance"]["i2t_scene_recall@5"] == pytest.approx(100 / 3)
+    assert result["scene_class_alone"]["t2i_R@1"] == pytest.approx(25)
+    assert f"{result['scene_class_alone']['mR']:.2f}" in printed.split("| scene class alone", 1)[1].splitlines()[0]
     assert 0 <= result["rows"]["fold 0"]["t2i_scene_recall@10"] <= 100
     assert json.loads((experiment(saved) / "0" / "test.json").read_text()) == result["rows"]["fold 0"]
     with (experiment(saved) / "test.csv").open() as file:
@@ -185,6 +187,7 @@ def test_scene_recall_is_left_out_where_no_class_is_known(
     assert "Scene recall" not in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text())
     assert not [name for name in [*result["mean"], *result["chance"]] if "scene" in name]
+    assert result["scene_class_alone"] == {}
 
 
 def test_export_holds_what_was_encoded(saved: Path, tmp_path: Path) -> None:
