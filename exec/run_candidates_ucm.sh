@@ -19,6 +19,12 @@ candidate captions "${captions[@]}"
 candidate batch50 "${captions[@]}" dataset.batch_size=50
 candidate ema "${captions[@]}" optim.ema=0.99
 candidate constant "${captions[@]}" optim.schedule=step
+candidate lr05 "${captions[@]}" optim.lr=0.00005
+candidate lr5 "${captions[@]}" optim.lr=0.0005
+candidate backbone01 "${captions[@]}" optim.lr_backbone=0.1
+candidate temperature003 "${captions[@]}" optim.contrastive.temperature=0.03
+candidate temperature2 "${captions[@]}" optim.contrastive.temperature=0.2
+candidate smooth "${captions[@]}" optim.contrastive.label_smoothing=0.2
 candidate colour "${captions[@]}" dataset.colour_jitter=0.3
 candidate part "${captions[@]}" dataset.smallest_part=0.5
 candidate scenes "${scenes[@]}"
