@@ -13,7 +13,7 @@ captions=(dataset.vocab_path=vocab/rsicd_ucm_all_words_vocab.json optim.resume=c
 learn_scenes() { # NAME [KEY=VALUE ...]
   step "pretraining, $1" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml --set "logs.experiment_name=$1" "${@:2}"
 }
-learn_captions() { # NAME [KEY=VALUE ...]; for 8 epochs, as the rows do. RSICD150_BEST.yaml learns for 16, from which UCM_BEST.yaml starts
+learn_captions() { # NAME [KEY=VALUE ...]; for 8 epochs, as the rows do. UCM_BEST.yaml starts from the 30 of RSICD150_BEST.yaml
   step "captions of RSICD, $1" "$python" train.py --path_opt option/RSICD150_BEST.yaml --folds 0 \
     --set "k_fold.experiment_name=$1" dataset.batch_size=20 optim.lr=0.0002 optim.epochs=8 "${@:2}"
 }
