@@ -19,6 +19,7 @@ candidate captions "${captions[@]}"
 candidate batch50 "${captions[@]}" dataset.batch_size=50
 candidate ema "${captions[@]}" optim.ema=0.99
 candidate constant "${captions[@]}" optim.schedule=step
+candidate longer "${captions[@]}" optim.epochs=30
 candidate lr05 "${captions[@]}" optim.lr=0.00005
 candidate lr5 "${captions[@]}" optim.lr=0.0005
 candidate backbone01 "${captions[@]}" optim.lr_backbone=0.1

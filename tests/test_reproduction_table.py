@@ -28,7 +28,7 @@ from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 
 TABLE_SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if "\nrun_rows " in path.read_text())
-ROWS = {"run_ablation_ucm.sh": 12, "run_candidates_ucm.sh": 12, "run_recipe_ucm.sh": 5}
+ROWS = {"run_ablation_ucm.sh": 12, "run_candidates_ucm.sh": 19, "run_recipe_ucm.sh": 5}
 ENTRY = {"device": "a processor", "processors": 2, "threads": 1, "torch": "2.9", "commit": "abc"}
 
 

@@ -341,6 +341,7 @@ class TestRefusals:
         refused(index_with("--store", "http://user:word@host:19530"), "MILVUS_TOKEN")
         refused(index_with("--store", "--kind", "flat"), "leave out --kind")
         monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "0")
         refused(index_with("--kind", "flat"), "when all processes are done")
         refused(index_with("--store"), "serves one process")
 
