@@ -39,7 +39,7 @@ def _candidates(options: Options | PretrainingOptions, known: Mapping[str, Field
     """Keys whose values have no effect, whatever they are."""
     if isinstance(options, Options):
         yield from _of_retrieval(options, known)
-    for block in _blocks(options):
+    for block in blocks_of(options):
         yield from block.without_effect().items()
 
 
@@ -65,10 +65,10 @@ def _of_losses(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tup
                     yield key, f"optim.loss has no {' and no '.join(losses)}"
 
 
-def _blocks(block: Parameters) -> Iterator[Parameters]:
+def blocks_of(block: Parameters) -> Iterator[Parameters]:
     """A block and all blocks in it."""
     yield block
     inner: list[Any] = [value for _, value in block]
     for value in inner:
         if isinstance(value, Parameters):
-            yield from _blocks(value)
+            yield from blocks_of(value)

@@ -17,6 +17,7 @@ from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
 from layers.registry import ModelParameters, Parameters, Registration
 from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
+from option.unread import blocks_of
 from utils import InputError
 
 ALL = sorted((Path(__file__).parent.parent / "option").glob("*.yaml"))
@@ -323,6 +324,13 @@ class TestValues:
     ) -> None:
         option.load_pretraining_options(ALL[0].parent / f"{name}.yaml", overrides)
         assert [message.rpartition("without effect: ")[2] for message in caplog.messages] == [note]
+
+    @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+    def test_every_key_that_a_block_calls_unread_exists(self, path: Path) -> None:
+        options = option.load_options(path)
+        known = {key for name, block in options for key in leaves(type(block), name)}
+        for block in blocks_of(options):
+            assert block.without_effect().keys() <= known
 
     def test_an_empty_block_is_its_defaults(self) -> None:
         assert load_text(MINIMAL + "optim:\nlogs: {}\n") == load_text(MINIMAL)
