@@ -71,6 +71,7 @@ def test_two_evaluations_give_the_same_table_of_16_numbers(trained: Path, capsys
     assert row["tasks_mR"] == pytest.approx((row["mR"] + row["audio_mR"] + row["image_mR"]) / 3)
     assert first["chance"].keys() >= {*FIFTEEN, "mR", "audio_mR", "image_mR", "mean_of_15", "tasks_mR"}
     printed = capsys.readouterr().out
+    assert printed.count("| chance") == printed.count("| fold 0") >= 6
     for name in (*FIFTEEN, "mean_of_15"):
         assert f"{row[name]:.2f}" in printed
     assert "Spoken captions" in printed

@@ -107,6 +107,7 @@ def test_rerank_shows_both_tables(
     assert after["rerank"] == described.split(",")[0]
     markdown = (experiment(saved) / "test.md").read_text()
     assert markdown.index("| chance") < markdown.index("After reranking") < markdown.index("Scene recall")
+    assert markdown.count("| chance") == markdown.count("| fold 0") == 3
     with (experiment(saved) / "test.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["reranked_mR"]) for row in rows] == [row["reranked_mR"] for row in after["rows"].values()]
