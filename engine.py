@@ -5,84 +5,27 @@ Letters: B batch, N images, M captions, U different captions, D embedding.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import metrics
-from augmentation import Views, right_angle_views
-from dataloader import Batch, EvaluationLoader
-from distributed import ALONE, World
-from interruption import Watch
+from batches.augmentation import right_angle_views
+from batches.batch import Batch
+from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
-from out_of_memory import backward_in_memory
-from training_state import TrainingState, optimiser_step
+from option.schema import Views
+from runtime.distributed import ALONE, World
+from runtime.interruption import Watch
+from training.epoch import Loader, Plan, ScalarWriter, autocast, check_finite, passes, train_epoch
+from training.state import TrainingState
 from utils import InputError, logger
 
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SCORES_PER_BLOCK = 2**26
 """Entries of the score matrix that evaluation holds at once: 256 MiB of float32."""
-
-
-class Loader(Protocol):
-    """Batches that follow from the number of the epoch alone."""
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-
-    def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch without the first `skip`, on the device."""
-
-
-class ScalarWriter(Protocol):
-    """The part of TensorBoard's SummaryWriter that training uses."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Record one number."""
-
-    def flush(self) -> None:
-        """Write out what was recorded."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and how to train.
-
-    Attributes:
-        epochs: passes over the training items.
-        eval_step: epochs between two validations.
-        print_freq: steps between two log entries.
-        patience: validations without a better score before training stops; 0 never stops it.
-        accumulate: batches whose gradients are summed before the optimiser steps.
-        grad_clip: greatest norm of the whole gradient; 0 leaves it alone.
-        amp: `off`, `bf16` or `fp16`.
-        on_oom: what happens to a step that does not fit into memory, `stop` or `halve`.
-        select: the validation score that the best epoch has the highest of.
-        save_minutes: from one save inside an epoch to the next; 0: none but after a signal.
-    """
-
-    epochs: int
-    eval_step: int = 1
-    print_freq: int = 10
-    patience: int = 0
-    accumulate: int = 1
-    grad_clip: float = 0.0
-    amp: str = "off"
-    on_oom: str = "stop"
-    select: str = "mR"
-    save_minutes: float = 0.0
-
-
-def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
-    """Mixed precision for encoders: `off`, `bf16` or `fp16`. Scores are float32 in any case."""
-    return torch.autocast(device.type, dtype=AMP_TYPES.get(amp), enabled=amp != "off")
 
 
 def fit(
@@ -143,18 +86,6 @@ def fit(
         logger.info("Stopped early: %s has not risen for %d validations.", plan.select, plan.patience)
 
 
-def passes(batch: int, accumulate: int, every: int) -> bool:
-    """Whether a step of the optimiser reaches a multiple of `every` batches, or passes one.
-
-    Args:
-        batch: the last one of the step, from 1.
-        accumulate: batches per step; the last step of an epoch may have fewer.
-        every: distance of the multiples.
-    """
-    before = (batch - 1) // accumulate * accumulate
-    return batch // every > before // every
-
-
 def _validate(
     state: TrainingState,
     figures: dict[str, float],
@@ -179,90 +110,6 @@ def _validate(
             writer.add_scalar(f"val/{name}", value, epoch)
     state.end_epoch(figures)
     return is_best
-
-
-def train_epoch(
-    state: TrainingState,
-    loader: Loader,
-    losses_of: Callable[[Batch], dict[str, Tensor]],
-    plan: Plan,
-    device: torch.device,
-    writer: ScalarWriter,
-    between_steps: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """One pass over the training items, or what is left of it.
-
-    Args:
-        state: see `fit`, as all of them.
-        loader: what to train on.
-        losses_of: losses of a batch.
-        plan: how to train.
-        device: where the model is.
-        writer: gets the losses.
-        between_steps: called after each step of the optimiser, when the state can be saved.
-
-    Returns:
-        Mean loss per item and its parts, images per second, and the share of time spent waiting for data.
-
-    Raises:
-        InputError: the loss is not finite.
-        RunFault: a step does not fit into memory.
-    """
-    state.model.train()
-    state.begin_epoch()
-    steps, done, meter = len(loader), state.batch, state.meter
-    bar = tqdm(
-        loader.epoch(state.epoch, skip=done),
-        initial=done,
-        total=steps,
-        desc=f"epoch {state.epoch + 1}/{plan.epochs}",
-        unit="batch",
-        disable=None,
-    )
-    state.optimizer.zero_grad(set_to_none=True)
-
-    def backward(batch: Batch) -> dict[str, Tensor]:
-        with autocast(device, plan.amp):
-            losses = losses_of(batch)
-        state.scaler.scale(losses["loss"]).backward()
-        return losses
-
-    for step, batch in enumerate(meter.timed(bar), start=done + 1):
-        losses = backward_in_memory(state, batch, backward, plan.on_oom)
-        meter.add(losses, batch.items, batch.pictures)
-        if step % plan.print_freq == 0 or step == steps:
-            means = meter.means()
-            check_finite(means["loss"], state.epoch + 1, step, meter.take_recent())
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            for name, value in means.items():
-                writer.add_scalar(f"train/{name}", value, state.epoch * steps + step)
-            writer.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], state.epoch * steps + step)
-        if step % plan.accumulate == 0 or step == steps:
-            optimiser_step(state, plan.grad_clip)
-            state.batch = step
-            between_steps()
-    return meter.means()
-
-
-def check_finite(loss: float, epoch: int, step: int, recent: Sequence[Tensor] = ()) -> None:
-    """Stop a training whose loss is infinite or no number.
-
-    Args:
-        loss: mean so far.
-        epoch: from 1.
-        step: the last one of the epoch that counts, from 1.
-        recent: losses of the last batches up to this step, to find the first that is at fault.
-
-    Raises:
-        InputError: it is; the message says what helps.
-    """
-    if not math.isfinite(loss):
-        first = next((place for place, value in enumerate(recent) if not value.isfinite()), None)
-        where = f"by step {step}" if first is None else f"at step {step - len(recent) + 1 + first}"
-        raise InputError(
-            f"the loss became {loss} in epoch {epoch} {where}. Try a lower optim.lr, optim.grad_clip=2, or "
-            "optim.amp=off, under another name; optim.resume=.../last.pth starts that from here."
-        )
 
 
 def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
@@ -354,7 +201,7 @@ def score_blocks(
     """The score matrix in blocks of `rows` images.
 
     Word-for-word equal captions share one embedding, so that their scores are equal to the last bit and the tie rule of
-    `metrics` sees them.
+    `metrics.ranks` sees them.
 
     Args:
         model: any registered model.
@@ -405,7 +252,7 @@ def evaluate(
     amp: str = "off",
     scores_per_block: int = SCORES_PER_BLOCK,
 ) -> dict[str, float]:
-    """Retrieval scores of a data set, see `metrics.task_recalls`; every item is encoded once, pairs in blocks."""
+    """Retrieval scores of a data set, see `metrics.ranks.task_recalls`; every item is encoded once, pairs in blocks."""
     images, texts = encode(model, loader, device, amp)
     blocks = score_source(model, images, texts, loader.caption_row, scores_per_block)
     return metrics.task_recalls(

@@ -18,17 +18,19 @@ import torch
 from numpy.typing import NDArray
 
 import option
-from data.large_picture import LargePicture, open_large, write_geotiff
 from data.polygons import Place, read_places, refuse_outside
-from experiment import entry_parser, load_model, read_vocabulary, typed_queries_of
 from layers.base import RetrievalModel
 from layers.registry import registered
-from localization import MeanMap, encode_queries, mean_map, score_windows, window_grid
-from localization_drawing import SIDE, draw_map
-from localization_metrics import Indicators, attention_centres, indicators, opencv
+from localization.drawing import SIDE, draw_map
+from localization.indicators import Indicators, attention_centres, indicators, opencv
+from localization.large_image import LargePicture, open_large, write_geotiff
+from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from option import Options
-from report import markdown
-from utils import InputError, choose_device, logger, run_entry_point, write_atomic, write_text_atomic
+from runs.builders import load_model, read_vocabulary, typed_queries_of
+from runtime.arguments import entry_parser
+from runtime.devices import choose_device
+from runtime.entry_point import run_entry_point
+from utils import InputError, logger, markdown, write_atomic, write_text_atomic
 from vocab import UNKNOWN, Vocabulary, tokenize
 
 WINDOWS = "128,256,512,768"

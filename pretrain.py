@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import option
-from backbone_pretraining import pretrain_backbone
-from distributed import refuse_torchrun
-from experiment import add_check, entry_parser
-from interruption import stopped_at_once
-from modality_pretraining import pretrain_modalities
 from option import BackboneOptions
 from preflight import check_pretraining
-from resume import add_resume
-from scene_pretraining import scene_task
-from utils import choose_device, logger, run_entry_point
-from view_pretraining import view_task
+from pretraining.backbone import pretrain_backbone
+from pretraining.modalities import pretrain_modalities
+from pretraining.scenes import scene_task
+from pretraining.views import view_task
+from runtime.arguments import add_check, add_resume, entry_parser
+from runtime.devices import choose_device
+from runtime.distributed import refuse_torchrun
+from runtime.entry_point import run_entry_point
+from runtime.interruption import stopped_at_once
+from utils import logger
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

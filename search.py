@@ -19,11 +19,14 @@ from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Hit, Searcher
 from archive.sheet import check_sheet, write_sheet
 from archive.store import EMBEDDED, check_url
-from data.pictures import decode
-from distributed import environment_number
-from experiment import add_device, add_experiment, read_vocabulary
+from data.images import decode
 from layers.registry import registered
-from utils import InputError, choose_device, logger, run_entry_point
+from runs.builders import read_vocabulary
+from runtime.arguments import add_device, add_experiment
+from runtime.devices import choose_device
+from runtime.distributed import environment_number
+from runtime.entry_point import run_entry_point
+from utils import InputError, logger
 
 SHARD = 4096  # pictures
 TOP = 10

@@ -14,41 +14,31 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-import limits
 import metrics
 import option
-import ties
-from checkpoints import FORMAT
 from data.annotations import Annotations, read_annotations
 from data.splits import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
-from distributed import refuse_torchrun
 from engine import encode, rank_tasks, score_source
-from experiment import (
-    Media,
-    add_folds,
-    add_force,
-    audio_folder_of,
-    best_checkpoint,
-    command,
-    entry_parser,
-    evaluation_loader,
-    experiment_folder,
-    load_model,
-    parse_folds,
-    read_vocabulary,
-)
-from export import Embeddings, write_embeddings, write_ranks
-from html_report import Report, TestSet
 from layers.base import RetrievalModel
 from layers.registry import registered
-from mismatch import Gate
+from metrics import limits, ties
+from metrics.rerank import Method, rerank
 from option import Options
 from option.schema import Rerank
-from provenance import check_data_set, check_fold
-from report import LIMITS, RANDOM_TIES, RERANKED, as_csv, as_markdown, score_tables
-from rerank import Method, rerank
-from utils import InputError, choose_device, first_line, run_entry_point, write_text_atomic
+from reports.export import Embeddings, write_embeddings, write_ranks
+from reports.html import Report, TestSet
+from reports.tables import LIMITS, RANDOM_TIES, RERANKED, as_markdown, score_tables
+from runs.builders import evaluation_loader, load_model, read_vocabulary
+from runs.checkpoints import FORMAT
+from runs.folders import best_checkpoint, experiment_folder, parse_folds
+from runs.media import Media, audio_folder_of
+from runs.provenance import check_data_set, check_fold
+from runtime.arguments import add_folds, add_force, command, entry_parser
+from runtime.devices import choose_device
+from runtime.distributed import refuse_torchrun
+from runtime.entry_point import run_entry_point
+from utils import Gate, InputError, as_csv, first_line, write_text_atomic
 from vocab import Vocabulary
 
 BESIDE = Path("report.html")
@@ -144,7 +134,7 @@ def score_checkpoint(
     scores: Scores,
     report: Report,
 ) -> None:
-    """Score one checkpoint and add what was found to `scores`, and to `report` where one is to be written."""
+    """Score one checkpoint and add what was found to `scores`, and to `reports.tables` where one is to be written."""
     options, loader = test_set.options, test_set.loader
     fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
     model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)
@@ -179,7 +169,7 @@ def _settle_targets(given: argparse.Namespace, options: Options) -> None:
 
 
 def scene_numbers(annotations: Annotations) -> Tensor | None:
-    """The scene class of each image as a number, `metrics.NO_SCENE` where it has none, [N] int64.
+    """The scene class of each image as a number, `metrics.scenes.NO_SCENE` where it has none, [N] int64.
 
     Returns:
         None where the images are not of different classes, so that a scene recall would say nothing.
@@ -202,7 +192,7 @@ def load_scored(
     gate: Gate | None = None,
     fold: int | None = None,
 ) -> tuple[RetrievalModel, dict[str, Any]]:
-    """`experiment.load_model` of a checkpoint that belongs to the data set it is scored on.
+    """`runs.builders.load_model` of a checkpoint that belongs to the data set it is scored on.
 
     Args:
         options: what the model is built from.
@@ -241,8 +231,8 @@ def more_scores(
         constants: of the rerank.
 
     Returns:
-        Where captions are equal word for word, `ties.random_tie_recalls` under `random_ties_<name>`; what
-        `metrics.recalls` gives after the rerank, under `reranked_<name>`; and `metrics.scene_recalls`.
+        Where captions are equal word for word, `metrics.ties.random_tie_recalls` under `random_ties_<name>`; what
+        `metrics.ranks.recalls` gives after the rerank, under `reranked_<name>`; and `metrics.scenes.scene_recalls`.
     """
     scores: dict[str, float] = {}
     text_image = loader.text_image

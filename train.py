@@ -12,51 +12,38 @@ from typing import Any, cast
 import torch
 
 import option
-from checkpoints import ending_clearly, fit_weights, load_weights
+from batches.pairs import PairSource
 from data.annotations import Annotations
-from data.prior import PriorSimilarity
+from data.similarity.prior import PriorSimilarity
 from data.splits import recorded_or_new
 from dataloader import EvaluationLoader
-from distributed import ALONE, World, own_random_states, refuse_torchrun, session
 from engine import evaluate, fit
-from event_log import EventLog, NoEvents
-from experiment import (
-    Media,
-    add_check,
-    add_folds,
-    add_force,
-    audio_folder_of,
-    best_checkpoint,
-    command,
-    entry_parser,
-    evaluation_loader,
-    experiment_folder,
-    parse_folds,
-    place,
-    plan_of,
-    read_vocabulary,
-    run_folder,
-    start_state,
-    train_loader,
-)
-from interruption import stopped_at_once
 from layers import build_model
 from layers.backbone import synchronise_norms
 from layers.base import RetrievalModel
 from layers.objective import build_objective
 from layers.registry import registered
-from learner import Losses, compile_encoders
-from locks import run_lock
-from mismatch import Gate
-from optimisation import slow_backbones
 from option import Options
-from pairs import PairSource
 from preflight import check_training
-from provenance import LIST_DIGEST, check_data_set, train_digest
-from resume import Keeper, add_resume, begun_run, carry_on, is_finished, is_settled, save_best
-from run_record import recorded
-from training_state import TrainingState, random_states
-from utils import InputError, choose_device, derive_seed, log_to, logger, run_entry_point, write_text_atomic
+from runs.builders import evaluation_loader, place, plan_of, read_vocabulary, start_state, train_loader
+from runs.checkpoints import ending_clearly, fit_weights, load_weights
+from runs.events import EventLog, NoEvents
+from runs.folders import best_checkpoint, experiment_folder, parse_folds, run_folder
+from runs.media import Media, audio_folder_of
+from runs.provenance import LIST_DIGEST, check_data_set, train_digest
+from runs.record import recorded
+from runs.resume import Keeper, begun_run, carry_on, is_finished, is_settled, save_best
+from runtime.arguments import add_check, add_folds, add_force, add_resume, command, entry_parser
+from runtime.devices import choose_device
+from runtime.distributed import ALONE, World, own_random_states, refuse_torchrun, session
+from runtime.entry_point import run_entry_point
+from runtime.interruption import stopped_at_once
+from runtime.locks import run_lock
+from runtime.log import log_to
+from training.learner import Losses, compile_encoders
+from training.optimiser import slow_backbones
+from training.state import TrainingState, random_states
+from utils import Gate, InputError, derive_seed, logger, write_text_atomic
 from vocab import Vocabulary
 
 NAME_KEY = "k_fold.experiment_name"

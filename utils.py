@@ -1,25 +1,19 @@
-"""What has no better home: errors for the reader, seeds, devices, atomic files, logging."""
+"""What has no better home: errors for the reader, atomic files, seeds, plain tables."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import hashlib
+import io
 import logging
 import os
-import sys
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
-
-import torch
-from tqdm import tqdm
-
-from machine import explain, system_error
-from untrusted import is_plain_weight, load_torch
+from typing import Any, BinaryIO
 
 logger = logging.getLogger("rsretrieval")
 logger.setLevel(logging.INFO)
@@ -44,6 +38,38 @@ RUN_AGAIN = 75
 """Exit status of a run that the same command carries on: EX_TEMPFAIL, of which sysexits.h says "try again"."""
 UNFINISHED = ".unfinished"
 """Ends the names of files that are being written."""
+
+
+@dataclass
+class Gate:
+    """Whether the user insists on what does not belong together.
+
+    Attributes:
+        forced: whether the user insists.
+        passed: what was let through, a line each.
+    """
+
+    forced: bool = False
+    passed: list[str] = field(default_factory=list)
+
+
+def refuse(gate: Gate | None, what: str, advice: str) -> None:
+    """Name a mismatch.
+
+    Args:
+        gate: whether the user insists; None where nobody can.
+        what: the mismatch, in words.
+        advice: what to do about it, a sentence.
+
+    Raises:
+        InputError: it is not forced.
+    """
+    if gate is None or not gate.forced:
+        stop = "" if "\n" in what else "."
+        insist = "" if gate is None else "To go on all the same: --force."
+        raise InputError(f"{what}{stop}\n{advice} {insist}".rstrip())
+    logger.warning("forced: %s", what)
+    gate.passed.append(what.partition("\n")[0].rstrip(":"))
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], durable: bool = False) -> None:
@@ -115,50 +141,6 @@ def _umask() -> int:
     return mask
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours, or one that a model's authors published, without running code from it.
-
-    Returns:
-        Its content, the weights under the key `model`, also where they were stored as `state_dict` or alone.
-
-    Raises:
-        InputError: the file is missing, or is not a checkpoint, or holds more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}.")
-    try:
-        content = load_torch(path)
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
-        raise InputError(
-            f"{path} can't be read as a checkpoint: {first_line(fault)}. Copy or download it again."
-        ) from fault
-    except Exception as fault:  # pickle's own errors share no useful base class
-        raise InputError(
-            f"{path} was refused: it holds more than tensors and plain values ({first_line(fault)}). Don't load it by "
-            "other means unless you trust its source."
-        ) from fault
-    if isinstance(content, dict) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        content = {"model": content}
-    elif isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {"model": content["state_dict"]}
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise InputError(
-            f"{path} is not a checkpoint: expected the weights under the key `model` or `state_dict`, or nothing else."
-        )
-    refuse_odd_weights(content["model"], str(path))
-    return content
-
-
-def refuse_odd_weights(weights: dict[Any, Any], source: str) -> None:
-    """Raise an InputError if some weights are no plain tensors under a name each."""
-    odd = [name for name, value in weights.items() if not (isinstance(name, str) and is_plain_weight(value))]
-    if odd:
-        raise InputError(
-            f"{source}: {len(odd)} of {len(weights)} weights are no plain tensors, the first is {odd[0]!r:.80}. Take "
-            "the file from its authors again."
-        )
-
-
 def first_line(fault: Exception) -> str:
     """What an exception says, in one line; its kind where it says nothing."""
     return next(iter(str(fault).splitlines()), "") or type(fault).__name__
@@ -170,112 +152,34 @@ def derive_seed(root: int, *parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device that was asked for; without a wish a CUDA device where there is one, else the CPU.
-
-    Raises:
-        InputError: no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as fault:
-        raise InputError(f"--device {name}: expected cpu, cuda or cuda:NUMBER.") from fault
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected cpu, cuda or cuda:NUMBER.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise InputError(f"--device {name}: this machine shows {count} CUDA devices; try --device cpu.")
-    return device
+def system_error(fault: BaseException) -> OSError | None:
+    """The operating system's error that an exception is or follows from: `torch.save` raises another one for it."""
+    return next((link for link in _chain(fault) if isinstance(link, OSError) and link.errno is not None), None)
 
 
-class _AboveProgressBars(logging.Handler):
-    """Console log that does not tear the progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one line above the bars."""
-        tqdm.write(self.format(record), file=sys.stderr)
+def _chain(fault: BaseException | None) -> Iterator[BaseException]:
+    while fault is not None:
+        yield fault
+        fault = fault.__cause__ or fault.__context__
 
 
-def start_logging() -> None:
-    """Send the project's log to the console; warnings carry their level."""
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    handler = _AboveProgressBars()
-    handler.setFormatter(_ConsoleFormat())
-    logger.addHandler(handler)
-    logger.propagate = False
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text as an aligned Markdown table, the first row its head; numbers right, labels left."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "| "
+        + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in cells
+    ]
+    rule = "| " + " | ".join("-" * (w - 1) + ":" if i else "-" * w for i, w in enumerate(widths)) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
-class _ConsoleFormat(logging.Formatter):
-    """The bare message; its level before it from warnings on."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record as a line."""
-        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return level + record.getMessage()
-
-
-class _LogFile(logging.FileHandler):
-    """A log that a full disk silences, with one warning, where Python's own prints a traceback for every line."""
-
-    broken = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, unless an earlier one could not be written."""
-        if not self.broken:
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say once that the log ends here."""
-        self.broken = True
-        logger.warning("%s can't be written any more (%s); the work goes on.", self.baseFilename, sys.exc_info()[1])
-
-    def close(self) -> None:
-        """Close it; what is still to be written may be lost."""
-        with suppress(OSError):
-            super().close()
-
-
-@contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Append the project's log, with times, to a file as long as the context lasts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
-def run_entry_point(main: Callable[[], None]) -> NoReturn:
-    """Run an entry point, whose faults end in one message and an exit status, not in a traceback.
-
-    2: a fault in what the user gave, found before the work; 3: one that ended the work, such as a full disk;
-    `RUN_AGAIN`: a signal stopped a training; 130: the keyboard.
-    """
-    start_logging()
-    try:
-        main()
-    except RunFault as fault:
-        logger.error("%s", fault)
-        sys.exit(3)
-    except InputError as fault:
-        logger.error("%s", fault)
-        sys.exit(2)
-    except Interrupted:
-        sys.exit(RUN_AGAIN)
-    except KeyboardInterrupt:
-        logger.error("stopped by the keyboard")
-        sys.exit(130)
-    except (OSError, RuntimeError, MemoryError) as fault:
-        text = explain(fault)
-        if text is None:
-            raise
-        logger.error("%s.", text)
-        sys.exit(3)
-    sys.exit(0)
+def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
+    """One line per row at full precision; what a row has no value for stays empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

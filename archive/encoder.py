@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from augmentation import normalise
-from data.pictures import to_square
-from data.region_file import SHAPES, RegionFile, Regions, read_regions, region_fields
-from data.sounds import read_sound
-from data.spectrogram import mel_power, to_picture
-from dataloader import Batch, Captions
+from batches.augmentation import normalise
+from batches.batch import Batch, Captions
+from batches.queries import sentence_keywords, train_words
+from data.audio.sounds import read_sound
+from data.audio.spectrogram import mel_power, to_picture
+from data.images import to_square
+from data.regions.file import SHAPES, RegionFile, Regions, read_regions, region_fields
 from engine import embed, image_verb
-from experiment import load_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from queries import sentence_keywords, train_words
+from runs.builders import load_model
 from utils import InputError
 from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
 

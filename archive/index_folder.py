@@ -23,9 +23,10 @@ from torch import Tensor
 
 from archive.shards import AGAIN, Dtype, Shards, write_shard
 from data.lists import name_fault, shown
-from layers.registry import Parameters, registered
+from layers.registry import registered
 from option import Options
-from untrusted import parse_json, read_bytes
+from option.parameters import Parameters
+from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, write_text_atomic
 from vocab import Vocabulary
 

@@ -23,11 +23,11 @@ from archive.encoder import Encoder
 from archive.index_folder import Manifest, add_shard, check_recipe, indexed_names, update_manifest
 from archive.shards import Dtype
 from archive.store import VectorStore, open_store
+from data.images import load_square, picture_names
 from data.lists import first_faults, name_fault
-from data.pictures import load_square, picture_names
-from distributed import ranks, told
-from export import file_sha256
 from option.schema import Pictures
+from reports.export import file_sha256
+from runtime.distributed import ranks, told
 from utils import InputError, logger, write_atomic
 
 

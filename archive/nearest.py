@@ -22,7 +22,7 @@ from archive.exact import Ranked, Scorer, order
 from archive.index_folder import IndexFolder
 from archive.shards import Shards
 from layers.base import l2norm
-from untrusted import parse_json, read_bytes
+from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, write_atomic, write_text_atomic
 
 Kind = Literal["flat", "hnsw", "ivfpq"]

@@ -20,8 +20,9 @@ from archive.encoder import Encoder
 from archive.exact import Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
-from export import file_sha256
-from utils import InputError, choose_device
+from reports.export import file_sha256
+from runtime.devices import choose_device
+from utils import InputError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from untrusted import read_array
+from runtime.untrusted import read_array
 from utils import InputError, first_line, write_atomic
 
 Dtype = Literal["float32", "float16"]

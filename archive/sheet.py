@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from archive.searcher import Hit
-from data.pictures import decode
+from data.images import decode
 from utils import InputError, first_line, write_atomic
 
 SIDE = 200  # pixels of a thumbnail
@@ -30,7 +30,7 @@ def write_sheet(
         caption: the query in words.
         hits: what it found.
         folder: of the pictures.
-        max_pixels: pictures with more are left blank, see `data.pictures.decode`.
+        max_pixels: pictures with more are left blank, see `data.images.decode`.
         query: the picture that asked.
 
     Raises:

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from archive.index_folder import IndexFolder
+from data.images import decode
 from data.lists import shown
-from data.pictures import decode
-from untrusted import leads_outside
+from runtime.untrusted import leads_outside
 from utils import InputError
 
 THUMBNAIL = 320  # pixels of the longer side
@@ -28,7 +28,7 @@ class Thumbnails:
         Args:
             index: names the pictures.
             images: their folder.
-            max_pixels: those with more are refused, see `data.pictures.decode`.
+            max_pixels: those with more are refused, see `data.images.decode`.
         """
         self._index = index
         self._images = images

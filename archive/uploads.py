@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from data.images import decode
 from data.lists import shown
-from data.pictures import decode
 from utils import InputError
 
 FORM_BYTES = 2**16
@@ -83,10 +83,10 @@ class Named:
 
 
 def read_picture(name: str, content: bytes, max_pixels: int) -> Image.Image:
-    """A picture that was uploaded, by the rules of `data.pictures`.
+    """A picture that was uploaded, by the rules of `data.images`.
 
     Raises:
-        InputError: see `data.pictures.decode`; the message has the sender's name of the file.
+        InputError: see `data.images.decode`; the message has the sender's name of the file.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "upload"

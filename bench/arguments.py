@@ -17,7 +17,7 @@ from bench.machine import copy_rate, gemm_rate
 from bench.process import Side, Subject
 from bench.table import Rounds
 from bench.variants import Variant
-from experiment import entry_parser
+from runtime.arguments import entry_parser
 from utils import InputError
 
 AGAINST = "against"

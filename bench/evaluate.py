@@ -19,10 +19,11 @@ from bench.subject import Experiment
 from bench.variants import Variant, ladder, sides
 from dataloader import EvaluationLoader
 from engine import embed, score_source
-from experiment import evaluation_loader
-from metrics import rank_blocks, recalls
-from run_record import peak_memory
-from utils import choose_device, run_entry_point
+from metrics.ranks import rank_blocks, recalls
+from runs.builders import evaluation_loader
+from runs.record import peak_memory
+from runtime.devices import choose_device
+from runtime.entry_point import run_entry_point
 
 PARTS = ("data", "pictures", "captions", "ranks")
 CHANGES = ("once", "allocator", "ours", "channels_last")

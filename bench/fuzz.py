@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.fuzz_targets import TARGETS
-from utils import InputError, run_entry_point, write_text_atomic
+from runtime.entry_point import run_entry_point
+from utils import InputError, write_text_atomic
 
 FOLDER = Path(".fuzz")
 

@@ -24,22 +24,23 @@ from torch import nn
 
 import option
 from data.annotations import read_annotations
-from data.caption_sources import Entry, read_captions, read_csv, read_descriptions, read_json
-from data.coco_detections import read_detections
-from data.keyword_file import read_keywords, write_keywords
+from data.audio.sounds import read_sound
+from data.images import decode
+from data.keywords.file import read_keywords, write_keywords
 from data.lists import name_fault
-from data.pictures import decode
 from data.polygons import read_places, write_places
-from data.prior import ORDERS, PriorSimilarity, Ragged
-from data.published_regions import read_published
-from data.region_file import read_regions, region_name, write_regions
-from data.region_graph import CLASSES, region_arrays
-from data.sounds import read_sound
+from data.prepare.captions import Entry, read_captions, read_csv, read_descriptions, read_json
+from data.regions.coco import read_detections
+from data.regions.file import read_regions, region_name, write_regions
+from data.regions.graph import CLASSES, region_arrays
+from data.regions.published import read_published
+from data.similarity.prior import ORDERS, PriorSimilarity, Ragged
 from layers.skip_thoughts import WORD_DIM, SkipThoughts, Weights, load_skip_thoughts
 from layers.text import load_glove
-from report import read_history
-from untrusted import is_plain_weight
-from utils import InputError, logger, read_checkpoint
+from reports.history import read_history
+from runtime.untrusted import is_plain_weight
+from runtime.weights import read_checkpoint
+from utils import InputError, logger
 from vocab import UNKNOWN, Vocabulary
 
 SEPARATOR = b"\n====\n"

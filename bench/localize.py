@@ -22,18 +22,20 @@ from PIL import Image
 from torch import Tensor
 
 import option
-from augmentation import normalise
-from data.large_picture import LargePicture, open_large
-from data.pictures import load_square, to_square
-from dataloader import Batch
+from batches.augmentation import normalise
+from batches.batch import Batch
+from data.images import load_square, to_square
 from engine import embed
-from experiment import entry_parser, load_model, read_vocabulary, typed_queries_of
 from layers.base import RetrievalModel
-from localization import MeanMap, encode_queries, mean_map, score_windows, window_grid
+from localization.large_image import LargePicture, open_large
+from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from localize import MEDIAN, WINDOWS, parse_sides
-from report import markdown
-from run_record import peak_memory
-from utils import InputError, choose_device, run_entry_point, write_text_atomic
+from runs.builders import load_model, read_vocabulary, typed_queries_of
+from runs.record import peak_memory
+from runtime.arguments import entry_parser
+from runtime.devices import choose_device
+from runtime.entry_point import run_entry_point
+from utils import InputError, markdown, write_text_atomic
 
 CPU = torch.device("cpu")
 MEAN_TOLERANCE = 1e-5  # of the mean scores, which lie in -1..1

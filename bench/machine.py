@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from run_record import machine_of
+from runs.record import machine_of
 
 GEMM_SIDE = 2048
 COPY_BYTES = 2**28

@@ -12,7 +12,8 @@ from bench.machine import description
 from bench.process import Figures, Side
 from bench.train import TrainingSteps
 from bench.variants import Variant, sides
-from utils import choose_device, run_entry_point
+from runtime.devices import choose_device
+from runtime.entry_point import run_entry_point
 
 MIB = 2**20
 

@@ -16,14 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from augmentation import Draws, audio_margin_size, margin_size, normalise
+from batches.augmentation import Draws, audio_margin_size, margin_size, normalise
+from batches.batch import Batch, Captions
 from bench.subject import Experiment
-from data.pictures import load_square
-from data.region_file import region_fields
-from dataloader import Batch, Captions, EvaluationLoader
-from experiment import audio_folder_of, regions_of
+from data.images import load_square
+from data.regions.file import region_fields
+from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
 from layers.registry import registered
+from runs.media import audio_folder_of, regions_of
 
 BLOCK = 128
 """Pictures and captions of a block in the published evaluation."""

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
-from utils import InputError, start_logging
+from runtime.log import start_logging
+from utils import InputError
 
 Figures = dict[str, float]
 

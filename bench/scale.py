@@ -19,10 +19,11 @@ from bench.variants import OURS
 from engine import SCORES_PER_BLOCK, score_source
 from layers.amfmn import soft_scores
 from layers.base import RetrievalModel
-from metrics import rank_blocks, recalls
-from rerank import rerank
-from run_record import held_memory, peak_memory
-from utils import choose_device, run_entry_point
+from metrics.ranks import rank_blocks, recalls
+from metrics.rerank import rerank
+from runs.record import held_memory, peak_memory
+from runtime.devices import choose_device
+from runtime.entry_point import run_entry_point
 
 CAPTIONS = 5
 """Of each picture."""

@@ -21,7 +21,8 @@ from archive import exact, nearest
 from archive.measure import recall, timed
 from archive.shards import Shards, write_shard
 from layers.base import l2norm
-from utils import InputError, run_entry_point, write_text_atomic
+from runtime.entry_point import run_entry_point
+from utils import InputError, write_text_atomic
 
 SHARD = 8192
 K = 10

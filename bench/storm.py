@@ -30,11 +30,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vocab
-from data.toy import make_toy
+from data.toy.making import make_toy
 from layers.backbone import SceneClassifier
 from layers.registry import registered
 from option.schema import leaves
-from utils import RUN_AGAIN, UNFINISHED, InputError, logger, read_checkpoint, remove_unfinished, run_entry_point
+from runtime.entry_point import run_entry_point
+from runtime.weights import read_checkpoint
+from utils import RUN_AGAIN, UNFINISHED, InputError, logger, remove_unfinished
 
 SMALL = {
     "seq2vec.word_dim": 16,

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 import option
+from batches.batch import Captions
 from bench.naive import published_twin
 from bench.variants import Variant
-from checkpoints import load_weights
 from data.annotations import Annotations, Split, read_annotations
-from dataloader import Captions
-from experiment import Media, audio_folder_of, place, read_vocabulary
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
+from runs.builders import place, read_vocabulary
+from runs.checkpoints import load_weights
+from runs.media import Media, audio_folder_of
 from utils import derive_seed
 from vocab import Vocabulary
 

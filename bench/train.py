@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch.utils.flop_counter import FlopCounterMode
 
+from batches.batch import Batch
 from bench import table
 from bench.arguments import bench_parser, measure, positive, reference_of
 from bench.machine import description, wait_for
@@ -17,16 +18,16 @@ from bench.naive_data import FileBatches
 from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant, ladder, sides
-from dataloader import Batch
-from engine import autocast
-from experiment import start_state, train_loader
 from layers.objective import build_objective
-from learner import Losses
-from optimisation import slow_backbones
-from run_record import peak_memory
+from runs.builders import start_state, train_loader
+from runs.record import peak_memory
+from runtime.devices import choose_device
+from runtime.entry_point import run_entry_point
 from train import pair_source
-from training_state import optimiser_step
-from utils import choose_device, run_entry_point
+from training.epoch import autocast
+from training.learner import Losses
+from training.optimiser import slow_backbones
+from training.state import optimiser_step
 
 PARTS = ("data", "forward", "backward", "optimiser")
 PICTURES = 400

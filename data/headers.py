@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data.pictures import decode, opened
+from data.images import decode, opened
 from utils import InputError
 
 THREADS = 8
@@ -39,10 +39,10 @@ def read_header(path: Path, max_pixels: int) -> Header:
 
     Args:
         path: a JPEG, PNG or TIFF file.
-        max_pixels: see `data.pictures.decode`.
+        max_pixels: see `data.images.decode`.
 
     Raises:
-        InputError: see `data.pictures.decode`.
+        InputError: see `data.images.decode`.
     """
     with opened(path, max_pixels) as image:
         header = Header(image.width, image.height, image.mode)

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from untrusted import leads_outside, read_bytes
+from runtime.untrusted import leads_outside, read_bytes
 from utils import InputError, first_line
 
 FAULTS_SHOWN = 5

@@ -14,10 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.annotations import Annotations, Split, check_images, read_annotations
-from data.pictures import load_square
+from data.images import load_square
 from data.polygons import Place, write_places
 from data.splits import scene_classes
-from utils import InputError, run_entry_point, write_atomic
+from runtime.entry_point import run_entry_point
+from utils import InputError, write_atomic
 
 PICTURE, PLACES = "mosaic.tif", "anno.json"
 MAX_PIXELS = 100_000_000

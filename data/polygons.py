@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data.lists import first_faults, name_fault, refuse_faults
-from untrusted import read_bytes
+from runtime.untrusted import read_bytes
 from utils import InputError, first_line, write_text_atomic
 
 ADVICE = (

@@ -15,15 +15,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from batches.batch import QueryMode
 from layers.backbone import ChosenBackboneParameters
-from layers.base import NORM_FLOOR, Explanation, QueryMode, RetrievalModel, l2norm
+from layers.base import NORM_FLOOR, Explanation, RetrievalModel, l2norm
 from layers.keywords import KeywordFusion, KeywordParameters
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
-from layers.registry import ModelParameters, Parameters, register
+from layers.registry import register
 from layers.text import RELEASED_CAPTIONS, CaptionEncoder, EmbedParameters, Seq2VecParameters, caption_encoder
+from option.parameters import ModelParameters, Parameters
 
 if TYPE_CHECKING:
-    from dataloader import Batch
+    from batches.batch import Batch
     from option import Options
     from vocab import Vocabulary
 

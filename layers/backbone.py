@@ -4,45 +4,28 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from augmentation import IMAGENET_MEAN, IMAGENET_STD
-from layers.registry import Parameters
-from untrusted import load_torch
-from utils import InputError, first_line, logger, refuse_odd_weights
+from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from option.architecture import RESNETS, TIMM, Architecture
+from option.parameters import Parameters
+from runtime.untrusted import load_torch
+from runtime.weights import refuse_odd_weights
+from utils import InputError, first_line, logger
 
-RESNETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
-)
-"""Those that torchvision has weights for."""
-TIMM = "timm/"
-"""Before a name of timm's."""
 STEPS = (4, 8, 16, 32)
 """A network's four stages give maps of these parts of a picture's side."""
 _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
-
-
-def _known(architecture: str) -> str:
-    # Plain names alone: after `hf-hub:` and `local-dir:` timm reads a configuration from anywhere.
-    if architecture in RESNETS or re.fullmatch(rf"{TIMM}[A-Za-z0-9_.]+", architecture):
-        return architecture
-    raise ValueError(f"expected {TIMM}NAME with a name of timm's, or one of torchvision's {', '.join(RESNETS)}")
-
-
-Architecture = Annotated[str, AfterValidator(_known)]
-"""The name of an image encoder in a YAML."""
 
 
 def import_torchvision(module: str) -> ModuleType:

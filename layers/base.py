@@ -5,28 +5,26 @@ Letters: B batch, N images, M texts, D embedding, L words, S image side in pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from dataloader import Batch
-    from layers.registry import ModelParameters
+    from batches.batch import Batch, QueryMode
     from option import Options
+    from option.parameters import ModelParameters
     from vocab import Vocabulary
-
-QueryMode = Literal["none", "sentence", "keywords", "both"]
-"""What a text query is made of; "none": captions, for models that know no keywords. See `queries`."""
 
 Criterion = Callable[[Tensor], dict[str, Tensor]]
 """Losses of a score matrix, pictures by captions: key `loss`, and its parts to log."""
 
 NORM_FLOOR = 1e-8
+AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
 
 
 def l2norm(vectors: Tensor) -> Tensor:
@@ -97,7 +95,7 @@ class RetrievalModel(nn.Module):
     """Names of the losses that are means over a batch rather than sums over its items, see `loss_of`."""
 
     selected_by: ClassVar[str] = "mR"
-    """The validation score that the best epoch has the highest of, see `metrics.task_recalls`."""
+    """The validation score that the best epoch has the highest of, see `metrics.ranks.task_recalls`."""
 
     @classmethod
     def from_parameters(
@@ -140,6 +138,20 @@ class RetrievalModel(nn.Module):
     def query_mode(cls, parameters: ModelParameters) -> QueryMode:
         """What text queries are made of by a `model` block; `Batch.keywords` comes with any mode but "none"."""
         return "none"
+
+    @classmethod
+    def unread(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """Dotted keys outside of the `model` block that the model does not read, each with the reason."""
+        name = options.model.name
+        if not cls.uses_regions:
+            yield "dataset.local_path", f"{name} has no regions"
+        if options.dataset.keywords_path is not None and cls.query_mode(options.model) == "none":
+            has_keywords = hasattr(options.model, "keywords")
+            yield "dataset.keywords_path", "model.keywords.mode is none" if has_keywords else f"{name} has no keywords"
+        if cls.parameter_groups is not RetrievalModel.parameter_groups:
+            yield "optim.lr", f"{name} learns at optim.lr_finetune"
+        for key in () if cls.uses_audio else AUDIO_KEYS:
+            yield key, f"{name} has no audio"
 
     def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
         """What the optimiser trains, in groups that each have their learning rate (`params`, `lr`)."""

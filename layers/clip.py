@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from layers.backbone import import_torchvision, renormalisation
 from layers.base import RetrievalModel
-from layers.registry import ModelParameters, register
+from layers.registry import register
 from layers.released import load_released
-from untrusted import parse_json, read_bytes
-from utils import InputError, first_line, logger, read_checkpoint
+from option.parameters import ModelParameters
+from runtime.untrusted import parse_json, read_bytes
+from runtime.weights import read_checkpoint
+from utils import InputError, first_line, logger
 from vocab import UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
-    from dataloader import Batch
+    from batches.batch import Batch
 
 TEXT_TOWER = ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
 TOWERS = {"image": ("visual.",), "text": TEXT_TOWER}

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from layers.backbone import ChosenBackboneParameters
 from layers.base import Explanation, RetrievalModel, l2norm
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
-from layers.registry import ModelParameters, Parameters, register
+from layers.registry import register
 from layers.single_token import PostNormBlock, released_block_names
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
+from option.parameters import ModelParameters, Parameters
 
 if TYPE_CHECKING:
-    from dataloader import Batch
+    from batches.batch import Batch
     from option import Options
     from vocab import Vocabulary
 

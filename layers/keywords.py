@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.base import QueryMode, l2norm
-from layers.registry import Parameters
+from batches.batch import QueryMode
+from layers.base import l2norm
+from option.parameters import Parameters
 
 
 class KeywordParameters(Parameters):

@@ -18,14 +18,16 @@ from layers.backbone import ChosenBackboneParameters, backbone_width, build_back
 from layers.base import Criterion, Encodings, Explanation, RetrievalModel
 from layers.losses import distillation
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
-from layers.registry import ModelParameters, Parameters, register
+from layers.registry import register
 from layers.released import load_fitting
 from layers.shared_pattern import HEADS, SharedPatternTransfer, ShareParameters, released_share_names
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
-from utils import InputError, read_checkpoint
+from option.parameters import ModelParameters, Parameters
+from runtime.weights import read_checkpoint
+from utils import InputError
 
 if TYPE_CHECKING:
-    from dataloader import Batch
+    from batches.batch import Batch
     from option import Options
     from vocab import Vocabulary
 

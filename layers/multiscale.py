@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.backbone import TIMM, ChosenBackboneParameters, TimmBackbone, resnet
-from layers.registry import Parameters
+from layers.backbone import ChosenBackboneParameters, TimmBackbone, resnet
+from option.architecture import TIMM
+from option.parameters import Parameters
 
 
 class MultiscaleParameters(Parameters):

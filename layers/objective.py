@@ -7,45 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from layers.losses import contrastive_parts, dynamic_margin, triplet_parts
+from batches.pairs import Pairs
+from data.similarity.margin import dynamic_margin
+from layers.losses import contrastive_parts, triplet_parts
 
 if TYPE_CHECKING:
     from option.schema import Contrastive, Optim
 
 COLDEST, WARMEST = 0.01, 1.0
 """Where a learned temperature is kept."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What is known of the pairs of a batch beforehand.
-
-    Attributes:
-        matches: [N, M] bool, the pairs that are no negatives, own pairs among them; None: own pairs alone.
-        prior: [N, M] similarity in [0, 1] of each caption to the captions of each picture, see `data.prior`.
-        image_rows: [M] int64 own picture of each caption; None: caption i belongs to picture i.
-    """
-
-    matches: Tensor | None = None
-    prior: Tensor | None = None
-    image_rows: Tensor | None = None
-
-    def masked_share(self) -> Tensor:
-        """Share of the pairs, own pairs aside, that are no negatives, a scalar.
-
-        Raises:
-            ValueError: nothing is masked.
-        """
-        if self.matches is None:
-            raise ValueError("these pairs carry no matches")
-        images, texts = self.matches.shape
-        return (self.matches.sum() - texts) / max(1, images * texts - texts)
 
 
 class TripletLoss(nn.Module):
@@ -107,7 +82,7 @@ class ContrastiveLoss(nn.Module):
 
 
 class Objective(nn.Module):
-    """A weighted sum of losses; with `pairs` given, the criterion of `RetrievalModel.training_loss`."""
+    """A weighted sum of losses; with `batches.pairs` given, the criterion of `RetrievalModel.training_loss`."""
 
     def __init__(self, losses: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
         """Join losses, each of them scores and `Pairs` -> both directions, by name."""

@@ -5,8 +5,8 @@ A model registers itself where it is defined::
     @register("AMFMN", AmfmnParameters)
     class AMFMN(RetrievalModel): ...
 
-`option.schema` validates the `model` block of a YAML with the registered parameters, `layers.build_model` builds the
-class from them. Neither knows any model by name.
+`option` validates the `model` block of a YAML with the registered parameters, `layers.build_model` builds the class
+from them. Neither knows any model by name.
 """
 
 from __future__ import annotations
@@ -15,26 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from option.parameters import ModelBlock, ModelParameters, declare
 
 if TYPE_CHECKING:
     from layers.base import RetrievalModel
-
-
-class Parameters(BaseModel):
-    """Base of every typed block of a YAML: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-    def without_effect(self) -> dict[str, str]:
-        """Dotted keys, from the root of the YAML, that nothing reads beside the values of this block -> the reason."""
-        return {}
-
-
-class ModelParameters(Parameters):
-    """Base of the `model` block of every registered model."""
-
-    name: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +44,7 @@ def register(name: str, parameters: type[ModelParameters]) -> Callable[[Model], 
         if name in _registrations:
             raise ValueError(f"the model name {name!r} is already registered by {_registrations[name].model.__name__}")
         _registrations[name] = Registration(model, parameters)
+        declare(name, ModelBlock(parameters, model.unread))
         return model
 
     return add

@@ -7,13 +7,14 @@ what is stored in another form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from layers.base import RetrievalModel
-from mismatch import Gate, misfits, refuse
-from utils import InputError
+from utils import Gate, InputError, refuse
+
+SHOWN = 3
 
 
 def load_released(model: RetrievalModel, state_dict: Mapping[str, Tensor], gate: Gate | None = None) -> None:
@@ -79,3 +80,31 @@ def translate(names: Mapping[str, str | None], state_dict: Mapping[str, Tensor])
         if replacement is not None:
             renamed[replacement + name.removeprefix(prefix or "")] = value
     return renamed
+
+
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[int, str]:
+    """How weights differ from those of a model in names and shapes.
+
+    Args:
+        wanted: the model's own.
+        given: what is to go into it.
+
+    Returns:
+        How many tensors of the model can't be taken over, and a table with the number and the first names of each
+        kind of misfit, "" where there is none.
+    """
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    reshaped = [name for name, value in given.items() if name in wanted and value.shape != wanted[name].shape]
+    shapes = [
+        f"{name}: {list(given[name].shape)} in the checkpoint, {list(wanted[name].shape)} in the model"
+        for name in reshaped
+    ]
+    kinds = {"missing": missing, "unexpected": unknown, "another shape": shapes}
+    rows = [f"\n  {kind:<14}{len(names):>5}  {_first(names)}" for kind, names in kinds.items() if names]
+    return len(missing) + len(reshaped), "".join(rows)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

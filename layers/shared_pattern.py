@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.base import l2norm, normalise_rows
-from layers.registry import Parameters
 from layers.single_token import PreNormEncoder, released_encoder_names
+from option.parameters import Parameters
 
 HEADS = 8
 ATTENTION_HIDDEN = 768

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from layers.bayesian_gru import final_states, packed_rows
-from untrusted import read_array, read_arrays, read_bytes
+from runtime.untrusted import read_array, read_arrays, read_bytes
 from utils import InputError, logger
 
 WORD_DIM = 620

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from layers.backbone import BackboneParameters
 from layers.base import Explanation, RetrievalModel
-from layers.registry import ModelParameters, Parameters, register
+from layers.registry import register
 from layers.swan_image import RELEASED_IMAGE, SceneImageEncoder
 from layers.swan_text import RELEASED_TEXT, ContextCaptionEncoder
 from layers.text import load_glove
+from option.parameters import ModelParameters, Parameters
 from utils import logger
 
 if TYPE_CHECKING:
-    from dataloader import Batch
+    from batches.batch import Batch
     from vocab import Vocabulary
 
 WORD_TABLE = "caption_encoder.embedding.weight"

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.registry import Parameters
 from layers.skip_thoughts import RELEASED_GATES, SKIP_THOUGHTS, last_gru_states, load_skip_thoughts
+from option.parameters import Parameters
 from utils import InputError, logger
 
 LONGEST_LINE = 2**20  # bytes

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import layers  # noqa: F401 (registers the models)
 from option.reference import page
-from utils import run_entry_point, write_text_atomic
+from runtime.entry_point import run_entry_point
+from utils import write_text_atomic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from layers.registry import registered
+from option.parameters import model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions, PretrainingOptions
 from option.read import Tree, parse, read_file, shown
 from option.schema import Options, allowed, choices, leaves, published_keys
@@ -113,8 +113,8 @@ def _load(
     blocks: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
     if "model" in blocks:
         model = _merged(source, tree, settings, {}).get("model.name", Given(None, source))
-        if isinstance(model.value, str) and model.value in registered():
-            blocks["model"] = registered()[model.value].parameters
+        if isinstance(model.value, str) and model.value in model_blocks():
+            blocks["model"] = model_blocks()[model.value].parameters
         else:
             del blocks["model"]
             faults.append(_unknown_model(model))
@@ -184,7 +184,7 @@ def _nested(given: Mapping[str, Given], known: Mapping[str, FieldInfo], block: s
 
 
 def _unknown_model(name: Given) -> Fault:
-    models = sorted(registered())
+    models = sorted(model_blocks())
     found = "missing" if name.value is None else f"given {shown(name.value)}"
     hint = _did_you_mean(name.value, models)
     return Fault(f"model.name: {found}; allowed: one of {', '.join(models)}{hint}", name.source)

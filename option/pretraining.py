@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from layers.backbone import Architecture
-from layers.registry import ModelParameters, Parameters
+from option.architecture import Architecture
+from option.parameters import ModelParameters, Parameters
 from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Training, TrainingPictures
 
 

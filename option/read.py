@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from untrusted import read_bytes
+from runtime.untrusted import read_bytes
 from utils import InputError
 
 DEEPEST_NESTING = 20

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from layers.registry import registered
+from option.parameters import model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions
 from option.schema import PUBLISHED_KEYS, Options, allowed, leaves
 
@@ -96,9 +96,9 @@ HEADER = "| key | allowed | default | unit | what it does | source |\n| --- | --
 
 def page() -> str:
     """The text of docs/options.md."""
-    models = ", ".join(f"[{name}](#{name.lower()})" for name in registered())
+    models = ", ".join(f"[{name}](#{name.lower()})" for name in model_blocks())
     parts = [INTRODUCTION.format(models=models), "## Experiments", *_blocks(Options, "", SOURCES)]
-    for name, registration in registered().items():
+    for name, registration in model_blocks().items():
         rows = {key: field for key, field in leaves(registration.parameters, "model").items() if key != "model.name"}
         parts += [f"## {name}", f"Block `model` with `name: {name}`.", _table(rows, SOURCES)]
     parts += [
@@ -159,7 +159,7 @@ def _default(field: FieldInfo) -> str:
 
 def _without_effect() -> str:
     """The published keys that no model has, or that no block of experiments has."""
-    known = {key for registration in registered().values() for key in leaves(registration.parameters, "model")}
+    known = {key for registration in model_blocks().values() for key in leaves(registration.parameters, "model")}
     rows = [
         (", ".join(f"`{block}.{key}`" for key in keys.split() if f"{block}.{key}" not in known), reason)
         for block, keys, reason in PUBLISHED_KEYS

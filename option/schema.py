@@ -23,9 +23,11 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from augmentation import Angles, Augmentation
-from layers.registry import ModelParameters, Parameters
-from sampling import Batching
+from option.parameters import ModelParameters, Parameters
+
+Angles = Literal["published", "overhead"]
+Views = Literal["one", "right_angles"]
+Batching = Literal["pairs", "images"]
 
 # numpy takes seeds below 2**32, and a fold adds its number to the seed
 LARGEST_SEED = 2**31 - 1
@@ -141,11 +143,6 @@ class TrainingPictures(Pictures):
         description="brightness, contrast and saturation of training pictures are multiplied by up to 1 plus or minus "
         "this; 0: they stay",
     )
-
-    @property
-    def views(self) -> Augmentation:
-        """The three as one."""
-        return Augmentation(self.augmentation, self.smallest_part, self.colour_jitter)
 
 
 class Dataset(TrainingPictures):
@@ -369,7 +366,7 @@ class KFold(Parameters):
 
 
 class Rerank(Parameters):
-    """Block `rerank`: what `test.py --rerank` orders anew, and how."""
+    """Block `metrics.rerank`: what `test.py --rerank` orders anew, and how."""
 
     candidates: int = Field(
         default=30,

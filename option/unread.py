@@ -8,12 +8,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from layers.base import RetrievalModel
-from layers.registry import Parameters, registered
+from option.parameters import Parameters, model_blocks
 from option.pretraining import PretrainingOptions
 from option.schema import Options
 
-AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
 READ_BY = {
     "optim.dynamic": ("dynamic",),
     "optim.contrastive": ("contrastive",),
@@ -44,16 +42,7 @@ def _candidates(options: Options | PretrainingOptions, known: Mapping[str, Field
 
 
 def _of_retrieval(options: Options, known: Mapping[str, FieldInfo]) -> Iterator[tuple[str, str]]:
-    name, model = options.model.name, registered()[options.model.name].model
-    if not model.uses_regions:
-        yield "dataset.local_path", f"{name} has no regions"
-    if options.dataset.keywords_path is not None and model.query_mode(options.model) == "none":
-        has_keywords = "model.keywords.mode" in known
-        yield "dataset.keywords_path", "model.keywords.mode is none" if has_keywords else f"{name} has no keywords"
-    if model.parameter_groups is not RetrievalModel.parameter_groups:
-        yield "optim.lr", f"{name} learns at optim.lr_finetune"
-    for key in () if model.uses_audio else AUDIO_KEYS:
-        yield key, f"{name} has no audio"
+    yield from model_blocks()[options.model.name].unread(options)
     yield from _of_losses(options, known)
 
 

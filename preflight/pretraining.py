@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from augmentation import audio_margin_size, margin_size
-from experiment import read_vocabulary
+from batches.augmentation import audio_margin_size, margin_size
 from layers.backbone import SceneClassifier, ViewMatcher
 from layers.mcrn import MCRN
 from option import BackboneOptions, ModalityOptions
@@ -24,10 +23,11 @@ from preflight.resources import (
     describe_headers,
     each_weight_alone,
 )
-from resume import begun_run
-from scene_pretraining import list_pictures
-from unpaired_sources import find_sources
-from view_pretraining import list_names
+from pretraining.scenes import list_pictures
+from pretraining.unpaired_sources import find_sources
+from pretraining.views import list_names
+from runs.builders import read_vocabulary
+from runs.resume import begun_run
 
 
 def check_pretraining(

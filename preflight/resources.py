@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from data.headers import Header, read_headers
-from data.picture_store import available_memory, choose_cache
-from layers.registry import ModelParameters
-from machine import SHARED_MEMORY, existing_part, free_bytes, in_words
+from data.image_store import available_memory, choose_cache
+from option.parameters import ModelParameters
 from option.schema import Pictures, leaves
 from preflight.findings import Findings
+from runtime.machine import SHARED_MEMORY, existing_part, free_bytes, in_words
 
 PREFETCHED = 2
 """Batches that each worker of a DataLoader has ready."""

@@ -9,15 +9,13 @@ from functools import partial
 import torch
 
 import vocab
-from augmentation import audio_margin_size, margin_size
-from checkpoints import fit_weights, load_weights
+from batches.augmentation import audio_margin_size, margin_size
+from batches.sampling import SAMPLERS, batches_of
 from data.annotations import FOLDER, Annotations, blank_captions, check_images, list_files, read_annotations
 from data.lists import read_lines
 from data.splits import UNNAMED_SCENE, fold_annotations, recorded_or_new, scene_classes
-from experiment import audio_folder_of, experiment_folder, queries_of, read_vocabulary, regions_of, run_folder
 from layers import build_model
 from layers.base import RetrievalModel
-from mismatch import Gate
 from option import Options
 from preflight.findings import Findings
 from preflight.resources import (
@@ -28,9 +26,13 @@ from preflight.resources import (
     describe_headers,
     each_weight_alone,
 )
-from provenance import check_data_set
-from resume import begun_run
-from sampling import SAMPLERS, batches_of
+from runs.builders import queries_of, read_vocabulary
+from runs.checkpoints import fit_weights, load_weights
+from runs.folders import experiment_folder, run_folder
+from runs.media import audio_folder_of, regions_of
+from runs.provenance import check_data_set
+from runs.resume import begun_run
+from utils import Gate
 from vocab import Vocabulary
 
 MOST_UNKNOWN = 0.9

@@ -11,10 +11,10 @@ import torch
 
 import option
 import vocab
-from checkpoints import save_checkpoint
-from experiment import read_vocabulary
 from layers import build_model
 from option import Options
+from runs.builders import read_vocabulary
+from runs.checkpoints import save_checkpoint
 from tests.tiny import SIDE, make_precomp
 
 WORDS = ["a red field", "a green roof", "a blue pond", "a yellow field"]

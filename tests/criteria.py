@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from batches.pairs import Pairs
 from layers.base import Criterion
-from layers.objective import Objective, Pairs, TripletLoss
+from layers.objective import Objective, TripletLoss
 
 
 def triplet_criterion(margin: float, hardest: bool) -> Criterion:

@@ -27,7 +27,7 @@ def run_ranks(task: Callable[..., Any], size: int, *arguments: object) -> list[A
     """Run a function once per rank, under the environment that torchrun gives.
 
     Args:
-        task: called with `arguments` in each rank; `distributed.session` finds the others, once.
+        task: called with `arguments` in each rank; `runtime.distributed.session` finds the others, once.
         size: how many ranks.
         arguments: for all of them.
 

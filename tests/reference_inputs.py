@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataloader import Batch
+from batches.batch import Batch
 
 FOLDER = Path(__file__).parent / "reference"
 WORDS = [

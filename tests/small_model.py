@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import experiment
 import preflight.training
 import train as train_entry
-from dataloader import Batch
+from batches.batch import Batch
 from layers.base import Encodings, RetrievalModel
+from runs import builders
 
 BeforeLoss = Callable[[Batch], None]
 
@@ -45,7 +45,7 @@ def use_small_model(patch: pytest.MonkeyPatch, before_loss: BeforeLoss | None = 
         return SmallModel(len(vocabulary), before_loss)
 
     patch.setattr(train_entry, "build_model", build)
-    patch.setattr(experiment, "build_model", build)
+    patch.setattr(builders, "build_model", build)
     patch.setattr(preflight.training, "build_model", build)
 
 

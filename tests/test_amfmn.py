@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dataloader import Batch
+from batches.batch import Batch
 from layers.amfmn import AMFMN, LIVE_PAIR_TENSORS, AmfmnParameters, block_shape
 from layers.released import load_released, translate
 from tests import reference_inputs

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from scipy.io import wavfile
 
 from data.annotations import read_annotations
-from data.audio import SILENCE, audio_list_name, draw_wavs, main, speak
-from data.pictures import decode
-from data.sounds import read_sound
-from data.spectrogram import (
+from data.audio.making import SILENCE, audio_list_name, draw_wavs, main, speak
+from data.audio.sounds import read_sound
+from data.audio.spectrogram import (
     BANDS,
     RATE,
     hertz_to_mel,
@@ -31,8 +30,10 @@ from data.spectrogram import (
     save_picture,
     to_picture,
 )
-from data.speech import Speaker
-from utils import InputError, run_entry_point
+from data.audio.speech import Speaker
+from data.images import decode
+from runtime.entry_point import run_entry_point
+from utils import InputError
 
 
 def tone(hertz: float, seconds: float = 1.0, rate: int = RATE) -> np.ndarray:

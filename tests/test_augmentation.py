@@ -8,12 +8,11 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-import augmentation
-from augmentation import (
+from batches import augmentation
+from batches.augmentation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     PUBLISHED,
-    Angles,
     Augmentation,
     Draws,
     audio_margin_size,
@@ -26,6 +25,7 @@ from augmentation import (
     right_angle_views,
     rotate_and_crop,
 )
+from option.schema import Angles
 
 
 def _noise(count: int, side: int, seed: int = 0) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from augmentation import IMAGENET_MEAN, IMAGENET_STD
+from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from layers import backbone
 from layers.backbone import (
     BackboneParameters,

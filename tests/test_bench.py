@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from augmentation import Draws, augment
+from batches.augmentation import Draws, augment
+from batches.batch import Batch
 from bench import table
 from bench.arguments import external_seconds
 from bench.naive import loop_adam, published_twin
@@ -21,15 +22,14 @@ from bench.naive_data import FileBatches, blockwise_scores, decode, view_from_fi
 from bench.process import Side
 from bench.subject import Experiment
 from bench.variants import ALLOCATOR, OURS, PUBLISHED, ladder, sides
-from dataloader import Batch
 from engine import encode, score_blocks
-from experiment import evaluation_loader, place
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from layers.skip_thoughts import BayesianUniSkip, SkipThoughts
 from option import Options
 from option.schema import leaves
+from runs.builders import evaluation_loader, place
 from tests.bench_subject import EnvironmentSubject
 from tests.criteria import triplet_criterion
 from tests.test_layers import random_batch

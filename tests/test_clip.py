@@ -14,8 +14,8 @@ import yaml
 
 import test as test_entry
 import train as train_entry
-from augmentation import IMAGENET_MEAN, IMAGENET_STD
-from dataloader import Batch, Captions
+from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from batches.batch import Batch, Captions
 from layers import build_model
 from layers.clip import CLIP, BytePairs, architecture_name, import_open_clip
 from option import Options

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import vocab
-from augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
+from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
+from batches.batch import Batch, Captions
+from batches.sampling import like_lengths
 from data.annotations import Annotations
-from data.picture_store import PictureStore
-from dataloader import Batch, Captions, EvaluationLoader, TrainLoader
-from sampling import like_lengths
+from data.image_store import PictureStore
+from dataloader import EvaluationLoader, TrainLoader
 from utils import InputError
 
 CPU = torch.device("cpu")

@@ -15,28 +15,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distributed
 import option
 import train as train_entry
+from batches.batch import Batch
+from batches.pairs import Pairs
+from batches.sampling import Sample
 from data.annotations import read_annotations
-from dataloader import Batch
-from distributed import ALONE, PLACE, World, own_random_states, refuse_torchrun, session
 from engine import encode, evaluate
-from experiment import Media, evaluation_loader, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
-from layers.objective import Objective, Pairs, build_objective
+from layers.objective import Objective, build_objective
 from layers.registry import registered
-from learner import Losses
 from option import Options
 from option.schema import leaves
-from sampling import Sample
+from runs.builders import evaluation_loader, train_loader
+from runs.media import Media
+from runtime import distributed
+from runtime.distributed import ALONE, PLACE, World, own_random_states, refuse_torchrun, session
+from runtime.weights import read_checkpoint
 from tests.ranks import run_ranks
 from tests.small_model import BeforeLoss, use_small_model
 from tests.test_layers import random_batch, rows
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from train import check_ranks
-from utils import InputError, read_checkpoint
+from training.learner import Losses
+from utils import InputError
 from vocab import Vocabulary
 
 CPU = torch.device("cpu")

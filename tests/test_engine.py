@@ -13,19 +13,22 @@ import torch
 from torch import Tensor, nn
 
 import option
-from augmentation import right_angle_views
+from batches.augmentation import right_angle_views
+from batches.batch import Batch
 from data.annotations import read_annotations
-from dataloader import Batch, EvaluationLoader
-from distributed import ALONE, World
-from engine import Plan, encode, evaluate, fit, image_verb, passes, score_blocks, score_source
-from experiment import Media, evaluation_loader, start_state, train_loader
+from dataloader import EvaluationLoader
+from engine import encode, evaluate, fit, image_verb, score_blocks, score_source
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
+from runs.builders import evaluation_loader, start_state, train_loader
+from runs.media import Media
+from runtime.distributed import ALONE, World
 from tests.criteria import triplet_criterion
 from tests.tiny import make_precomp, write_experiment
 from train import start_model
-from training_state import Meter, TrainingState, optimiser_step
+from training.epoch import Plan, passes
+from training.state import Meter, TrainingState, optimiser_step
 from utils import InputError
 from vocab import Vocabulary
 

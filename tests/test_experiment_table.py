@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from checkpoints import flat_options
-from experiment_table import differing, main, read_experiment, spread_over_folds, table
-from report import RECALLS, as_csv
-from utils import InputError
+from reports.experiments import differing, main, read_experiment, spread_over_folds, table
+from reports.tables import RECALLS
+from runs.checkpoints import flat_options
+from utils import InputError, as_csv
 
 
 def finished(folder: Path, scores: list[float], validation: list[float], **options: Any) -> Path:

@@ -17,22 +17,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-import data.picture_store as picture_store
 import dataloader
 import engine
 import train as train_entry
-from checkpoints import refuse_diverged, save_checkpoint
-from data.pictures import load_square
-from dataloader import Batch
-from event_log import EventLog, write_table
-from machine import explain, is_out_of_memory
+from batches.batch import Batch
+from data import image_store as picture_store
+from data.images import load_square
 from option import Options
-from out_of_memory import backward_in_memory, parts_of
+from runs.checkpoints import refuse_diverged, save_checkpoint
+from runs.events import EventLog, write_table
+from runtime.entry_point import run_entry_point
+from runtime.log import log_to
+from runtime.machine import explain, is_out_of_memory
+from runtime.weights import read_checkpoint
 from tests.criteria import triplet_criterion
 from tests.small_model import CPU_FAULT, CUDA_FAULT, SmallModel, out_of_memory_above, use_small_model
 from tests.tiny import make_precomp, write_experiment
-from training_state import TrainingState, optimiser_step
-from utils import InputError, RunFault, log_to, logger, read_checkpoint, run_entry_point, write_atomic
+from training.memory import backward_in_memory, parts_of
+from training.state import TrainingState, optimiser_step
+from utils import InputError, RunFault, logger, write_atomic
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

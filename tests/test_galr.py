@@ -16,20 +16,21 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-import experiment as experiment_module
 import test as test_entry
 import train as train_entry
+from batches.batch import Batch
 from data.annotations import read_annotations
-from data.region_file import RegionFile, read_regions
-from data.regions import main as regions_main
-from dataloader import Batch
-from experiment import Media, evaluation_loader, read_vocabulary, regions_of, train_loader
+from data.regions.building import main as regions_main
+from data.regions.file import RegionFile, read_regions
 from layers import build_model
 from layers.base import l2norm
 from layers.galr import Fusion, FusionParameters, GaLR, GalrParameters, RegionGraphEncoder
 from layers.released import load_released
 from layers.single_token import SingleTokenAttention, UnbiasedLayerNorm
 from option import Options, load_options
+from runs import builders as experiment_module
+from runs.builders import evaluation_loader, read_vocabulary, train_loader
+from runs.media import Media, regions_of
 from tests import reference_inputs
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError

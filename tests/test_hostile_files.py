@@ -27,34 +27,35 @@ from PIL import Image
 from torch import nn
 
 import option
-import untrusted
 from bench.fuzz_targets import EXPERIMENT, TARGETS, run_target
-from checkpoints import FORMAT, fit_weights
 from data.annotations import list_files, read_annotations
-from data.audio import draw_wavs
-from data.caption_sources import read_captions, read_csv, read_json
-from data.coco_detections import read_detections
+from data.audio.making import draw_wavs
+from data.audio.sounds import read_sound
+from data.audio.spectrogram import RATE
+from data.images import decode, picture_names
 from data.lists import LONGEST_LINE, read_lines
-from data.pictures import decode, picture_names
 from data.polygons import read_places
-from data.precomp_writer import RECORD, compare_record
-from data.prepare import Request, prepare
-from data.prior import PriorSimilarity
-from data.published_regions import read_published
-from data.region_file import read_regions, write_regions
-from data.sounds import read_sound
-from data.sources import find_pictures
-from data.spectrogram import RATE
-from export import RANKS_FORMAT
+from data.prepare.captions import read_captions, read_csv, read_json
+from data.prepare.preparing import Request, prepare
+from data.prepare.sources import find_pictures
+from data.prepare.writer import RECORD, compare_record
+from data.regions.coco import read_detections
+from data.regions.file import read_regions, write_regions
+from data.regions.published import read_published
+from data.similarity.prior import PriorSimilarity
 from layers.backbone import read_backbone_file
 from layers.text import load_glove
 from option import Options
 from option.load import MOST_HINTS
-from report import read_history
-from resume import begun_run
-from significance import read_ranks
-from untrusted import check_pickle, read_array, read_arrays, read_bytes
-from utils import InputError, read_checkpoint
+from reports.export import RANKS_FORMAT
+from reports.history import read_history
+from reports.significance import read_ranks
+from runs.checkpoints import FORMAT, fit_weights
+from runs.resume import begun_run
+from runtime import untrusted
+from runtime.untrusted import check_pickle, read_array, read_arrays, read_bytes
+from runtime.weights import read_checkpoint
+from utils import InputError
 from vocab import UNKNOWN, Vocabulary
 
 MEBIBYTE = 2**20

@@ -18,25 +18,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-import limits
 import option
 import test as test_entry
-from checkpoints import save_checkpoint
+from batches.batch import Batch
 from data.annotations import read_annotations
-from data.region_file import write_regions
-from dataloader import Batch
+from data.regions.file import write_regions
 from engine import encode, score_source
-from experiment import (
-    Media,
-    best_checkpoint,
-    evaluation_loader,
-    experiment_folder,
-    load_model,
-    read_vocabulary,
-    run_folder,
-)
-from html_report.charts import Line, line_chart
-from html_report.findings import (
+from layers import build_model
+from layers.multiscale import MultiscaleImageEncoder
+from layers.swan import SWAN
+from metrics import limits
+from metrics.ranks import rank, recalls
+from metrics.scenes import scene_recalls, scene_shares
+from option import Options
+from reports.html.charts import Line, line_chart
+from reports.html.findings import (
     answers,
     chance_curve,
     confusion,
@@ -48,13 +44,12 @@ from html_report.findings import (
     principal_plane,
     recall_curve,
 )
-from html_report.markup import VOID, tag
-from html_report.pictures import overlay
-from layers import build_model
-from layers.multiscale import MultiscaleImageEncoder
-from layers.swan import SWAN
-from metrics import rank, recalls, scene_recalls, scene_shares
-from option import Options
+from reports.html.images import overlay
+from reports.html.markup import VOID, tag
+from runs.builders import evaluation_loader, load_model, read_vocabulary
+from runs.checkpoints import save_checkpoint
+from runs.folders import best_checkpoint, experiment_folder, run_folder
+from runs.media import Media
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError
 from vocab import Vocabulary

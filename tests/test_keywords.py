@@ -21,22 +21,23 @@ from torch import Tensor, nn
 
 import test as test_entry
 import train as train_entry
-from data import keywords as command
+from batches.batch import Captions, QueryMode
+from batches.queries import build_queries, compact, keyword_ids, known_words, sentence_keywords, typed_queries
 from data.annotations import Annotations, read_annotations
-from data.keyword_extraction import UNNAMED, Lexicon, extract_keywords, learn_lexicon
-from data.keyword_file import Keyword, keyword_list, keywords_of, read_keywords, write_keywords
+from data.keywords import making as command
+from data.keywords.extraction import UNNAMED, Lexicon, extract_keywords, learn_lexicon
+from data.keywords.file import Keyword, keyword_list, keywords_of, read_keywords, write_keywords
 from data.splits import fold_annotations, recorded_or_new
-from dataloader import Captions
 from engine import evaluate
-from experiment import Media, evaluation_loader, read_vocabulary, train_loader
 from layers import build_model
 from layers.amfmn import AMFMN
-from layers.base import QueryMode
 from layers.keywords import KeywordFusion
 from option import load_options
-from queries import build_queries, compact, keyword_ids, known_words, sentence_keywords, typed_queries
+from runs.builders import evaluation_loader, read_vocabulary, train_loader
+from runs.media import Media
+from runtime.weights import read_checkpoint
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError, read_checkpoint
+from utils import InputError
 from vocab import Vocabulary
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio.transform import from_origin
 
-from data.large_picture import open_large, write_geotiff
-from data.pictures import decode
+from data.images import decode
+from localization.large_image import open_large, write_geotiff
 from utils import InputError
 
 MAX_PIXELS = 10**6

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import layers.backbone
-from dataloader import Batch
+from batches.batch import Batch
 from layers import build_model
 from layers.base import RetrievalModel, normalise_rows
 from layers.registry import registered
 from layers.released import load_released
-from metrics import rank, recalls
+from metrics.ranks import rank, recalls
 from option import Options, is_pretraining, load_options
 from option.schema import leaves
 from tests import reference_inputs

@@ -15,13 +15,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batches.batch import Captions
 from data.annotations import read_annotations
-from dataloader import Captions
-from limits import ceiling, chance, scene_knowledge
-from metrics import CUTOFFS, mean_and_deviation, rank, recalls
-from report import RECALLS
+from metrics.limits import ceiling, chance, scene_knowledge
+from metrics.ranks import CUTOFFS, mean_and_deviation, rank, recalls
+from metrics.ties import random_tie_recalls
+from reports.tables import RECALLS
 from test import scene_numbers
-from ties import random_tie_recalls
 from vocab import Vocabulary
 
 

@@ -15,15 +15,23 @@ from PIL import Image
 from scipy.ndimage import median_filter
 from torch import Tensor
 
-from augmentation import normalise
-from data.large_picture import LargePicture
-from data.pictures import to_square
-from dataloader import Batch, Captions
+from batches.augmentation import normalise
+from batches.batch import Batch, Captions
+from data.images import to_square
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
-from localization import READ_AHEAD, MeanMap, encode_queries, mean_map, prepared_windows, score_windows, window_grid
-from localization_metrics import attention_centres, indicators
+from localization.indicators import attention_centres, indicators
+from localization.large_image import LargePicture
+from localization.windows import (
+    READ_AHEAD,
+    MeanMap,
+    encode_queries,
+    mean_map,
+    prepared_windows,
+    score_windows,
+    window_grid,
+)
 from option import Options
 from tests.reference_inputs import WORDS
 from vocab import Vocabulary

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import localization_metrics
-from localization_metrics import attention_centres, circles, indicators, inside, ras, rda, rmi, rsu
+import localization.indicators
+from localization.indicators import attention_centres, circles, indicators, inside, ras, rda, rmi, rsu
 
 SQUARE = np.array([(0, 0), (2, 0), (2, 2), (0, 2)], dtype=float)
 NOWHERE = np.zeros((0, 2))
@@ -110,7 +110,7 @@ def slow_centres(levels: NDArray[np.uint8], side: int, times: int, reach: int) -
 @pytest.mark.parametrize("seed", range(6))
 def test_attention_centres_by_loops(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("SOFTENING", 3), ("SOFTENINGS", 2), ("REACH", 8)):
-        monkeypatch.setattr(localization_metrics, name, value)
+        monkeypatch.setattr(localization.indicators, name, value)
     random = np.random.default_rng(seed)
     levels = random.integers(0, 256, (6, 8), dtype=np.uint8).repeat(5, axis=0).repeat(4, axis=1)
     expected = slow_centres(levels, 3, 2, 8)

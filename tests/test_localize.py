@@ -16,14 +16,14 @@ from rasterio.transform import from_origin
 
 import localize
 import option
+from batches.batch import Captions
 from bench import localize as bench
-from checkpoints import save_checkpoint
-from data.large_picture import open_large
-from dataloader import Captions
-from experiment import load_model, read_vocabulary
 from layers import build_model
-from localization import encode_queries, mean_map, score_windows, window_grid
-from localization_metrics import attention_centres, indicators
+from localization.indicators import attention_centres, indicators
+from localization.large_image import open_large
+from localization.windows import encode_queries, mean_map, score_windows, window_grid
+from runs.builders import load_model, read_vocabulary
+from runs.checkpoints import save_checkpoint
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 

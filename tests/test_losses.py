@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from batches.pairs import Pairs
+from data.similarity.margin import dynamic_margin
 from layers.losses import (
     contrastive_parts,
     distillation,
-    dynamic_margin,
     generator_loss,
     maximum_mean_discrepancy,
     modality_loss,
     norm_penalty,
     triplet_parts,
 )
-from layers.objective import DynamicMarginLoss, Pairs, build_objective
+from layers.objective import DynamicMarginLoss, build_objective
 from option.schema import Optim
 from tests.criteria import triplet_criterion
 

@@ -16,22 +16,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dataloader import Batch
+from batches.batch import Batch
+from batches.pairs import Pairs
 from layers import build_model
 from layers.base import RetrievalModel, l2norm
 from layers.losses import distillation
 from layers.mcrn import MCRN, MODALITIES, Discriminator, DiscriminatorParameters, McrnParameters
-from layers.objective import Pairs, build_objective
+from layers.objective import build_objective
 from layers.released import load_fitting, load_released, translate
 from layers.shared_pattern import SharedPatternTransfer, ShareParameters
 from layers.single_token import PreNormEncoder
-from learner import Losses
 from option import Options, load_options
 from option.schema import Optim
-from out_of_memory import parts_of
 from tests import reference_inputs
 from tests.criteria import triplet_criterion
 from tests.test_layers import random_batch
+from training.learner import Losses
+from training.memory import parts_of
 from utils import InputError
 from vocab import Vocabulary
 

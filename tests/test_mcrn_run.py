@@ -12,16 +12,19 @@ from torch import Tensor
 
 import test as test_entry
 import train as train_entry
-from augmentation import Views, right_angle_views
+from batches.augmentation import right_angle_views
+from batches.batch import Batch
 from data.annotations import read_annotations
-from dataloader import Batch, EvaluationLoader
+from dataloader import EvaluationLoader
 from engine import encode, evaluate, rank_tasks, score_source
-from experiment import Media, evaluation_loader, read_vocabulary, train_loader
 from layers import build_model
 from layers.base import RetrievalModel
-from limits import chance, source_chance
-from metrics import Ranks, Tasks, rank, recalls, task_recalls
+from metrics.limits import chance, source_chance
+from metrics.ranks import Ranks, Tasks, rank, recalls, task_recalls
 from option import Options, load_options
+from option.schema import Views
+from runs.builders import evaluation_loader, read_vocabulary, train_loader
+from runs.media import Media
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError
 
@@ -79,7 +82,7 @@ def test_two_evaluations_give_the_same_table_of_16_numbers(trained: Path, capsys
 
 
 def test_the_best_epoch_is_the_one_of_the_three_tasks(trained: Path) -> None:
-    from utils import read_checkpoint
+    from runtime.weights import read_checkpoint
 
     folder = trained.parent / "checkpoint" / "tiny" / "0"
     last = read_checkpoint(folder / "last.pth")

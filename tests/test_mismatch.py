@@ -13,17 +13,18 @@ import torch
 
 import test as test_entry
 import train as train_entry
-from checkpoints import scored_weights
 from data.annotations import read_annotations
 from data.splits import Strategy, deciding, split_images
-from experiment import load_model, read_vocabulary, run_folder
-from layers.released import load_fitting
-from mismatch import Gate, misfits
+from layers.released import load_fitting, misfits
 from option import load_options
-from provenance import LIST_DIGEST, check_fold, check_model, list_digest, train_digest
+from runs.builders import load_model, read_vocabulary
+from runs.checkpoints import scored_weights
+from runs.folders import run_folder
+from runs.provenance import LIST_DIGEST, check_fold, check_model, list_digest, train_digest
+from runtime.weights import read_checkpoint
 from tests.small_model import SmallModel, use_small_model
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError, read_checkpoint
+from utils import Gate, InputError
 from vocab import Vocabulary
 
 STRATEGIES: tuple[Strategy, ...] = ("random", "kfold", "stratified", "blocks")

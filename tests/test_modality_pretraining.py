@@ -8,21 +8,22 @@ import pytest
 import torch
 from torch import nn
 
-import modality_pretraining
 import option
 import pretrain as pretrain_entry
 import train as train_entry
 import vocab
 from layers import build_model
 from layers.mcrn import MODALITIES
-from modality_pretraining import Adversaries, adversarial_step, start_adversaries, validate
 from option import ModalityOptions
-from run_record import read_record
+from pretraining import modalities
+from pretraining.modalities import Adversaries, adversarial_step, start_adversaries, validate
+from pretraining.unpaired_sources import Sources
+from runs.record import read_record
+from runtime.weights import read_checkpoint
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.test_unpaired import CPU, opened, read_options, write_options
 from tests.tiny import add_spectrograms, make_precomp
-from unpaired_sources import Sources
-from utils import InputError, read_checkpoint
+from utils import InputError
 from vocab import Vocabulary
 
 
@@ -156,7 +157,7 @@ class TestRun:
         self, data: Path, words: Vocabulary, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arguments = ["--path_opt", str(write_options(tmp_path, data, words))]
-        with asked_to_stop(monkeypatch, modality_pretraining, "adversarial_step", 4):
+        with asked_to_stop(monkeypatch, modalities, "adversarial_step", 4):
             pretrain_entry.main(arguments)
         assert read_checkpoint(run_folder(tmp_path / "x") / "last.pth")["batch"] == 4
         with pytest.raises(InputError, match=r"already holds a run.*logs\.experiment_name"):

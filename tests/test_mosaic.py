@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from data import mosaic
-from data.pictures import load_square
+from data.images import load_square
 from data.polygons import read_places
-from localization_metrics import inside
+from localization.indicators import inside
 from tests.tiny import make_precomp
 from utils import InputError
 

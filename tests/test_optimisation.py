@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from experiment import start_state
 from layers import build_model
 from layers.backbone import backbone_parameters
 from layers.objective import build_objective
 from layers.registry import registered
-from optimisation import moving_average, slow_backbones
 from option import Options
 from option.schema import Optim
-from resume import Keeper, save_best
-from training_state import optimiser_step
-from utils import read_checkpoint
+from runs.builders import start_state
+from runs.resume import Keeper, save_best
+from runtime.weights import read_checkpoint
+from training.optimiser import moving_average, slow_backbones
+from training.state import optimiser_step
 from vocab import Vocabulary
 
 CPU = torch.device("cpu")

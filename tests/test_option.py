@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
-from layers.registry import ModelParameters, Parameters, Registration
+from layers.registry import Registration
+from option.parameters import ModelParameters, Parameters
 from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
 from option.unread import blocks_of
 from utils import InputError

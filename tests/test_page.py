@@ -44,9 +44,9 @@ from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Searcher
 from archive.store import StoreFault
 from archive.uploads import FORM_BYTES, read_upload
-from data.pictures import decode
-from data.sounds import read_sound
-from data.spectrogram import RATE
+from data.audio.sounds import read_sound
+from data.audio.spectrogram import RATE
+from data.images import decode
 from option import Options
 from tests.archives import Trained, make_trained
 from tests.markdown import ROOT

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from batches.batch import Batch
+from batches.pairs import PairSource
 from data.annotations import Annotations
-from data.prior import PriorSimilarity
-from dataloader import Batch
+from data.similarity.margin import dynamic_margin
+from data.similarity.prior import PriorSimilarity
 from layers import build_model
-from layers.losses import dynamic_margin, triplet_parts
+from layers.losses import triplet_parts
 from layers.objective import build_objective
 from layers.registry import registered
-from learner import Losses
 from option import Options
-from pairs import PairSource
 from tests.test_layers import random_batch
+from training.learner import Losses
 from vocab import Vocabulary
 
 CAPTIONS = ("a red roof .", "two roofs", "A red roof", "many trees", "a red  roof.", "trees")

@@ -16,24 +16,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import option
+from batches.batch import Batch
+from batches.pairs import Pairs, PairSource
+from batches.sampling import PairSampler, PictureSampler, Sample, batches_of
 from data.annotations import Annotations, read_annotations
-from data.prior import PriorSimilarity
-from dataloader import Batch
-from experiment import Media, train_loader
+from data.similarity.prior import PriorSimilarity
 from layers import build_model
 from layers.losses import contrastive_parts, triplet_parts
-from layers.objective import Pairs, build_objective
+from layers.objective import build_objective
 from layers.registry import registered
-from learner import Losses
 from option import Options
 from option.schema import Optim
-from out_of_memory import parts_of
-from pairs import PairSource
-from sampling import PairSampler, PictureSampler, Sample, batches_of
+from runs.builders import train_loader
+from runs.media import Media
+from runtime.weights import read_checkpoint
 from tests.test_layers import random_batch
 from tests.tiny import make_precomp, write_experiment
 from train import main as train_main
-from utils import read_checkpoint
+from training.learner import Losses
+from training.memory import parts_of
 from vocab import Vocabulary
 
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data import picture_store
-from data.picture_store import PictureStore, choose_cache
+from data import image_store as picture_store
+from data.image_store import PictureStore, choose_cache
 from utils import InputError
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.pictures import decode, load_square
+from data.images import decode, load_square
 from utils import InputError
 
 LIMIT = 10_000

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dataloader import Batch
-from engine import Plan, train_epoch
-from experiment import start_state
+from batches.batch import Batch
+from batches.prefetch import one_ahead, overlapped, pinned
 from layers import build_model
-from learner import compile_encoders
 from option import Options
 from option.schema import Optim
-from prefetch import one_ahead, overlapped, pinned
+from runs.builders import start_state
 from tests.criteria import triplet_criterion
 from tests.test_engine import Silent
 from tests.test_layers import random_batch
-from training_state import Meter
+from training.epoch import Plan, train_epoch
+from training.learner import compile_encoders
+from training.state import Meter
 from utils import InputError
 from vocab import Vocabulary
 

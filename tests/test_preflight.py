@@ -13,20 +13,21 @@ import preflight.resources as resources
 import pretrain as pretrain_entry
 import train as train_entry
 import vocab
-from data import picture_store
+from data import image_store as picture_store
 from data.annotations import read_annotations
 from data.headers import Header, read_header, read_headers
-from data.pictures import decode
-from experiment import Media
+from data.images import decode
 from layers.mcrn import McrnParameters
 from option import load_options
 from preflight.findings import Findings
 from preflight.resources import each_weight_alone
+from runs.media import Media
+from runtime.entry_point import run_entry_point
 from tests.small_model import use_small_model
 from tests.test_pretrain import write_options as write_scenes
 from tests.test_unpaired import write_options as write_modalities
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
-from utils import InputError, run_entry_point
+from utils import InputError
 
 LIMIT = 100_000
 

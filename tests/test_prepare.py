@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.annotations import Split, check_images, read_annotations
-from data.caption_sources import Entry, one_line, read_captions, read_csv, read_descriptions, read_json
-from data.checks import Lists, examine, leave_out
-from data.fingerprints import MAX_BITS, MAX_GREY, Fingerprints, same_scene
-from data.known_sets import KNOWN, compare, known_name
-from data.prepare import MAX_PIXELS, Request, check, main, prepare, split_entries
-from data.sources import find_pictures
+from data.prepare.captions import Entry, one_line, read_captions, read_csv, read_descriptions, read_json
+from data.prepare.checks import Lists, examine, leave_out
+from data.prepare.fingerprints import MAX_BITS, MAX_GREY, Fingerprints, same_scene
+from data.prepare.known_sets import KNOWN, compare, known_name
+from data.prepare.preparing import MAX_PIXELS, Request, check, main, prepare, split_entries
+from data.prepare.sources import find_pictures
 from utils import InputError
 
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")

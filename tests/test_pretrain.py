@@ -20,23 +20,25 @@ from torch import Tensor, nn
 import engine
 import option
 import pretrain as pretrain_entry
-from augmentation import Augmentation, Draws, augment
-from backbone_pretraining import split_classes
-from data.picture_store import PictureStore
-from dataloader import Batch
-from engine import autocast
-from experiment import read_vocabulary
+from batches.augmentation import Augmentation, Draws, augment
+from batches.batch import Batch
+from data.image_store import PictureStore
 from layers import build_model
-from layers.backbone import RESNETS, SceneClassifier, ViewMatcher, import_torchvision, read_backbone_file
+from layers.backbone import SceneClassifier, ViewMatcher, import_torchvision, read_backbone_file
 from option import BackboneOptions
+from option.architecture import RESNETS
 from option.pretraining import BackbonePictures
-from run_record import read_record
-from scene_pretraining import list_pictures
+from pretraining.backbone import split_classes
+from pretraining.scenes import list_pictures
+from pretraining.unpaired import Schedule, TwoViewLoader
+from pretraining.views import first_found, view_task
+from runs.builders import read_vocabulary
+from runs.record import read_record
+from runtime.weights import read_checkpoint
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
-from unpaired import Schedule, TwoViewLoader
-from utils import InputError, read_checkpoint
-from view_pretraining import first_found, view_task
+from training.epoch import autocast
+from utils import InputError
 
 CPU = torch.device("cpu")
 

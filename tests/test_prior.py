@@ -16,9 +16,9 @@ from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import sentence_bleu
 
 import vocab
-from data import similarity
 from data.annotations import Annotations, read_annotations
-from data.prior import PriorSimilarity, captions_digest, content_stems, stems
+from data.similarity import showing as similarity
+from data.similarity.prior import PriorSimilarity, captions_digest, content_stems, stems
 from tests.tiny import make_precomp
 from utils import InputError
 

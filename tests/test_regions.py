@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import regions as commands
-from data.coco_detections import read_detections
-from data.proposals import APPEARANCES, borders, describe, elongation, propose, segment
-from data.published_regions import read_published
-from data.region_file import read_regions, region_fields, region_name, write_regions
-from data.region_graph import CLASSES, SCORE, WIDTH, Detections, box_overlaps, graph, region_arrays
+from data.regions import building as commands
+from data.regions.coco import read_detections
+from data.regions.file import read_regions, region_fields, region_name, write_regions
+from data.regions.graph import CLASSES, SCORE, WIDTH, Detections, box_overlaps, graph, region_arrays
+from data.regions.proposals import APPEARANCES, borders, describe, elongation, propose, segment
+from data.regions.published import read_published
 from utils import InputError
 
 

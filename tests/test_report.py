@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report import RECALLS, as_csv, draw_curves, main, markdown, read_history, recall_table
-from utils import InputError
+from reports.curves import draw_curves, main
+from reports.history import read_history
+from reports.tables import RECALLS, recall_table
+from utils import InputError, as_csv, markdown
 
 
 def scores(start: float) -> dict[str, float]:

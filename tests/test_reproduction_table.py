@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 
 import option
-from experiment_table import read_experiment
-from export import RANKS_FORMAT
 from layers import registry
-from layers.registry import ModelParameters, Registration, registered
-from report import RECALLS, as_csv
-from reproduction_table import TABLES, difference_rows, main, read_published, recall_rows, run_rows
+from layers.registry import Registration, registered
+from option.parameters import ModelParameters
+from reports.experiments import read_experiment
+from reports.export import RANKS_FORMAT
+from reports.reproduction import TABLES, difference_rows, main, read_published, recall_rows, run_rows
+from reports.tables import RECALLS
 from tests.markdown import ROOT
 from tests.test_docs import check
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError
+from utils import InputError, as_csv
 
 TABLE_SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if "\nrun_rows " in path.read_text())
 ROWS = {"run_ablation_ucm.sh": 12, "run_candidates_ucm.sh": 19, "run_recipe_ucm.sh": 5}
@@ -184,7 +185,7 @@ run_rows ucm reproduce_ucm reproduction_table.py --published ucm
 def script(tmp_path: Path) -> Path:
     """A script of two rows on a tiny data set."""
     yaml = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
-    for name in ("train.py", "test.py", "reproduction_table.py"):
+    for name in ("train.py", "test.py", "reports.reproduction"):
         (tmp_path / name).write_text(f"import runpy; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n")
     path = tmp_path / "script.sh"
     path.write_text(SCRIPT.format(root=ROOT, python=sys.executable, yaml=yaml, folder=tmp_path))

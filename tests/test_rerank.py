@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics import Ranks, rank, recalls
-from rerank import Method, multivariate_scores, rerank
+from metrics.ranks import Ranks, rank, recalls
+from metrics.rerank import Method, multivariate_scores, rerank
 from tests.test_metrics import DEVICES, as_lists, naive_rank, problems
 from tests.whole_rerank import directions, reranked_places, saliency, search_back
 
@@ -118,7 +118,7 @@ def test_blocks_of_any_height_give_the_same_ranks(
 ) -> None:
     scores, text_image = problem
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shortlists.CACHED_SCORES", cached)
+        patch.setattr("metrics.shortlists.CACHED_SCORES", cached)
         parts = rerank(lambda: scores.split(height), text_image, method, count, W1, W2)
     assert as_lists(parts) == as_lists(whole(scores, text_image, method, count))
 

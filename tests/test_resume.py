@@ -23,23 +23,27 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import engine
 import option
 import train as train_entry
-from data.picture_store import PictureStore
-from dataloader import Batch, stored_batches
-from engine import Plan, fit
-from experiment import start_state
-from interruption import Watch, stopped_at_once, termination_held
+from batches.batch import Batch
+from data.image_store import PictureStore
+from dataloader import stored_batches
+from engine import fit
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
-from locks import LOCK, run_lock
 from option import Options
-from resume import Keeper, _refuse_other_options, save_best
+from runs.builders import start_state
+from runs.resume import Keeper, _refuse_other_options, save_best
+from runtime.entry_point import run_entry_point
+from runtime.interruption import Watch, stopped_at_once, termination_held
+from runtime.locks import LOCK, run_lock
+from runtime.weights import read_checkpoint
 from tests.criteria import triplet_criterion
 from tests.interrupted import TIMED, asked_to_stop, assert_equal, comparable
 from tests.test_layers import random_batch
 from tests.tiny import make_precomp, write_experiment
-from training_state import TrainingState
-from utils import RUN_AGAIN, InputError, read_checkpoint, remove_unfinished, run_entry_point
+from training.epoch import Plan
+from training.state import TrainingState
+from utils import RUN_AGAIN, InputError, remove_unfinished
 from vocab import Vocabulary
 
 CPU = torch.device("cpu")
@@ -282,7 +286,7 @@ class TestSignals:
 
     def test_saves_are_due_by_the_clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [100.0]
-        monkeypatch.setattr("interruption.time.monotonic", lambda: now[0])
+        monkeypatch.setattr("runtime.interruption.time.monotonic", lambda: now[0])
         watch, never = Watch(minutes=2), Watch(minutes=0)
         for seconds, due in ((119, False), (1, True)):
             now[0] += seconds

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import run_record
-from run_record import FILE, commit, peak_memory, read_record, recorded
+from runs import record
+from runs.record import FILE, commit, peak_memory, read_record, recorded
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_the_commit_and_what_was_changed_since(tmp_path: Path, monkeypatch: pyte
             ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    monkeypatch.setattr(run_record, "_ROOT", tmp_path)
+    monkeypatch.setattr(record, "_ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "unknown"
     git("init", "--quiet")
@@ -64,5 +64,5 @@ def test_the_commit_and_what_was_changed_since(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "a").write_text("2")
     assert commit() == f"{digest}+"
     (tmp_path / "copy").mkdir()
-    monkeypatch.setattr(run_record, "_ROOT", tmp_path / "copy")
+    monkeypatch.setattr(record, "_ROOT", tmp_path / "copy")
     assert commit() == "unknown"  # another project's commit says nothing of this one

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.annotations import Annotations
-from limits import scene_chance
-from metrics import CUTOFFS, NO_SCENE, SceneShares, scene_recalls, scene_shares
+from metrics.limits import scene_chance
+from metrics.ranks import CUTOFFS
+from metrics.scenes import NO_SCENE, SceneShares, scene_recalls, scene_shares
 from test import scene_numbers
 from tests.test_metrics import DEVICES, problems
 

@@ -21,14 +21,16 @@ import yaml
 
 import option
 import test as test_entry
-from checkpoints import load_weights, save_checkpoint
 from engine import encode
-from experiment import best_checkpoint, place
 from layers import build_model
 from layers.amfmn import AMFMN
+from runs.builders import place
+from runs.checkpoints import load_weights, save_checkpoint
+from runs.folders import best_checkpoint
+from runtime.weights import read_checkpoint
 from tests.test_engine import CPU, loader_of
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError, read_checkpoint
+from utils import InputError
 from vocab import Vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +83,14 @@ def test_one_encoding_serves_all(saved: Path, tmp_path: Path, monkeypatch: pytes
     [
         (["--rerank"], "multivariate, 30 candidates, w1 0.3, w2 1.1"),
         (
-            ["--rerank", "multivariate", "--set", "rerank.candidates=12", "rerank.w1=0", "rerank.w2=2"],
+            [
+                "--rerank",
+                "multivariate",
+                "--set",
+                "rerank.candidates=12",
+                "rerank.w1=0",
+                "rerank.w2=2",
+            ],
             "multivariate, 12 candidates, w1 0, w2 2",
         ),
         (["--rerank", "simple", "--set", "rerank.candidates=10"], "simple, 10 candidates"),

@@ -30,16 +30,17 @@ from archive.searcher import Hit, Searcher
 from archive.shards import Shards, write_shard
 from archive.sheet import GAP, write_sheet
 from archive.sheet import SIDE as THUMBNAIL
-from augmentation import normalise
+from batches.augmentation import normalise
+from batches.batch import Batch
 from data.annotations import read_annotations
-from data.keyword_file import write_keywords
-from data.pictures import decode, load_square
-from data.region_file import write_regions
-from data.spectrogram import mel_power, save_picture, to_picture
-from dataloader import Batch
+from data.audio.spectrogram import mel_power, save_picture, to_picture
+from data.images import decode, load_square
+from data.keywords.file import write_keywords
+from data.regions.file import write_regions
 from engine import encode
-from experiment import Media, evaluation_loader, read_vocabulary
 from option import Options, load_options
+from runs.builders import evaluation_loader, read_vocabulary
+from runs.media import Media
 from tests.archives import Trained, make_trained
 from tests.markdown import ROOT
 from utils import InputError

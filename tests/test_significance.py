@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from metrics import Ranks, recalls
-from significance import QueryRanks, compare, main, read_ranks, recalls_of
+from metrics.bootstrap import image_hits, recalls_of
+from metrics.ranks import Ranks, recalls
+from reports.significance import QueryRanks, compare, main, read_ranks
 from tests.test_scoring import experiment, run, saved  # noqa: F401
 from utils import InputError
 
@@ -61,13 +62,11 @@ def test_recalls_are_those_of_metrics() -> None:
 
 
 def test_resampled_recalls_match_a_naive_twin() -> None:
-    from significance import image_hits
-
     ranks, random = ranks_of(2), np.random.default_rng(0)
     drawn = random.integers(0, 30, (4, 30))
     weights = np.stack([np.bincount(row, minlength=30) for row in drawn]).astype(float)
     captions = np.bincount(ranks.caption_image).astype(float)
-    figures = recalls_of(image_hits(ranks), captions, weights)
+    figures = recalls_of(image_hits(ranks.image_ranks, ranks.caption_ranks, ranks.caption_image), captions, weights)
     expected = [naive_recalls(ranks, row.tolist()) for row in drawn]
     np.testing.assert_allclose(figures, expected, rtol=1e-12)
 

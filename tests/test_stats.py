@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import caption_similarity
-from data.caption_similarity import KINDS, _sample, bleu, mean_similarity, scores_at_hand
-from data.set_statistics import moments, statistics
-from data.stats import class_table, main, table
+from data.stats import caption_similarity
+from data.stats.caption_similarity import KINDS, _sample, bleu, mean_similarity, scores_at_hand
+from data.stats.figures import moments, statistics
+from data.stats.showing import class_table, main, table
 from utils import InputError
 
 

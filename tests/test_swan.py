@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dataloader import Batch
+from batches.batch import Batch
 from layers.base import l2norm
 from layers.released import load_released, translate
 from layers.swan import SWAN, SwanParameters

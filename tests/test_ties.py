@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metrics import CUTOFFS, rank, rank_blocks, recalls
-from ties import random_tie_recalls
+from metrics.ranks import CUTOFFS, rank, rank_blocks, recalls
+from metrics.ties import random_tie_recalls
 
 KEYS = [f"{direction}_R@{cutoff}" for direction in ("i2t", "t2i") for cutoff in CUTOFFS] + ["mR"]
 

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from data.annotations import read_annotations
-from data.pictures import decode
-from data.spectrogram import HOP, WINDOW, mel_power, to_picture
-from data.toy import CLASSES, draw_scene, main, make_toy
-from data.toy_canvas import Canvas
-from data.toy_classes import SCENES
-from data.toy_places import DETAILS, NUMBERS, Things, place_words
-from data.toy_speech import caption_picture, word_power, word_sound
+from data.audio.spectrogram import HOP, WINDOW, mel_power, to_picture
+from data.images import decode
+from data.toy.canvas import Canvas
+from data.toy.classes import SCENES
+from data.toy.making import CLASSES, draw_scene, main, make_toy
+from data.toy.places import DETAILS, NUMBERS, Things, place_words
+from data.toy.speech import caption_picture, word_power, word_sound
 from utils import InputError
 from vocab import tokenize
 
@@ -311,7 +311,7 @@ def test_a_broken_off_set_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monke
         return draw_scene(*scene)
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.toy.draw_scene", stop_at_the_tenth)
+        patch.setattr("data.toy.making.draw_scene", stop_at_the_tenth)
         with pytest.raises(KeyboardInterrupt):
             make_toy(tmp_path / "broken", 2, 32)
     assert len(contents(tmp_path / "broken")) == 10

@@ -14,11 +14,12 @@ import yaml
 
 import test as test_entry
 import train as train_entry
-from checkpoints import FORMAT
-from run_record import read_record
+from runs.checkpoints import FORMAT
+from runs.record import read_record
+from runtime.weights import read_checkpoint
 from tests import reference_inputs
 from tests.tiny import make_precomp, write_experiment
-from utils import InputError, read_checkpoint
+from utils import InputError
 from vocab import Vocabulary
 
 ROOT = Path(__file__).parent.parent

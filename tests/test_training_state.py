@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training_state import random_states, set_random_states
+from training.state import random_states, set_random_states
 
 CUDA = [torch.device("cuda", number) for number in range(3)]
 

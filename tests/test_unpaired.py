@@ -10,14 +10,14 @@ import yaml
 
 import option
 import vocab
-from augmentation import audio_margin_size, margin_size
+from batches.augmentation import audio_margin_size, margin_size
+from batches.batch import Captions
+from batches.sampling import batches_of
 from data.annotations import read_annotations
-from dataloader import Captions
 from option import ModalityOptions
-from sampling import batches_of
+from pretraining.unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader
+from pretraining.unpaired_sources import Sources, open_sources
 from tests.tiny import add_spectrograms, make_precomp
-from unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader
-from unpaired_sources import Sources, open_sources
 from utils import InputError
 from vocab import Vocabulary
 

@@ -1,4 +1,4 @@
-"""The rerank on whole matrices: what `rerank` and `shortlists` do in blocks, written out.
+"""The rerank on whole matrices: what `metrics.rerank` and `metrics.shortlists` do in blocks, written out.
 
 Letters: N images, M texts; in one direction Q queries, P items to be found, K candidates.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-import shortlists
-from rerank import Candidates, Method, new_places
-from shortlists import places
+from metrics import shortlists
+from metrics.rerank import Candidates, Method, new_places
+from metrics.shortlists import places
 
 
 def saliency(scores: Tensor) -> Tensor:

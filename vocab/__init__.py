@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nltk.tokenize import NLTKWordTokenizer
 
-from untrusted import parse_json, read_bytes
+from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
 UNKNOWN = "<unk>"

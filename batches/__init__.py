@@ -1,0 +1,1 @@
+"""What a batch is and how it is drawn."""

@@ -1,0 +1,1 @@
+"""Spoken captions and spectrograms."""

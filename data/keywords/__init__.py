@@ -1,0 +1,1 @@
+"""Keywords of images, taken from their captions."""

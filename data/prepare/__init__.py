@@ -1,0 +1,1 @@
+"""Published data sets and one's own, brought into the precomp format."""

@@ -1,0 +1,136 @@
+"""Writes a data set in the precomp format: all of it or nothing, and never over another."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data.annotations import Split, list_files, read_annotations
+from data.lists import read_lines
+from data.prepare.captions import Entry
+from data.prepare.checks import Lists
+from data.prepare.fingerprints import list_digest
+from runtime.untrusted import parse_json, read_bytes
+from utils import InputError, write_text_atomic
+
+RECORD = "prepare.json"  # what a set was made from, and the digests of its lists
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise an InputError unless a data set may be made at `out`: nothing is there, or an empty folder."""
+    if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not any(out.iterdir())):
+        raise InputError(f"{out}: is there already, and nothing is ever overwritten; choose another --out")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when all went well, and is removed when not.
+
+    Raises:
+        InputError: `out` is taken, or the disk refuses.
+    """
+    refuse_taken(out)
+    staging = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        staging.rename(out)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise InputError(
+            f"{out}: can't be made ({error.strerror}: {error.filename}); nothing was left of it"
+        ) from error
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def put_pictures(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool) -> None:
+    """Copy or hard-link the pictures of both lists into `images/`; what else is there is removed.
+
+    Raises:
+        InputError: hard links can't reach from the pictures to the new set.
+    """
+    target = folder / "images"
+    target.mkdir(exist_ok=True)
+    wanted = {target / entry.name: paths[entry.name] for entries in lists.values() for entry in entries}
+    for path in [path for path in target.rglob("*") if path.is_file() and path not in wanted]:
+        path.unlink()
+    for path, source in wanted.items():
+        if path == source:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # A symbolic link would lead out of the set's folder, which the loader refuses.
+            (os.link if link else shutil.copyfile)(source.resolve(), path)
+        except OSError as error:
+            if not link or error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+                raise
+            raise InputError(
+                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --pictures copy"
+            ) from error
+
+
+def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the lists, those of a val split, and the record; then read train and test back.
+
+    Args:
+        lists: both lists, as many captions for each picture.
+        folder: the new data set.
+        record: what the set was made from.
+
+    Raises:
+        InputError: what is read back differs.
+    """
+    splits: dict[Split, Sequence[Entry]] = {"train": lists["train"], "test": lists["test"]}
+    val = [entry for entry in lists["train"] if entry.side == "val"]
+    if 0 < len(val) < len(lists["train"]):
+        splits |= {"train_verify": [entry for entry in lists["train"] if entry.side != "val"], "val_verify": val}
+    digests = {}
+    for split, entries in splits.items():
+        names = [entry.name for entry in entries]
+        captions = [caption for entry in entries for caption in entry.captions]
+        for file, lines in zip(list_files(folder, split), (names, captions), strict=True):
+            write_text_atomic(file, "".join(f"{line}\n" for line in lines))
+            digests[file.name] = list_digest(lines)
+        back = read_annotations(folder, split)
+        if list(back.image_names) != names or list(back.captions) != captions:
+            raise InputError(f"{split}: the lists read back otherwise than they were written; please report the source")
+    content = {"made_by": "data.prepare", **record, "lists": digests}
+    write_text_atomic(folder / RECORD, json.dumps(content, indent=2) + "\n")
+
+
+def compare_record(folder: Path) -> str:
+    """A line on whether the lists are still as they were written; "" where the set has no record.
+
+    Raises:
+        InputError: the record is not one.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return ""
+    try:
+        digests = dict(parse_json(read_bytes(path))["lists"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
+    # Only names that a list can have: the record may come from elsewhere.
+    known = {
+        file.name for split in ("train", "test", "train_verify", "val_verify") for file in list_files(folder, split)
+    }
+    changed = [
+        name
+        for name in sorted(known & digests.keys())
+        if not (folder / name).is_file() or list_digest(read_lines(folder / name)) != digests[name]
+    ]
+    return (
+        f"{RECORD}: CHANGED since the set was made: {', '.join(changed)}"
+        if changed
+        else f"{RECORD}: the lists are as they were made (SHA-256)"
+    )

@@ -1,0 +1,1 @@
+"""Prior similarity of captions and images, for the dynamic margin."""

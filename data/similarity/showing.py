@@ -1,0 +1,174 @@
+"""Shows the prior similarity of a data set: `python -m data.similarity data/rsitmd_precomp --out similarity.png`.
+
+Letters: N images, M captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from data.annotations import Annotations, Split, read_annotations
+from data.similarity.margin import dynamic_margin
+from data.similarity.prior import PriorSimilarity
+from option.schema import Dynamic
+from utils import InputError, markdown, write_atomic
+
+BINS = 50
+LIKE = 0.5
+NEIGHBOURS = 5
+KINDS = ("own", "other")
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Pairs of captions and images, those of the caption's own image ("own") apart from all others ("other").
+
+    Attributes:
+        counts: by kind [BINS], pairs by similarity, in equal steps from 0 to 1.
+        similarity: by kind, mean S.
+        margin: by kind, mean dynamic margin.
+        none: by kind, share of pairs whose S is 0.
+        like: by kind, share of pairs whose S is at least `LIKE`.
+    """
+
+    counts: dict[str, np.ndarray]
+    similarity: dict[str, float]
+    margin: dict[str, float]
+    none: dict[str, float]
+    like: dict[str, float]
+
+
+def margins(similarity: np.ndarray, dynamic: Dynamic) -> np.ndarray:
+    """The dynamic margin at each similarity."""
+    return dynamic_margin(torch.from_numpy(similarity), dynamic.gamma, dynamic.beta).numpy()
+
+
+def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: BinaryIO | None = None) -> Summary:
+    """Pass over all pairs once, in blocks.
+
+    Args:
+        prior: of a list.
+        dynamic: constants of the margin.
+        matrix: a NumPy file to write S [M, N] float16 into on the way.
+    """
+    if matrix is not None:
+        shape = (len(prior.lengths), prior.image_words.starts.size - 1)
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(matrix, header)
+    blocks = []
+    for captions, similarity in prior.blocks():
+        blocks.append(_summary_of(prior, captions, similarity, dynamic))
+        if matrix is not None:
+            matrix.write(np.ascontiguousarray(similarity.T, dtype="<f2").tobytes())
+    counts = {kind: np.sum([block[kind][0] for block in blocks], axis=0) for kind in KINDS}
+    means = {kind: np.sum([block[kind][1] for block in blocks], axis=0) / max(1, counts[kind].sum()) for kind in KINDS}
+    return Summary(counts, *({kind: float(means[kind][place]) for kind in KINDS} for place in range(4)))
+
+
+def _summary_of(
+    prior: PriorSimilarity, captions: np.ndarray, similarity: np.ndarray, dynamic: Dynamic
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By kind: the histogram, and the sums of S, of the margin, of S == 0 and of S >= LIKE."""
+    own = np.arange(len(similarity))[:, None] == prior.caption_image[captions]
+    result = {}
+    for kind, chosen in zip(KINDS, (own, ~own), strict=True):
+        values = similarity[chosen]
+        histogram = np.histogram(values, BINS, (0, 1))[0]
+        sums = [values.sum(), margins(values, dynamic).sum(), (values == 0).sum(), (values >= LIKE).sum()]
+        result[kind] = (histogram, np.array(sums, dtype=np.float64))
+    return result
+
+
+def table(summary: Summary) -> str:
+    """A Markdown table of the means."""
+    rows = [["", "its own image", "other images"]]
+    rows.append(["pairs", *(f"{int(count.sum()):,}" for count in summary.counts.values())])
+    for title, figures, form in (
+        ("mean similarity S", summary.similarity, ".3f"),
+        ("mean margin", summary.margin, ".3f"),
+        ("S = 0", summary.none, ".1%"),
+        (f"S ≥ {LIKE}", summary.like, ".3%"),
+    ):
+        rows.append([title, *(format(figures[kind], form) for kind in summary.counts)])
+    return markdown(rows)
+
+
+def show(annotations: Annotations, prior: PriorSimilarity, image: int, dynamic: Dynamic) -> str:
+    """An image's own captions, and the most similar captions of others, as a Markdown table."""
+    similarity = prior.between(np.array([image]), np.arange(len(annotations.captions)))[0]
+    own = np.flatnonzero(annotations.caption_image == image)
+    others = [caption for caption in np.argsort(-similarity, kind="stable") if caption not in own][:NEIGHBOURS]
+    rows = [["S", "margin", "image", "caption"]]
+    for caption in [*own, *others]:
+        name = annotations.image_names[annotations.caption_image[caption]]
+        margin = margins(similarity[caption : caption + 1], dynamic)[0]
+        rows.append([f"{similarity[caption]:.3f}", f"{margin:.3f}", name, annotations.captions[caption].strip()])
+    return markdown(rows)
+
+
+def draw(summary: Summary, dynamic: Dynamic, out: Path) -> None:
+    """Draw the distribution of S and the margin over S into a PNG.
+
+    Raises:
+        InputError: matplotlib (extra `plot`) is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as fault:
+        raise InputError("drawing needs matplotlib: bash exec/environment.sh plot") from fault
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    edges = np.linspace(0, 1, BINS + 1)
+    for kind, colour in (("other", "#4477aa"), ("own", "#ee6677")):
+        count = summary.counts[kind]
+        left.stairs(100 * count / max(1, count.sum()), edges, fill=True, alpha=0.6, color=colour, label=f"{kind} image")
+    left.set(title="captions and images", xlabel="prior similarity S", ylabel="pairs of the kind, %", yscale="log")
+    left.legend(fontsize="small")
+    right.plot(edges, margins(edges, dynamic), color="#228833")
+    right.set(title="dynamic margin", xlabel="prior similarity S", ylabel="margin", ylim=(0, None))
+    right.grid(alpha=0.3)
+    write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the figures of a list; show an image, draw, and write the matrix, if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.similarity", description="Prior similarity of captions and images, for the dynamic margin."
+    )
+    defaults = Dynamic()
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="data set; the lists are enough")
+    parser.add_argument("--split", choices=("train", "test", "train_verify", "val_verify"), default="train")
+    parser.add_argument("--show", metavar="IMAGE", help="only an image's most similar captions, by its file name")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="draw the distribution into this file (extra plot)")
+    parser.add_argument("--matrix", type=Path, metavar="NPY", help="write S [captions, images] float16 into this file")
+    parser.add_argument("--gamma", type=float, default=defaults.gamma, help=f"optim.dynamic.gamma ({defaults.gamma})")
+    parser.add_argument("--beta", type=float, default=defaults.beta, help=f"optim.dynamic.beta ({defaults.beta})")
+    given = parser.parse_args(arguments)
+    if given.gamma < 0 or given.beta <= 0:
+        raise InputError(f"--gamma must be at least 0, --beta above 0; found {given.gamma} and {given.beta}")
+    dynamic = Dynamic(gamma=given.gamma, beta=given.beta)
+    split: Split = given.split
+    annotations = read_annotations(given.folder, split)
+    prior = PriorSimilarity.build(annotations)
+    if given.show is not None:
+        if given.show not in annotations.image_names:
+            raise InputError(f"--show {given.show}: no such image in {annotations.names_file}")
+        print(show(annotations, prior, annotations.image_names.index(given.show), dynamic))
+        return
+    if given.matrix is None:
+        summary = summarise(prior, dynamic)
+    else:
+        found: list[Summary] = []
+        write_atomic(given.matrix, lambda file: found.append(summarise(prior, dynamic, file)))
+        summary = found[0]
+    print(table(summary))
+    if given.out is not None:
+        draw(summary, dynamic, given.out)
+        print(f"\n{given.out}")

@@ -1,0 +1,7 @@
+"""The command `python -m data.stats`."""
+
+from data.stats.showing import main
+from runtime.entry_point import run_entry_point
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,1 @@
+"""The toy set: overhead scenes drawn on the spot."""

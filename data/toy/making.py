@@ -1,0 +1,248 @@
+"""Draws the toy data set, `python -m data.toy`: overhead scenes with five true captions each, in the precomp format.
+
+Every different caption is also spoken, in sounds of our own, for models that listen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from PIL import Image
+from tqdm import tqdm
+
+from data.toy.classes import CLASSES, draw_scene
+from data.toy.speech import caption_picture
+from runtime.untrusted import parse_json, read_bytes
+from utils import InputError, write_atomic, write_text_atomic
+
+__all__ = ["CLASSES", "draw_scene", "main", "make_toy"]
+
+MARKER = "toy.json"  # says which flags a folder was made with, and whether it is whole
+AUDIO_LISTS = ("train_audios.txt", "test_audios.txt")
+LISTS = ("train_caps.txt", "train_filename.txt", "test_caps.txt", "test_filename.txt", "classes.txt", *AUDIO_LISTS)
+SIZES = (32, 1024)
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """What a toy data set follows from."""
+
+    images_per_class: int
+    size: int
+    seed: int
+    test_share: float
+    classes: tuple[str, ...] = CLASSES
+
+    def __post_init__(self) -> None:
+        number = self.images_per_class
+        self._check("images-per-class", "a whole number of at least 2", number, number >= 2)
+        self._check("size", f"pixels from {SIZES[0]} to {SIZES[1]}", self.size, SIZES[0] <= self.size <= SIZES[1])
+        self._check("seed", "a whole number of at least 0", self.seed, self.seed >= 0)
+        self._check("test-share", "a share between 0 and 1, both excluded", self.test_share, 0 < self.test_share < 1)
+
+    @staticmethod
+    def _check(flag: str, wanted: str, given: float, good: bool) -> None:
+        if not good:
+            raise InputError(f"--{flag} must be {wanted}; {given} was given")
+
+    def pictures(self, scene_class: str) -> list[str]:
+        """File names of one class's pictures; the first is number 1."""
+        return [f"{scene_class}_{number}.jpg" for number in range(1, self.images_per_class + 1)]
+
+    def files(self) -> set[str]:
+        """Every file of the data set but the marker and the spectrograms, relative to its folder."""
+        return {f"images/{name}" for scene_class in self.classes for name in self.pictures(scene_class)} | set(LISTS)
+
+    def all_files(self) -> set[str]:
+        """The same with every spectrogram that may be there: one that shares its caption with an earlier one is not."""
+        numbers = range(1, self.images_per_class + 1)
+        return self.files() | {
+            f"audios/{_audio_name(scene_class, number, position)}"
+            for scene_class in self.classes
+            for number in numbers
+            for position in range(1, 6)
+        }
+
+
+def _audio_name(scene_class: str, number: int, position: int) -> str:
+    """File name of the spectrogram of a picture's caption; position 1 is its first."""
+    return f"{scene_class}_{number}_{position}.png"
+
+
+def make_toy(
+    folder: Path,
+    images_per_class: int = 40,
+    size: int = 128,
+    seed: int = 0,
+    test_share: float = 0.2,
+    progress: bool = False,
+    force: bool = False,
+) -> None:
+    """Draw the toy data set; where it is already there, made with the same flags, nothing is done.
+
+    A picture depends on `seed`, its class, its number and `size` alone, so the same flags give the same bytes (with the
+    same versions of NumPy and Pillow), and a larger set contains the pictures of a smaller one.
+
+    Args:
+        folder: an empty or new folder, or a toy data set.
+        images_per_class: pictures of each class, at least 2.
+        size: edge of the pictures, pixels.
+        seed: root of the randomness.
+        test_share: share of each class's pictures that goes into the test lists, at least one and not all.
+        progress: show a progress bar.
+        force: replace a toy data set that was made with other flags.
+
+    Raises:
+        InputError: a value out of its range, or a folder that must not be written into.
+    """
+    flags = _Flags(images_per_class, size, seed, test_share)
+    if not _is_whole(folder, flags):
+        _clear(folder, flags, force)
+        _mark(folder, flags, whole=False)
+        _write(folder, flags, progress)
+        _mark(folder, flags, whole=True)
+
+
+def _write(folder: Path, flags: _Flags, progress: bool) -> None:
+    """Draw all pictures, then speak the captions and write the lists."""
+    captions: dict[str, list[str]] = {"train": [], "test": []}
+    names: dict[str, list[str]] = {"train": [], "test": []}
+    audio_names: dict[str, str] = {}
+    tests = min(max(round(flags.images_per_class * flags.test_share), 1), flags.images_per_class - 1)
+    count = len(flags.classes) * flags.images_per_class
+    with tqdm(total=count, unit="image", disable=None if progress else True) as bar:
+        for scene_class in flags.classes:
+            for number, name in enumerate(flags.pictures(scene_class), start=1):
+                image, five = draw_scene(scene_class, number, flags.size, flags.seed)
+                write_atomic(folder / "images" / name, partial(image.save, format="JPEG", quality=92))
+                split = "test" if number > flags.images_per_class - tests else "train"
+                captions[split] += five
+                names[split].append(name)
+                for position, caption in enumerate(five, start=1):
+                    audio_names.setdefault(caption, _audio_name(scene_class, number, position))
+                bar.update()
+    _speak(folder / "audios", audio_names, progress)
+    for split in ("train", "test"):
+        write_text_atomic(folder / f"{split}_audios.txt", _lines([audio_names[caption] for caption in captions[split]]))
+        write_text_atomic(folder / f"{split}_caps.txt", _lines(captions[split]))
+        write_text_atomic(folder / f"{split}_filename.txt", _lines(names[split]))
+    write_text_atomic(folder / "classes.txt", _lines(flags.classes))
+
+
+def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None:
+    """Draw the spectrogram of each different caption."""
+    folder.mkdir(exist_ok=True)
+    for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=None if progress else True):
+        # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
+        Image.fromarray(caption_picture(caption)).save(folder / name)
+
+
+def _lines(entries: Sequence[str]) -> str:
+    return "".join(f"{entry}\n" for entry in entries)
+
+
+def _mark(folder: Path, flags: _Flags, whole: bool) -> None:
+    """Write the marker: once before anything else, so that a broken-off set is known as ours, and once at the end."""
+    marker = {"made_by": "data.toy", "whole": whole, **asdict(flags)}
+    write_text_atomic(folder / MARKER, json.dumps(marker, indent=2) + "\n")
+
+
+def _read_marker(folder: Path) -> tuple[_Flags, bool] | None:
+    """The flags that a folder was made with and whether it is whole; nothing where the folder isn't a toy data set."""
+    try:
+        marker = parse_json(read_bytes(folder / MARKER))
+        flags = _Flags(
+            int(marker["images_per_class"]),
+            int(marker["size"]),
+            int(marker["seed"]),
+            float(marker["test_share"]),
+            tuple(str(name) for name in marker["classes"]),
+        )
+        # The names below become paths to be deleted, so none of them may lead out of the folder.
+        ours = marker["made_by"] == "data.toy" and all(re.fullmatch("[a-z]+", name) for name in flags.classes)
+        return (flags, bool(marker["whole"])) if ours else None
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return None
+
+
+def _is_whole(folder: Path, flags: _Flags) -> bool:
+    """Whether a folder holds the data set of these flags, complete."""
+    if _read_marker(folder) != (flags, True) or not all((folder / name).is_file() for name in flags.files()):
+        return False
+    spoken = {name for text in AUDIO_LISTS for name in (folder / text).read_text(encoding="utf-8").splitlines()}
+    return all((folder / "audios" / name).is_file() for name in spoken)
+
+
+def _clear(folder: Path, flags: _Flags, force: bool) -> None:
+    """Make room for a data set, or say why its folder can't take it. Removes only what an earlier run made."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder; choose another --out")
+    made = _read_marker(folder)
+    if made is None:
+        raise InputError(f"{folder} holds files but is no toy data set (no valid {MARKER}); choose another --out")
+    earlier, _ = made
+    if earlier != flags and not force:
+        raise InputError(
+            f"{folder} was made with other flags ({_difference(earlier, flags)}); "
+            "choose another --out, or pass --force to replace it"
+        )
+    foreign = sorted(name for name in flags.all_files() - earlier.all_files() if (folder / name).exists())
+    if foreign:
+        raise InputError(f"{folder / foreign[0]} wasn't made by this command; choose another --out")
+    _mark(folder, earlier, whole=False)
+    for name in sorted(earlier.all_files()):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _difference(earlier: _Flags, flags: _Flags) -> str:
+    """The flags in which two sets differ, as "size 64, now 128"."""
+    old, new = asdict(earlier), asdict(flags)
+    changed = [key for key in old if old[key] != new[key]]
+    return ", ".join(
+        "classes of another version" if key == "classes" else f"{key.replace('_', '-')} {old[key]}, now {new[key]}"
+        for key in changed
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a fault like any other wrong input: one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (2 for wrong input)."""
+    parser = _Parser(prog="python -m data.toy", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/toy_precomp"), metavar="FOLDER")
+    parser.add_argument("--images-per-class", type=int, default=40, metavar="N", help="at least 2 (default: 40)")
+    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="edge of a picture (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="root of the randomness (default: 0)")
+    parser.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="of each class (default: 0.2)")
+    parser.add_argument("--force", action="store_true", help="replace a toy data set made with other flags")
+    try:
+        given = parser.parse_args(arguments)
+        flags = _Flags(given.images_per_class, given.size, given.seed, given.test_share)
+        if _is_whole(given.out, flags):
+            print(f"{given.out}: already there, nothing done")
+            return 0
+        make_toy(given.out, flags.images_per_class, flags.size, flags.seed, flags.test_share, True, given.force)
+    except (InputError, OSError) as fault:
+        print(f"python -m data.toy: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"python -m data.toy: stopped; the same command makes {given.out} anew", file=sys.stderr)
+        return 130
+    number = flags.images_per_class * len(CLASSES)
+    print(f"{given.out}: {number} images of {len(CLASSES)} classes, {5 * number} captions and their spectrograms")
+    return 0

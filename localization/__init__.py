@@ -1,0 +1,1 @@
+"""Semantic localization: windows, map, its metrics, large images."""

@@ -1,0 +1,257 @@
+"""Ranks and recalls of a retrieval, from a score matrix and a text -> image mapping: pure functions on tensors."""
+
+# Letters: N images, M texts, n images of one block.
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+CUTOFFS = (1, 5, 10)
+CACHED_SCORES = 2**20
+"""Scores that are looked at together on the CPU, so that they stay in its cache from one look to the next."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where each query found its match, 0 being the best place.
+
+    Attributes:
+        image_to_text: rank of the best own text of each image, [N] int64 in 0..M-1.
+        text_to_image: rank of each text's image, [M] int64 in 0..N-1.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+def rank(scores: Tensor, text_image: Tensor) -> Ranks:
+    """Ranks from a whole score matrix, see `rank_blocks`.
+
+    Args:
+        scores: score of every image with every text, [N, M], higher is more alike.
+        text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
+    """
+    return rank_blocks(lambda: [scores], text_image)
+
+
+@torch.no_grad()
+def rank_blocks(
+    blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, ties: Literal["last", "first"] = "last"
+) -> Ranks:
+    """Ranks from a score matrix that streams through in blocks of rows and is never held as a whole.
+
+    Ties count against the model: whatever isn't a match and scores as high as the match is ranked before it, so a
+    model that gives every pair the same score gets the worst ranks. An image is ranked by its best own text.
+
+    Args:
+        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order. It is called twice:
+            the first pass collects the scores of the matches, the second counts what scores at least as high.
+        text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
+        ties: "first" lets them count in favour of the model instead; it is what `ties` needs to know, not a score.
+
+    Raises:
+        ValueError: a score is NaN or infinite, an image has no text, or shapes don't fit.
+    """
+    check_form(text_image)
+    before = torch.ge if ties == "last" else torch.gt
+    match, images = match_scores(blocks, text_image)
+    text_image = text_image.to(match.device)
+    count_texts(text_image, images)
+    best = match.new_empty(images).scatter_reduce_(0, text_image, match, "amax", include_self=False)  # [N]
+
+    image_to_text = torch.zeros(images, dtype=torch.int64, device=match.device)
+    text_to_image = torch.zeros_like(text_image)
+    end = 0
+    for start, block in sound_blocks(blocks, len(text_image)):
+        end = start + len(block)
+        if end > images:
+            break
+        rows, texts = _own_pairs(text_image, start, end)
+        # The matches are counted as well, and taken off as they were counted: a second pass whose scores differ in
+        # the last bit (as on a GPU) can then never give a rank below 0.
+        own = block[rows, texts]
+        image_to_text[start:end] = _count(before, block, best[start:end, None], dim=1)
+        image_to_text.index_add_(0, rows + start, -before(own, best[rows + start]).long())
+        text_to_image += _count(before, block, match, dim=0)
+        text_to_image.index_add_(0, texts, -before(own, match[texts]).long())
+    if end != images:
+        raise ValueError(
+            f"the first pass over the blocks gave {images} rows, the second {'more' if end > images else end}; "
+            "blocks() must start anew each time it is called (return a new generator, not the same one)"
+        )
+    return Ranks(image_to_text, text_to_image)
+
+
+def recalls(ranks: Ranks, directions: tuple[str, str] = ("i2t", "t2i"), mean: str = "mR") -> dict[str, float]:
+    """The recall table of both directions, image to text (`i2t_`) before text to image (`t2i_`).
+
+    Args:
+        ranks: of both directions.
+        directions: their names, where something else than texts is searched.
+        mean: the name of the mean of the six recalls.
+
+    Returns:
+        For each direction `R@1`, `R@5`, `R@10` (queries whose match is among the first K, in percent), `medr` (median
+        rank rounded down) and `meanr` (mean rank), these two counted from 1; at the end `mR`, the mean of the six
+        recalls.
+    """
+    table: dict[str, float] = {}
+    for direction, places in zip(directions, (ranks.image_to_text, ranks.text_to_image), strict=True):
+        ordered = places.sort().values
+        queries = len(ordered)
+        for cutoff in CUTOFFS:
+            table[f"{direction}_R@{cutoff}"] = 100.0 * int((ordered < cutoff).sum()) / queries
+        # The two middle elements are the same one where the number of queries is odd.
+        table[f"{direction}_medr"] = float((int(ordered[(queries - 1) // 2]) + int(ordered[queries // 2])) // 2 + 1)
+        table[f"{direction}_meanr"] = int(ordered.sum()) / queries + 1.0
+    return table | {mean: mean_recall(table)}
+
+
+class Tasks(NamedTuple):
+    """Ranks of all that a model is scored by; None for a task that it does not have.
+
+    Attributes:
+        text: of images and captions.
+        audio: of images and spoken captions.
+        view: of images and a second view of each.
+    """
+
+    text: Ranks
+    audio: Ranks | None = None
+    view: Ranks | None = None
+
+
+def task_recalls(tasks: Tasks) -> dict[str, float]:
+    """The recall table of image-text and, where there are any, image-audio and image-image retrieval.
+
+    Returns:
+        What `recalls` gives for the captions; the same for the spoken ones (`i2a_`, `a2i_`, `audio_mR`); `i2i_R@1`,
+        `i2i_R@5`, `i2i_R@10`, each the mean of both directions, and their mean `image_mR`. Of several tasks also
+        `tasks_mR`, the mean of their mR, by which MCRN's best epoch is chosen; of all three `mean_of_15`, the mean of
+        all 15 recalls.
+    """
+    table = recalls(tasks.text)
+    means = [table["mR"]]
+    if tasks.audio is not None:
+        table |= recalls(tasks.audio, ("i2a", "a2i"), "audio_mR")
+        means.append(table["audio_mR"])
+    if tasks.view is not None:
+        both = recalls(tasks.view, ("forth", "back"))
+        images = {f"i2i_R@{cutoff}": (both[f"forth_R@{cutoff}"] + both[f"back_R@{cutoff}"]) / 2 for cutoff in CUTOFFS}
+        table |= images | {"image_mR": mean_recall(images)}
+        means.append(table["image_mR"])
+    if len(means) == len(tasks):
+        table["mean_of_15"] = mean_recall(table)
+    return table if len(means) == 1 else table | {"tasks_mR": statistics.fmean(means)}
+
+
+def mean_and_deviation(rows: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and sample standard deviation (n - 1; 0.0 for a single fold) of each figure over the folds.
+
+    Args:
+        rows: one table per fold, all with the same keys; at least one.
+
+    Raises:
+        ValueError: there is no row, or the keys differ.
+    """
+    if not rows or any(row.keys() != rows[0].keys() for row in rows):
+        raise ValueError(f"expected one or more rows with the same keys, got {[list(row) for row in rows]}")
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    return {
+        key: (statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else 0.0)
+        for key, column in columns.items()
+    }
+
+
+def _count(before: Callable[..., Tensor], scores: Tensor, bound: Tensor, dim: int) -> Tensor:
+    """How many scores of each row or column are ranked before its bound, int64; `before` is torch.ge or torch.gt."""
+    # Written and summed as floats, which is several times as fast as booleans are; exact up to 2^24 of them.
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return before(scores, bound, out=torch.empty_like(scores, dtype=exact)).sum(dim).long()
+
+
+def mean_recall(table: Mapping[str, float]) -> float:
+    """The mean of all recalls in a table."""
+    return statistics.fmean(value for key, value in table.items() if "_R@" in key)
+
+
+def match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> tuple[Tensor, int]:
+    """The score of each text with its image [M], and the number of images; for `blocks` see `rank_blocks`."""
+    match: Tensor | None = None
+    images = 0
+    for start, block in sound_blocks(blocks, len(text_image)):
+        if match is None:
+            match = block.new_empty(len(text_image))
+        images = start + len(block)
+        rows, texts = _own_pairs(text_image.to(block.device), start, images)
+        match[texts] = block[rows, texts]
+    if match is None or images == 0:
+        raise ValueError("the score matrix has no rows; at least one image is needed")
+    return match, images
+
+
+def sound_blocks(blocks: Callable[[], Iterable[Tensor]], texts: int) -> Iterator[tuple[int, Tensor]]:
+    """Each block with the number of its first image, once its shape and its scores are checked; on the CPU in parts."""
+    start = 0
+    for whole in blocks():
+        if whole.ndim != 2 or whole.shape[1] != texts:
+            raise ValueError(
+                f"scores must have the shape [images, {texts}], one column for each text in text_image; "
+                f"got {list(whole.shape)} at image {start}"
+            )
+        for block in whole.split(max(1, CACHED_SCORES // texts)) if whole.device.type == "cpu" else (whole,):
+            _check_finite(block, start)
+            yield start, block
+            start += len(block)
+
+
+def _check_finite(block: Tensor, start: int) -> None:
+    """ValueError unless all scores of a block are finite, whose first row is image `start`."""
+    if block.sum().isfinite():  # one look; only a sum that is not finite, which large scores can give, needs another
+        return
+    faults = (~block.isfinite()).nonzero()  # [faults, 2], in reading order
+    if len(faults):
+        image, text = faults[0].tolist()
+        raise ValueError(
+            f"{len(faults)} of {block.numel()} scores of images {start} to {start + len(block) - 1} are NaN or "
+            f"infinite, the first at image {start + image}, text {text}; a model that has diverged can't be ranked"
+        )
+
+
+def _own_pairs(text_image: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Row in the block and column of every text whose image is one of start..end-1."""
+    texts = ((text_image >= start) & (text_image < end)).nonzero().squeeze(1)
+    return text_image[texts] - start, texts
+
+
+def check_form(text_image: Tensor) -> None:
+    """ValueError unless the mapping is a non-empty [M] int64."""
+    if text_image.ndim != 1 or text_image.dtype != torch.int64 or text_image.numel() == 0:
+        raise ValueError(
+            "text_image must hold one image number per text, shape [M] of int64 with M > 0; "
+            f"got shape {list(text_image.shape)} of {text_image.dtype}"
+        )
+
+
+def count_texts(text_image: Tensor, images: int) -> Tensor:
+    """Number of texts of each image, [N]; ValueError unless every text has an image and every image a text."""
+    lowest, highest = int(text_image.min()), int(text_image.max())
+    if lowest < 0 or highest >= images:
+        wrong = lowest if lowest < 0 else highest
+        position = int((text_image == wrong).nonzero()[0])
+        raise ValueError(f"text_image must be in 0..{images - 1}; text {position} is given to image {wrong}")
+    present, counts = text_image.unique(return_counts=True)
+    if len(present) < images:
+        gaps = (present != torch.arange(len(present), device=present.device)).nonzero()
+        missing = int(gaps[0]) if len(gaps) else len(present)
+        raise ValueError(
+            f"{images - len(present)} of {images} images have no text, the first is image {missing}; "
+            "leave images without captions out of the ranking"
+        )
+    return counts

@@ -1,0 +1,1 @@
+"""The three pretrainings: scene classes, views, modalities without pairs."""

@@ -1,0 +1,235 @@
+"""Training a backbone before a retrieval model starts from it: what all tasks have in common.
+
+`pretraining.scenes` and `pretraining.views` make the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import option
+from batches.augmentation import margin_size
+from batches.batch import Batch
+from data.annotations import check_images, read_annotations
+from data.image_library import PictureLibrary
+from data.image_store import PictureStore
+from data.images import picture_names
+from data.lists import read_names
+from data.splits import scene_classes, scene_of
+from engine import fit
+from layers.backbone import plain_weights
+from option import BackboneOptions
+from option.pretraining import BackbonePictures
+from runs.builders import plan_of, start_state
+from runs.checkpoints import ending_clearly, refuse_diverged
+from runs.events import EventLog
+from runs.record import recorded
+from runs.resume import Keeper, begun_run, carry_on, is_finished, is_settled, save_best
+from runtime.locks import run_lock
+from runtime.log import log_to
+from training.epoch import Loader
+from training.state import TrainingState
+from utils import InputError, derive_seed, logger, write_atomic, write_text_atomic
+
+NAME_KEY = "logs.experiment_name"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a backbone learns.
+
+    Attributes:
+        model: its part `backbone` is what is kept.
+        loader: pictures to train on.
+        losses_of: see `engine.fit`.
+        validate: scores of the model as it is.
+        select: the score that the best epoch has the highest of.
+        extra: what checkpoints hold besides.
+    """
+
+    model: nn.Module
+    loader: Loader
+    losses_of: Callable[[Batch], dict[str, Tensor]]
+    validate: Callable[[], dict[str, float]]
+    select: str
+    extra: dict[str, Any]
+
+
+TaskMaker = Callable[[BackboneOptions, Path, dict[str, Any] | None, torch.device], Task]
+"""Finds the pictures of a run and makes its task. It is given the options, the run's folder, what its last checkpoint
+holds (None: nothing was begun) and the device."""
+BEST = {"scenes": "SceneClassifier_best.pth.tar", "views": "ViewMatcher_best.pth.tar"}
+"""File name of the best epoch's checkpoint, by `optim.task`."""
+
+
+def find_pictures(dataset: BackbonePictures) -> tuple[Path, dict[str, str]]:
+    """The pictures to train on, by name in their folder, and the scene class of each.
+
+    With `data_path` they are the train pictures, and classes those of `data.splits.scene_classes`; in a plain folder a
+    picture's class is its sub-folder, or else its file name up to the first `_`. Excluded pictures are left out.
+
+    Raises:
+        InputError: a list can't be read, or no folder is given.
+    """
+    if dataset.data_path is not None:
+        annotations = read_annotations(dataset.data_path, "train")
+        folder = dataset.image_path or dataset.data_path / "images"
+        check_images(annotations, folder)
+        found = dict(zip(annotations.image_names, scene_classes(annotations), strict=True))
+    elif dataset.image_path is not None:
+        folder = dataset.image_path
+        found = {name: scene_of(name) for name in picture_names(folder)}
+    else:
+        raise InputError("one of dataset.data_path and dataset.image_path is needed")
+    excluded: set[str] = set()
+    if dataset.exclude is not None:
+        excluded = {PurePosixPath(name).name for name in read_names(dataset.exclude, given_by="dataset.exclude")}
+    kept = {name: scene for name, scene in found.items() if PurePosixPath(name).name not in excluded}
+    if len(kept) < len(found):
+        logger.info("Left out: %d excluded pictures.", len(found) - len(kept))
+    return folder, kept
+
+
+def start_of(options: BackboneOptions, begun: dict[str, Any] | None) -> str:
+    """What the backbone of a run starts from; its weights are replaced where it was begun."""
+    return options.backbone.pretrained if begun is None else "none"
+
+
+def split_classes(labels: Sequence[int] | np.ndarray, val_share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split pictures class by class.
+
+    Args:
+        labels: [N] the class of each picture, two pictures or more of each.
+        val_share: part of each class that becomes val, to the nearest picture, but at least one on each side.
+        seed: of the choice.
+
+    Returns:
+        Places of the train and of the val pictures, ascending.
+    """
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    val = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        val.append(members[: min(max(1, round(val_share * len(members))), len(members) - 1)])
+    chosen = np.sort(np.concatenate(val))
+    return torch.from_numpy(np.setdiff1d(np.arange(len(labels)), chosen)), torch.from_numpy(chosen)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The pictures of a run, those to train on and those held out.
+
+    Attributes:
+        train: places of the first among all of them.
+        val: places of the second.
+        store: pictures of side `margin_size(image_size)`.
+        rows: which of the store to train on.
+        val_store: pictures of the side that validation reads.
+        val_rows: which of it are held out.
+    """
+
+    train: Tensor
+    val: Tensor
+    store: PictureStore
+    rows: Tensor
+    val_store: PictureStore
+    val_rows: Tensor
+
+
+def open_sides(
+    options: BackboneOptions,
+    folder: Path,
+    images: Path,
+    names: Sequence[str],
+    labels: Tensor,
+    val_size: int,
+    device: torch.device,
+) -> Sides:
+    """Split pictures class by class, and open both sides.
+
+    Args:
+        options: of the run.
+        folder: of the run, for a cache.
+        images: folder of the pictures.
+        names: N files in it.
+        labels: [N] their classes.
+        val_size: side of the held-out pictures, pixels.
+        device: where the batches go.
+    """
+    dataset = options.dataset
+    train, val = split_classes(labels.numpy(), dataset.val_share, derive_seed(options.optim.seed, "split"))
+    logger.info("%d pictures to train on, %d held out", len(train), len(val))
+    library = PictureLibrary(dataset, images, folder / "cache", names, device)
+    sides = [[names[place] for place in side.tolist()] for side in (train, val)]
+    store, rows = library.open(sides[0], margin_size(dataset.image_size), "pictures (train)")
+    return Sides(train, val, store, rows, *library.open(sides[1], val_size, "pictures (val)"))
+
+
+def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: torch.device, resume: bool) -> Path:
+    """Train a backbone.
+
+    Args:
+        options: the run.
+        make_task: what it learns.
+        device: where to train.
+        resume: go on with what was begun.
+
+    Returns:
+        The file that `model.backbone.pretrained` takes: the weights that were best on the held-out pictures.
+
+    Raises:
+        InputError: data, weights or checkpoint are at fault.
+    """
+    folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
+    result, best = folder / "backbone.pth", folder / BEST[options.optim.task]
+    with run_lock(folder, NAME_KEY):
+        begun = begun_run(folder, options, resume, NAME_KEY)
+        finished = begun is not None and is_finished(begun, options.optim.epochs, options.optim.patience)
+        if begun is not None and finished and is_settled(begun, folder, best):
+            logger.info("%s is finished (%d epochs) and left as it is.", folder, begun["epoch"])
+            return result
+        with log_to(folder / "train.log"):
+            torch.manual_seed(derive_seed(options.optim.seed, "model"))
+            task = make_task(options, folder, begun, device)
+            groups = [{"params": list(task.model.parameters()), "lr": options.optim.lr}]
+            state = start_state(task.model, groups, options.optim, device)
+            if begun is not None:
+                carry_on(state, begun, folder, NAME_KEY)
+            write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+            _run(options, task, state, device, folder, result, best, begun)
+    return result
+
+
+def _run(
+    options: BackboneOptions,
+    task: Task,
+    state: TrainingState,
+    device: torch.device,
+    folder: Path,
+    result: Path,
+    best: Path,
+    begun: dict[str, Any] | None,
+) -> None:
+    """Fit, keeping the run and its backbone after every epoch."""
+
+    def keep_best() -> None:
+        backbone = task.model.get_submodule("backbone")
+        content = {"state_dict": plain_weights(backbone), "epoch": state.epoch}
+        refuse_diverged(result, content)
+        write_atomic(result, lambda file: torch.save(content | task.extra, file), durable=True)
+        save_best(best, state, options, task.extra)  # last: `is_settled` looks at it
+
+    keeper = Keeper(folder, best, options, keep_best, task.extra)
+    events = EventLog(folder, state.epoch * len(task.loader) + state.batch + 1)
+    with ending_clearly(folder), recorded(folder, device), events as writer:
+        keeper.settle(state, begun)
+        plan = plan_of(options.optim, options.logs, select=task.select)
+        fit(state, task.loader, task.losses_of, task.validate, plan, device, writer, keeper.save)

@@ -1,0 +1,148 @@
+"""The scene classes as a backbone's task, the start that SWAN was published with.
+
+Letters: B batch, N pictures, S image side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from batches.augmentation import Augmentation, normalise
+from batches.batch import Batch
+from data.image_store import PictureStore
+from data.splits import UNNAMED_SCENE
+from dataloader import stored_batches
+from layers.backbone import SceneClassifier
+from option import BackboneOptions
+from option.pretraining import BackbonePictures
+from pretraining.backbone import Task, find_pictures, open_sides, start_of
+from pretraining.unpaired import PictureLoader, Schedule
+from runs.builders import place
+from training.epoch import autocast
+from utils import InputError, derive_seed, logger
+
+FEWEST_PER_CLASS = 2
+
+
+@dataclass(frozen=True)
+class ScenePictureList:
+    """Pictures and their classes.
+
+    Attributes:
+        folder: where the pictures lie.
+        names: N file names in it.
+        labels: [N] int64, place of each picture's class in `classes`.
+        classes: in alphabetical order.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def list_pictures(dataset: BackbonePictures) -> ScenePictureList:
+    """Those of `pretraining.backbone.find_pictures` whose class is known.
+
+    Raises:
+        InputError: there is no picture, fewer than two classes, or a class of one picture.
+    """
+    folder, found = find_pictures(dataset)
+    named = {name: scene for name, scene in found.items() if scene != UNNAMED_SCENE}
+    if len(named) < len(found):
+        logger.info("Left out: %d pictures whose name says no class.", len(found) - len(named))
+    _refuse_few(named, folder)
+    classes = tuple(sorted(set(named.values())))
+    labels = torch.tensor([classes.index(scene) for scene in named.values()])
+    return ScenePictureList(folder, tuple(named), labels, classes)
+
+
+def _refuse_few(pictures: dict[str, str], folder: Path) -> None:
+    sizes = Counter(pictures.values())
+    small = sorted(scene for scene, size in sizes.items() if size < FEWEST_PER_CLASS)
+    if len(sizes) < 2 or small:
+        found = f"one picture only in: {', '.join(small[:5])}" if small else f"{len(sizes)} classes"
+        raise InputError(
+            f"{folder}: {len(pictures)} pictures with a class were found, {found}. Needed are two classes or more of "
+            "two pictures or more; a picture's class is its sub-folder, or its file name up to the first `_`."
+        )
+
+
+@torch.no_grad()
+def accuracy(
+    model: SceneClassifier,
+    store: PictureStore,
+    rows: Tensor,
+    labels: Tensor,
+    options: BackboneOptions,
+    device: torch.device,
+) -> dict[str, float]:
+    """Share of pictures whose class has the highest logit, in percent.
+
+    Args:
+        model: the classifier.
+        store: pictures at the side S.
+        rows: [N] which of them.
+        labels: [N] their classes.
+        options: batch size, workers and precision.
+        device: where the model is.
+    """
+    model.eval()
+    pictures = stored_batches(store, rows.split(options.dataset.batch_size_val), options.dataset.workers)
+    with autocast(device, options.optim.amp):
+        guesses = torch.cat([model(normalise(batch.to(device))).argmax(dim=1).cpu() for batch in pictures])
+    return {"accuracy": 100 * float((guesses == labels).double().mean())}
+
+
+def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | None, device: torch.device) -> Task:
+    """Make the task, see `pretraining.backbone.TaskMaker`.
+
+    Raises:
+        InputError: pictures or weights are at fault, or the classes are others than when the run was begun.
+    """
+    dataset, optim = options.dataset, options.optim
+    pictures = list_pictures(dataset)
+    if begun is not None:
+        _refuse_other_classes(begun, pictures.classes, folder)
+    start = start_of(options, begun)
+    model = place(SceneClassifier(options.backbone.architecture, start, len(pictures.classes)), device)
+    logger.info("%d classes", len(pictures.classes))
+    sides = open_sides(options, folder, pictures.folder, pictures.names, pictures.labels, dataset.image_size, device)
+    labels, val_labels = pictures.labels[sides.train].to(device), pictures.labels[sides.val]
+    loader = PictureLoader(
+        sides.store,
+        sides.rows,
+        Schedule(len(sides.rows), dataset.batch_size, derive_seed(optim.seed, "order")),
+        image_size=dataset.image_size,
+        workers=dataset.workers,
+        device=device,
+        augmentation=Augmentation.of(dataset),
+    )
+
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
+        logits, wanted = model(batch.need("images")), labels[batch.need("image_ids")]
+        return {"loss": F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=optim.label_smoothing)}
+
+    return Task(
+        model,
+        loader,
+        losses_of,
+        lambda: accuracy(model, sides.val_store, sides.val_rows, val_labels, options, device),
+        select="accuracy",
+        extra={"classes": list(pictures.classes)},
+    )
+
+
+def _refuse_other_classes(begun: dict[str, Any], classes: tuple[str, ...], folder: Path) -> None:
+    if tuple(begun["classes"]) != classes:
+        raise InputError(
+            f"{folder}/last.pth knows {len(begun['classes'])} classes, not the {len(classes)} that are found now: "
+            "restore the pictures, or choose another logs.experiment_name."
+        )

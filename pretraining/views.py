@@ -1,0 +1,111 @@
+"""Two views of a picture as a backbone's task: no captions, no classes.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (SimCLR), ICML 2020. The loss is
+the symmetric one of CLIP: negatives of a view are the second views of the other pictures, not their first ones, too.
+Letters: B batch, N pictures, D embedding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batches.augmentation import Augmentation, margin_size
+from batches.batch import Batch
+from engine import embed
+from layers.backbone import ViewMatcher
+from layers.losses import contrastive_parts
+from metrics.ranks import rank_blocks
+from option import BackboneOptions
+from option.pretraining import BackbonePictures
+from pretraining.backbone import Task, find_pictures, open_sides, split_classes, start_of
+from pretraining.unpaired import Schedule, TwoViewLoader
+from runs.builders import place
+from utils import InputError, derive_seed
+
+FEWEST = 2
+"""Pictures on either side: a single one is always found."""
+ROWS = 1024
+"""Pictures whose scores are held at once."""
+VALIDATION_EPOCH = -1
+"""Names the views that every validation sees."""
+
+
+def list_names(dataset: BackbonePictures) -> tuple[Path, tuple[str, ...]]:
+    """Folder and names of `pretraining.backbone.find_pictures`.
+
+    Raises:
+        InputError: there are too few to train on, or too few to hold out.
+    """
+    folder, found = find_pictures(dataset)
+    sides = split_classes(np.zeros(len(found), dtype=np.int64), dataset.val_share, seed=0) if found else ((), ())
+    train, val = map(len, sides)
+    if min(train, val) < FEWEST:
+        raise InputError(
+            f"{folder}: {len(found)} pictures were found, of which {train} would be trained on and {val} held out "
+            f"(dataset.val_share {dataset.val_share:g}); {FEWEST} or more are needed for either."
+        )
+    return folder, tuple(found)
+
+
+def first_found(model: ViewMatcher, loader: TwoViewLoader, device: torch.device, amp: str) -> dict[str, float]:
+    """Share of the loader's pictures whose second view is the nearest of all second views to the first, in percent.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+
+    def both(batch: Batch) -> Tensor:
+        return torch.cat([model(batch.need("images")), model(batch.need("second_view"))], dim=1)  # [B, 2D]
+
+    first, second = embed(model, both, loader.epoch(VALIDATION_EPOCH), "picture", device, amp).chunk(2, dim=1)
+    own = torch.arange(len(first), device=first.device)
+    places = rank_blocks(lambda: (rows @ second.T for rows in first.split(ROWS)), own).image_to_text
+    return {"first_found": 100 * float((places == 0).double().mean())}
+
+
+def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | None, device: torch.device) -> Task:
+    """Make the task, see `pretraining.backbone.TaskMaker`.
+
+    Raises:
+        InputError: pictures or weights are at fault.
+    """
+    dataset, optim = options.dataset, options.optim
+    images, names = list_names(dataset)
+    model = place(ViewMatcher(options.backbone.architecture, start_of(options, begun)), device)
+    margin = margin_size(dataset.image_size)
+    sides = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
+    loader, val_loader = (
+        TwoViewLoader(
+            store,
+            rows,
+            Schedule(len(rows), size, derive_seed(optim.seed, purpose)),
+            image_size=dataset.image_size,
+            workers=dataset.workers,
+            device=device,
+            augmentation=Augmentation.of(dataset),
+        )
+        for store, rows, size, purpose in (
+            (sides.store, sides.rows, dataset.batch_size, "order"),
+            (sides.val_store, sides.val_rows, dataset.batch_size_val, "validation"),
+        )
+    )
+
+    def losses_of(batch: Batch) -> dict[str, Tensor]:
+        first, second = model(batch.need("images")), model(batch.need("second_view"))
+        with torch.autocast(device.type, enabled=False):  # rounded scores over a small temperature are far off
+            forth, back = contrastive_parts(first.float() @ second.float().T, optim.temperature)
+        return {"loss": forth + back}
+
+    return Task(
+        model,
+        loader,
+        losses_of,
+        lambda: first_found(model, val_loader, device, optim.amp),
+        select="first_found",
+        extra={},
+    )

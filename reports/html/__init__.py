@@ -1,0 +1,81 @@
+"""The report of a test as one HTML file: `test.py --report`; docs/report.md says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layers.base import RetrievalModel
+from metrics.ranks import Tasks
+from reports.html.collect import Fold, Gallery, TestSet, examine
+from reports.html.findings import by_direction, first_scenes
+from reports.html.page import Outcome, page
+from reports.tables import Table
+from utils import InputError, first_line, write_text_atomic
+
+__all__ = ["Report", "TestSet"]
+
+
+class Report:
+    """Collects what the page shows, one fold after the other, and writes it."""
+
+    def __init__(self, subject: TestSet) -> None:
+        """Start without any fold."""
+        self.subject = subject
+        self.folds: list[Fold] = []
+        self.gallery: Gallery | None = None
+
+    def add(
+        self,
+        label: str,
+        checkpoint: Path,
+        epoch: object,
+        model: RetrievalModel,
+        images: Tensor,
+        texts: Tensor,
+        blocks: Callable[[], Iterable[Tensor]],
+        tasks: Tasks,
+    ) -> None:
+        """Take in a fold; queries and examples are those of the first one.
+
+        Args:
+            label: its row in the tables.
+            checkpoint: the file of its weights.
+            epoch: that they were saved after.
+            model: holding them.
+            images: [N, D] embeddings.
+            texts: [U, D] embeddings of the different captions.
+            blocks: scores of images and captions, see `engine.score_source`; they are held as a whole here.
+            tasks: see `engine.rank_tasks`.
+        """
+        scores = torch.cat([block.cpu() for block in blocks()])
+        ranks, scenes = by_direction(tasks), self.subject.scenes
+        first = None if scenes is None else first_scenes(scores, self.subject.loader.text_image, scenes)
+        self.folds.append(Fold(label, checkpoint, epoch, ranks, first))
+        if self.gallery is None:
+            self.gallery = examine(self.subject, model, images, texts, scores, ranks)
+
+    def write(self, path: Path, result: Mapping[str, Any], tables: Sequence[Table], command: str) -> None:
+        """Write the page.
+
+        Args:
+            path: the file; one that is there is replaced.
+            result: what `test.summary` gives.
+            tables: recall tables, see `reports.tables.score_tables`.
+            command: that made the report.
+
+        Raises:
+            InputError: a picture can't be read, or the file can't be written.
+            ValueError: no fold was added.
+        """
+        if self.gallery is None:
+            raise ValueError("a report needs at least one fold")
+        text = page(Outcome(self.subject, self.folds, self.gallery, result, tables, command))
+        try:
+            write_text_atomic(path, text)
+        except OSError as fault:
+            raise InputError(f"--report {path}: can't be written ({first_line(fault)}); give another file.") from fault

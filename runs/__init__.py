@@ -1,0 +1,1 @@
+"""A run on disk: folder, checkpoint, record, and what is built for it."""

@@ -1,0 +1,183 @@
+"""Checkpoints: what a run has reached, written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import option
+from layers.base import RetrievalModel
+from layers.released import load_fitting, load_released
+from option import ModalityOptions, Options
+from option.parameters import Parameters
+from runtime.machine import explain
+from runtime.weights import read_checkpoint
+from utils import Gate, InputError, RunFault, logger, refuse, write_atomic
+from vocab import Vocabulary
+
+FORMAT = "rsretrieval-1"
+LOSS = "optim.loss."
+MOST_OPTIONS = 500  # a few times as many as there are, and few enough for a checkpoint that nests or repeats them
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], options: Parameters) -> None:
+    """Write a checkpoint of ours: a state and the options that it was reached with.
+
+    Raises:
+        InputError: the state has diverged; see `refuse_diverged`.
+        OSError: it can't be written; what was there before stays.
+    """
+    refuse_diverged(path, state)
+    content = {"format": FORMAT, "options": option.dump(options), **state}
+    write_atomic(path, lambda file: torch.save(content, file), durable=True)
+
+
+def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
+    """Raise before a state with numbers that are not finite takes the place of a sound one.
+
+    Raises:
+        InputError: it has some; the message names the first.
+    """
+    broken = [name for name, value in dotted(state).items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{path} was not written: {len(broken)} tensors of the run hold numbers that are not finite "
+            f"({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}): the training has diverged. Try a lower "
+            "optim.lr, optim.grad_clip=2, or optim.amp=off, under another name."
+        )
+
+
+@contextmanager
+def ending_clearly(folder: Path) -> Iterator[None]:
+    """End whatever stops the work of a run in one message that says what happened and what is saved.
+
+    Args:
+        folder: the run's folder.
+
+    Raises:
+        RunFault: for a fault of the machine, or one that the data or the training showed midway.
+    """
+    try:
+        yield
+    except Exception as fault:
+        text = str(fault) if isinstance(fault, InputError) else explain(fault)
+        if text is None:
+            raise
+        last = folder / "last.pth"
+        end = "" if text.endswith((".", "\n")) else "."
+        saved = "Nothing was saved yet: once that is mended, the same command begins anew."
+        if last.is_file():
+            saved = f"{last} is whole, as it was saved last: once that is mended, the same command goes on from there."
+        raise RunFault(f"{text}{end}\n{saved}") from fault
+
+
+def load_weights(
+    model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary, gate: Gate | None = None
+) -> dict[str, Any]:
+    """Load a checkpoint, ours or a published one, into a model built from `options`.
+
+    Args:
+        model: changed in place.
+        path: the checkpoint.
+        options: what the model was built from.
+        vocabulary: the words whose ids the captions become.
+        gate: whether the user insists on a mismatch; None: nobody can.
+
+    Returns:
+        The whole checkpoint.
+
+    Raises:
+        InputError: see `read_checkpoint` and `fit_weights`.
+    """
+    content = read_checkpoint(path)
+    if content.get("format") == FORMAT:
+        fit_weights(model, content | {"model": scored_weights(content)}, path, options, vocabulary, gate)
+    else:
+        load_released(model, content["model"], gate)
+        logger.info("Loaded the released checkpoint %s.", path)
+    return content
+
+
+def scored_weights(content: dict[str, Any]) -> Any:
+    """The weights of a checkpoint of ours that its validation scored: of a `last.pth` with `optim.ema` the average."""
+    average = content.get("average")
+    if not isinstance(average, dict):
+        return content["model"]
+    of_model = "module."  # what torch's AveragedModel puts before each name; the number of updates has none
+    named = {name: value for name, value in average.items() if isinstance(name, str)}
+    return {name.removeprefix(of_model): value for name, value in named.items() if name.startswith(of_model)}
+
+
+def fit_weights(
+    model: RetrievalModel,
+    content: dict[str, Any],
+    path: Path,
+    options: Options | ModalityOptions,
+    vocabulary: Vocabulary,
+    gate: Gate | None = None,
+) -> None:
+    """Load the weights of a checkpoint of ours.
+
+    Raises:
+        InputError: they do not fit the model or the vocabulary; the message says in which options they differ.
+    """
+    refuse_incomplete(path, content)
+    if content.get("vocabulary") != vocabulary.digest:
+        refuse(
+            gate,
+            f"{path} was trained with another vocabulary than {options.dataset.vocab_path}: its word ids mean other "
+            "words",
+            "Give the vocabulary that it was trained with (--set dataset.vocab_path=FILE).",
+        )
+    differences = _differences(content.get("options", {}), option.dump(options))
+    load_fitting(model, content["model"], str(path), differences, gate)
+
+
+def refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
+    """Raise for a checkpoint in our format that lacks the options, or has something else in their place."""
+    found, waiting = 0, [content.get("options")]
+    while waiting and found <= MOST_OPTIONS:
+        found += 1
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if not isinstance(content.get("options"), dict) or found > MOST_OPTIONS:
+        raise InputError(f"{path} is damaged: it has no options, or far too many. Copy it again, or train anew.")
+
+
+def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
+    """Which options that decide what is built differ between a checkpoint and what is given."""
+    stored_flat, given_flat = dotted(stored), dotted(given)
+    lines = [
+        f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
+        for key in sorted(stored_flat.keys() | given_flat.keys())
+        if key.startswith(("model.", "dataset.image_size", "dataset.local_path"))
+        and stored_flat.get(key) != given_flat.get(key)
+    ]
+    return "The options differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
+
+
+def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def flat_options(tree: dict[str, Any]) -> dict[str, Any]:
+    """Options by dotted key; the losses and their weights as one text, `triplet` or `0.5 contrastive + triplet`."""
+    options = dotted(tree)
+    if weights := [(key.removeprefix(LOSS), options.pop(key)) for key in sorted(options) if key.startswith(LOSS)]:
+        options[LOSS.removesuffix(".")] = " + ".join(_term(name, weight) for name, weight in weights)
+    return options
+
+
+def _term(name: str, weight: Any) -> str:
+    if weight == 1:
+        return name
+    return f"{weight:.12g} {name}" if isinstance(weight, (int, float)) else f"{weight} {name}"  # a damaged file's

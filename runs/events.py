@@ -1,0 +1,95 @@
+"""Curves and tables beside a run's weights: what can't be written is said once, and the training goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+from utils import logger, system_error, write_text_atomic
+
+
+class EventLog:
+    """TensorBoard's events of a run; a full disk ends the events, not the run."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        """Prepare a file of events, which entering the context opens.
+
+        Args:
+            folder: the run's folder.
+            purge_step: events of earlier runs from this step on are not shown.
+        """
+        self.folder = folder
+        self.purge_step = purge_step
+        self._writer: SummaryWriter | None = None
+        self._hook = threading.excepthook
+
+    def __enter__(self) -> EventLog:
+        """Open the file, and keep the writer's thread from printing a traceback of its own."""
+        self._hook, threading.excepthook = threading.excepthook, self._quiet
+        self._guarded(self._open)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what is left."""
+        writer = self._writer
+        if writer is not None:
+            self._guarded(writer.close)
+        threading.excepthook = self._hook
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Record one number."""
+        writer = self._writer
+        if writer is not None:
+            self._guarded(lambda: writer.add_scalar(tag, scalar_value, global_step))
+
+    def flush(self) -> None:
+        """Write out what was recorded."""
+        writer = self._writer
+        if writer is not None:
+            self._guarded(writer.flush)
+
+    def _open(self) -> None:
+        self._writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as fault:
+            error = system_error(fault)
+            if error is None:
+                raise
+            self._writer = None
+            logger.warning(
+                "%s: TensorBoard's events can't be written any more (%s); the training goes on, and history.csv keeps "
+                "its figures.",
+                self.folder,
+                error.strerror,
+            )
+
+    def _quiet(self, thrown: threading.ExceptHookArgs) -> None:
+        if thrown.exc_value is None or system_error(thrown.exc_value) is None:
+            self._hook(thrown)
+
+
+class NoEvents:
+    """What takes the events of all ranks but one, and keeps none."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+def write_table(path: Path, text: str) -> None:
+    """Write a table that the run can do without; where that fails, say so."""
+    try:
+        write_text_atomic(path, text)
+    except OSError as fault:
+        logger.warning("%s can't be written (%s); the training goes on.", path, fault.strerror)

@@ -1,0 +1,251 @@
+"""Going on with a run: what was begun, whether these options may go on with it, and what is saved for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+import option
+from data.splits import deciding
+from option.parameters import Parameters
+from runs.checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
+from runs.events import write_table
+from runtime.weights import read_checkpoint
+from training.state import TrainingState
+from utils import InputError, as_csv, first_line, logger
+
+FREE = (
+    *("logs.", "rerank.", "k_fold.", "optim.epochs", "optim.patience", "optim.resume"),
+    *("optim.on_oom", "dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache"),
+    *(
+        "dataset.test_views",
+        "dataset.max_pixels",
+        "dataset.missing_regions",
+        "model.pretrained",
+        "model.init_from",
+        "backbone.pretrained",
+    ),
+    "model.backbone.pretrained",
+)
+"""How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
+or only what it started from. Of `k_fold` counts what `data.splits.deciding` says."""
+
+
+def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) -> dict[str, Any] | None:
+    """The last checkpoint of a run's folder, None where nothing was begun.
+
+    Args:
+        folder: the run's folder.
+        options: to go on with.
+        resume: go on with what was begun.
+        name_key: the option that names the folder, for the message.
+
+    Raises:
+        InputError: something was begun and `resume` does not say to go on with it, or it can't be read, or it was begun
+            with other options.
+    """
+    last = folder / "last.pth"
+    if not last.is_file():
+        return None
+    if not resume:
+        raise InputError(
+            f"{folder} already holds a run. Go on with it (without --resume never), or train under another name "
+            f"(--set {name_key}=NAME), or delete that folder."
+        )
+    content = read_checkpoint(last)
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
+        )
+    refuse_incomplete(last, content)
+    if not isinstance(content.get("epoch"), int) or not isinstance(content.get("validations_since_best"), int):
+        raise InputError(f"{last} is damaged: it does not say how far it has come. Delete it to begin anew.")
+    _refuse_other_options(content["options"], options, folder, name_key)
+    return content
+
+
+def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: Path, name_key: str) -> None:
+    """Raise an InputError if a run would go on with other options than it was begun with."""
+    try:
+        before, now = (_that_matter(tree) for tree in (_with_defaults(stored, options), option.dump(options)))
+    except (TypeError, AttributeError, LookupError) as fault:
+        raise InputError(
+            f"{folder / 'last.pth'} is damaged: its options can't be read ({first_line(fault)}). Delete it to begin "
+            "anew."
+        ) from fault
+    lines = [
+        f"\n  {key}: {before[key]} when it was begun, {now[key]} now"
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key]
+    ]
+    if lines:
+        raise InputError(
+            f"{folder} was begun with other options:{''.join(lines)}\nGo on with those (all of them are in "
+            f"{folder / 'options.yaml'}), or choose another {name_key}."
+        )
+
+
+def _with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]:
+    """Stored options with the defaults of what the version that stored them did not know.
+
+    Args:
+        stored: `option.dump` of another run's options, by any version.
+        options: of the same kind.
+    """
+    known = _shared(option.dump(options), stored)
+    try:
+        model = getattr(options, "model", None)
+        if model is not None and "model" in known:  # its class is that of the registered model
+            known["model"] = type(model).model_validate(known["model"])
+        defaults = option.dump(type(options).model_validate(known))
+    except ValidationError:  # of another model, or without something that has no default: there is nothing to fill in
+        return stored
+    return _filled(stored, defaults)
+
+
+def _shared(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A tree without the keys that another one lacks."""
+    return {
+        key: _shared(value, other[key]) if isinstance(value, dict) and isinstance(other[key], dict) else value
+        for key, value in tree.items()
+        if key in other
+    }
+
+
+def _filled(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A tree with what it lacks of another one, but for the losses: one that is not in it has no weight."""
+    filled = dict(tree)
+    for key, value in defaults.items():
+        if key not in tree:
+            filled[key] = value
+        elif key != "loss" and isinstance(value, dict) and isinstance(tree[key], dict):
+            filled[key] = _filled(tree[key], value)
+    return filled
+
+
+def _that_matter(tree: dict[str, Any]) -> dict[str, Any]:
+    """The options by dotted key that must be as they were."""
+    options = flat_options(tree)
+    kept = {key: value for key, value in options.items() if not key.startswith(FREE)}
+    for key in kept:
+        if key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
+            kept[key] = "null" if kept[key] is None else "a path"  # files may have moved
+    if options.get("optim.schedule") == "cosine":
+        kept["optim.schedule_epochs"] = options["optim.schedule_epochs"] or options["optim.epochs"]
+    if "k_fold" in tree:
+        kept |= {f"k_fold.{key}": value for key, value in deciding(tree["k_fold"]).items()}
+    return kept
+
+
+def is_finished(begun: dict[str, Any], epochs: int, patience: int = 0) -> bool:
+    """Whether a run has all its epochs, or has stopped early."""
+    return bool(begun["epoch"] >= epochs or 0 < patience <= begun["validations_since_best"])
+
+
+def is_settled(begun: dict[str, Any], folder: Path, best: Path) -> bool:
+    """Whether a run's other files are of its last checkpoint; not so if it was killed before it wrote them all.
+
+    Raises:
+        InputError: the weights of the best epoch are gone, and the last checkpoint is of another one.
+    """
+    at_best = begun.get("best_epoch") == begun["epoch"] and begun["batch"] == 0
+    if begun.get("best_epoch") and not at_best and not best.is_file():
+        raise InputError(
+            f"{best} is gone: the weights of epoch {begun['best_epoch']}, the best so far. {folder / 'last.pth'} is of "
+            f"epoch {begun['epoch']} and can't make up for them. Put the file back, or delete {folder} to begin anew."
+        )
+    history = folder / "history.csv"
+    table = history.read_text(encoding="utf-8") if history.is_file() else ""
+    if begun["history"] and table != as_csv(begun["history"]):
+        return False
+    return not at_best or (best.is_file() and read_checkpoint(best)["epoch"] == begun["epoch"])
+
+
+class Resumable(Protocol):
+    """What a checkpoint is made of and gone on from."""
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """A row of figures for each whole epoch."""
+
+    @property
+    def at_best(self) -> bool:
+        """Whether these are the weights to keep."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take them over."""
+
+
+def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: str) -> None:
+    """Bring a new state to where a checkpoint was.
+
+    Args:
+        state: of the same run.
+        begun: the checkpoint.
+        folder: of the run, for the message.
+        name_key: the option that names the folder, for the message.
+
+    Raises:
+        InputError: the run was begun with another network, optimiser, loss or moving average.
+    """
+    try:
+        state.load_state_dict(begun)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as fault:
+        raise InputError(
+            f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
+            f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."
+        ) from fault
+    logger.info("Goes on after epoch %d, batch %d.", begun["epoch"], begun.get("batch", 0))
+
+
+def save_best(path: Path, state: TrainingState, options: Parameters, extra: dict[str, Any]) -> None:
+    """Write the weights that are scored, with the figures of their epoch."""
+    weights = {"model": state.scored.state_dict(), "epoch": state.epoch, "scores": state.history[-1]}
+    save_checkpoint(path, weights | extra, options)
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Saves a run.
+
+    `last.pth` is written first: no other file is ever of an epoch that it does not know, and `settle` makes up from it
+    what a killed run had still to write.
+
+    Attributes:
+        folder: the run's folder.
+        best: the file of the best epoch's weights.
+        options: stored in the checkpoint.
+        keep_best: writes the files that are kept of the best epoch, `best` as the last of them.
+        extra: stored in the checkpoint, too.
+    """
+
+    folder: Path
+    best: Path
+    options: Parameters
+    keep_best: Callable[[], None]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, state: Resumable, is_best: bool) -> None:
+        """Save what to go on from and the history as a table; with `is_best` what is kept of the best epoch, too."""
+        save_checkpoint(self.folder / "last.pth", state.state_dict() | self.extra, self.options)
+        self._write_history(state)
+        if is_best:
+            self.keep_best()
+
+    def settle(self, state: Resumable, begun: dict[str, Any] | None) -> None:
+        """Write what follows from the checkpoint that a run goes on from, where it is not there."""
+        if begun is not None and not is_settled(begun, self.folder, self.best):
+            self._write_history(state)
+            if state.at_best:
+                self.keep_best()
+
+    def _write_history(self, state: Resumable) -> None:
+        if state.history:
+            write_table(self.folder / "history.csv", as_csv(state.history))

@@ -1,0 +1,1 @@
+"""The machine: devices, ranks, signals, memory, and guards for files of strangers."""
