@@ -1,6 +1,6 @@
-"""From annotations and pictures to batches: tokens, order, views.
+"""From annotations and images to batches: tokens, order, views.
 
-Letters: B batch, N images, M captions, A spectrograms, L words, S image side, R side of the pictures before the crop.
+Letters: B batch, N images, M captions, A spectrograms, L words, S image side, R side of the images before the crop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from batches.batch import Batch, Captions
 from batches.prefetch import overlapped, pinned
 from batches.sampling import SAMPLERS, Sample, batches_of, like_lengths
 from data.annotations import Annotations
-from data.image_store import PictureStore
+from data.image_store import ImageStore
 from data.regions.file import Regions, region_fields
 from option.schema import Batching
 from runtime.distributed import ALONE, World
@@ -31,17 +31,17 @@ VIEW_SEED = 0
 """Of the views that image-to-image retrieval is scored with, so that two evaluations agree."""
 
 
-class _Pictures(Dataset[Tensor | InputError]):
-    """Uint8 pictures by index batch, or why they can't be read: raised in a worker, that would end in a traceback."""
+class _Images(Dataset[Tensor | InputError]):
+    """Uint8 images by index batch, or why they can't be read: raised in a worker, that would end in a traceback."""
 
-    def __init__(self, store: PictureStore) -> None:
+    def __init__(self, store: ImageStore) -> None:
         self.store = store
 
     def __getitem__(self, indices: Tensor) -> Tensor | InputError:
         try:
-            pictures = self.store.batch(indices)
+            images = self.store.batch(indices)
             # Shared now, while a failure can be told: the thread that would do it later would fail without a word.
-            return pictures if get_worker_info() is None else pictures.share_memory_()
+            return images if get_worker_info() is None else images.share_memory_()
         except InputError as fault:
             return fault
         except RuntimeError as fault:
@@ -51,20 +51,20 @@ class _Pictures(Dataset[Tensor | InputError]):
             return RunFault(text)
 
 
-def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
-    """Pictures [B, 3, R, R] uint8 of each index batch, in order.
+def stored_batches(store: ImageStore, batches: Sequence[Tensor], workers: int) -> Iterator[Tensor]:
+    """Images [B, 3, R, R] uint8 of each index batch, in order.
 
-    Workers, which pictures in memory do not need, draw nothing at random: their number can't change a result.
+    Workers, which images in memory do not need, draw nothing at random: their number can't change a result.
 
     Raises:
-        InputError: a picture can't be read.
+        InputError: an image can't be read.
     """
-    read: Iterable[Tensor | InputError] = map(_Pictures(store).__getitem__, batches)
+    read: Iterable[Tensor | InputError] = map(_Images(store).__getitem__, batches)
     if store.cache in ("disk", "off") and workers > 0:
         # Without a generator of its own, it would draw a number from the one that dropout uses.
         own = torch.Generator()
         read = DataLoader(
-            _Pictures(store),
+            _Images(store),
             batch_size=None,
             sampler=batches,
             num_workers=workers,
@@ -73,27 +73,27 @@ def stored_batches(store: PictureStore, batches: Sequence[Tensor], workers: int)
         )
     with termination_held():
         started = iter(read)
-    for pictures in started:
-        if isinstance(pictures, InputError):
-            raise pictures
-        yield pictures
+    for images in started:
+        if isinstance(images, InputError):
+            raise images
+        yield images
 
 
 @dataclass(frozen=True)
 class Spectrograms:
-    """The spoken captions, as pictures.
+    """The spoken captions, as images.
 
     Attributes:
-        store: spectrogram pictures, in training of side `audio_margin_size(S)`, in evaluation of side S.
+        store: spectrogram images, in training of side `audio_margin_size(S)`, in evaluation of side S.
         rows: [M] int64, which of them belongs to each caption; captions may share one.
     """
 
-    store: PictureStore
+    store: ImageStore
     rows: Tensor
 
 
 class TrainLoader:
-    """Batches of matching pairs, or of pictures with all their captions, shuffled anew in every epoch.
+    """Batches of matching pairs, or of images with all their captions, shuffled anew in every epoch.
 
     The order and the augmentation follow from (seed, epoch) alone, whatever was run before, so that a resumed run
     sees the batches that it would have seen. Several ranks share each batch that one process would have had.
@@ -104,8 +104,8 @@ class TrainLoader:
         annotations: Annotations,
         captions: Captions,
         usable: Tensor,
-        store: PictureStore,
-        picture_ids: Tensor,
+        store: ImageStore,
+        image_ids: Tensor,
         *,
         batch_size: int,
         image_size: int,
@@ -120,22 +120,22 @@ class TrainLoader:
         batching: Batching = "pairs",
         world: World = ALONE,
     ) -> None:
-        """Pair each usable caption with its picture.
+        """Pair each usable caption with its image.
 
         Args:
             annotations: N images and M captions.
             captions: the same captions, tokenised.
             usable: [M] bool, False for a caption that can't train a text encoder.
-            store: pictures of side R = `margin_size(image_size)`.
-            picture_ids: [N] index of each image in the store.
-            batch_size: pairs, or pictures, per batch of a rank.
+            store: images of side R = `margin_size(image_size)`.
+            image_ids: [N] index of each image in the store.
+            batch_size: pairs, or images, per batch of a rank.
             image_size: side S of the views, pixels.
             workers: processes that decode where the store holds nothing in memory.
             seed: root of order and augmentation.
             device: where the batches go.
             regions: of the N images, for models that use them.
             audio: of the M captions, for models that use them.
-            two_views: whether batches carry a second view of their pictures.
+            two_views: whether batches carry a second view of their images.
             augmentation: of the views.
             length_buckets: whether the captions of a batch are of like length.
             batching: what a batch is made of.
@@ -156,7 +156,7 @@ class TrainLoader:
                 "each of which needs 2 in every batch; start fewer."
             )
         self.store = store
-        self.picture_ids = picture_ids
+        self.image_ids = image_ids
         self.batch_size = batch_size
         self.image_size = image_size
         self.workers = workers
@@ -193,9 +193,9 @@ class TrainLoader:
 
     def _batches(self, samples: Sequence[Sample], generator: torch.Generator) -> Iterator[Batch]:
         shares = [sample.shares(self.world.size)[self.world.rank] for sample in samples]
-        pictures = stored_batches(self.store, [self.picture_ids[share.images] for share in shares], self.workers)
+        images = stored_batches(self.store, [self.image_ids[share.images] for share in shares], self.workers)
         spoken = self._spoken(shares)
-        for whole, share, stored in zip(samples, shares, pictures, strict=True):
+        for whole, share, stored in zip(samples, shares, images, strict=True):
             size, (first, second, offsets) = self.image_size, self._draw(whole, generator)
             resident = pinned(stored, self.device).to(self.device, non_blocking=True)
             fields: dict[str, Any] = {"images": augment(resident, size, first)}
@@ -234,24 +234,24 @@ class TrainLoader:
 
 
 class EvaluationLoader:
-    """Each picture, each different caption and each different spectrogram once, for the encoders apart."""
+    """Each image, each different caption and each different spectrogram once, for the encoders apart."""
 
     def __init__(
         self,
         annotations: Annotations,
         captions: Captions,
-        store: PictureStore,
-        picture_ids: Tensor,
+        store: ImageStore,
+        image_ids: Tensor,
         *,
         batch_size: int,
         workers: int,
         device: torch.device,
         regions: Regions | None = None,
         audio: Spectrograms | None = None,
-        views: PictureStore | None = None,
+        views: ImageStore | None = None,
         world: World = ALONE,
     ) -> None:
-        """See `TrainLoader`; the store's pictures have the side S here, those of `views` the side R.
+        """See `TrainLoader`; the store's images have the side S here, those of `views` the side R.
 
         Of several ranks each gets every W-th batch; `join` brings together what they make of them.
         """
@@ -259,7 +259,7 @@ class EvaluationLoader:
         self.distinct, self.caption_row = captions.distinct()
         self.first_caption = torch.from_numpy(np.unique(self.caption_row.numpy(), return_index=True)[1])
         self.store = store
-        self.picture_ids = picture_ids
+        self.image_ids = image_ids
         self.batch_size = batch_size
         self.workers = workers
         self.device = device
@@ -277,10 +277,10 @@ class EvaluationLoader:
         return self.world.weave(rows, self.batch_size, total)
 
     def image_batches(self) -> Iterator[Batch]:
-        """Every picture once, in order."""
-        chunks = self._own(torch.arange(len(self.picture_ids)).split(self.batch_size))
-        pictures = stored_batches(self.store, [self.picture_ids[chunk] for chunk in chunks], self.workers)
-        for image_ids, stored in zip(chunks, pictures, strict=True):
+        """Every image once, in order."""
+        chunks = self._own(torch.arange(len(self.image_ids)).split(self.batch_size))
+        images = stored_batches(self.store, [self.image_ids[chunk] for chunk in chunks], self.workers)
+        for image_ids, stored in zip(chunks, images, strict=True):
             local = region_fields(self.regions, image_ids)
             yield Batch(images=normalise(stored.to(self.device)), image_ids=image_ids, **local).to(self.device)
 
@@ -310,14 +310,14 @@ class EvaluationLoader:
             yield Batch(audio=normalise(stored.to(self.device)))
 
     def view_batches(self) -> Iterator[Batch]:
-        """Another view of every picture once, in order; the same views each time, whatever the batch size."""
+        """Another view of every image once, in order; the same views each time, whatever the batch size."""
         if self.views is None:
             raise ValueError("this loader was made without second views")
-        size, count = self.store.size, len(self.picture_ids)
+        size, count = self.store.size, len(self.image_ids)
         generator = torch.Generator().manual_seed(VIEW_SEED)
         draws = Draws.draw(count, self.views.size - size, generator, flips=True)
         chunks = self._own(torch.arange(count).split(self.batch_size))
-        pictures = stored_batches(self.views, [self.picture_ids[chunk] for chunk in chunks], self.workers)
-        for image_ids, stored in zip(chunks, pictures, strict=True):
+        images = stored_batches(self.views, [self.image_ids[chunk] for chunk in chunks], self.workers)
+        for image_ids, stored in zip(chunks, images, strict=True):
             view = augment(stored.to(self.device), size, draws.rows(image_ids))
             yield Batch(images=view, image_ids=image_ids).to(self.device)

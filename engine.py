@@ -130,7 +130,7 @@ def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
 def encode(
     model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off", views: Views = "one"
 ) -> tuple[Tensor, Tensor]:
-    """Embed each picture once, or in each of its views, and each different caption once.
+    """Embed each image once, or in each of its views, and each different caption once.
 
     Returns:
         Images [N, D] and different captions [U, D], float32, on the device.
@@ -138,7 +138,7 @@ def encode(
     Raises:
         InputError: an embedding is not finite.
     """
-    join = partial(loader.join, total=len(loader.picture_ids))
+    join = partial(loader.join, total=len(loader.image_ids))
     images = embed(model, image_verb(model, views), loader.image_batches(), "image", device, amp, join)
     join = partial(loader.join, total=len(loader.distinct.lengths))
     return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp, join)
@@ -275,11 +275,11 @@ def rank_tasks(
     Args:
         model: any registered model.
         loader: of the data set.
-        images: [N, D], its pictures.
+        images: [N, D], its images.
         blocks: scores of images and captions, see `score_source`.
         device: where the model is.
         amp: mixed precision of what is still to be encoded.
-        views: of each picture, as `images` are made of.
+        views: of each image, as `images` are made of.
         scores_per_block: entries of a score matrix that are held at once.
     """
     text_image = loader.text_image.to(device)

@@ -1,4 +1,4 @@
-"""Show where in a large picture a sentence is true: python localize.py --image BIG.tif --query "..." ..."""
+"""Show where in a large image a sentence is true: python localize.py --image BIG.tif --query "..." ..."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from layers.base import RetrievalModel
 from layers.registry import registered
 from localization.drawing import SIDE, draw_map
 from localization.indicators import Indicators, attention_centres, indicators, opencv
-from localization.large_image import LargePicture, open_large, write_geotiff
+from localization.large_image import LargeImage, open_large, write_geotiff
 from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from option import Options
 from runs.builders import load_model, read_vocabulary, typed_queries_of
@@ -40,27 +40,27 @@ LARGEST_MEDIAN = 255  # OpenCV counts the pixels of the filter with 16 bits
 
 @dataclass(frozen=True)
 class Task:
-    """One picture and what is searched in it.
+    """One image and what is searched in it.
 
     Attributes:
         numbers: of the queries, for the names of files and messages; from 0.
         places: where each query is true; empty where that is not known.
     """
 
-    picture: Path
+    image: Path
     numbers: Sequence[int]
     queries: Sequence[str]
     places: Sequence[Place] = ()
 
 
 def _read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = entry_parser("Show where in a large picture a sentence is true (semantic localization).")
+    parser = entry_parser("Show where in a large image a sentence is true (semantic localization).")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the model's weights: ours, or published ones")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--image", type=Path, help="the picture; a TIFF is read in parts")
+    source.add_argument("--image", type=Path, help="the image; a TIFF is read in parts")
     source.add_argument("--annotations", type=Path, metavar="ANNO.json", help="sentences and polygons to be scored by")
     parser.add_argument("--query", action="append", default=[], help="what to look for; may be repeated")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the annotated pictures")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the annotated images")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="gets maps, drawings, localization.json"
     )
@@ -81,13 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = _tasks(given)
     for task in tasks:
         check_queries(task, given.annotations, vocabulary)
-        check_picture(task, given.annotations, sides, options.dataset.max_pixels)
+        check_image(task, given.annotations, sides, options.dataset.max_pixels)
     model, _ = load_model(options, vocabulary, given.checkpoint, device)
     entries: list[dict[str, Any]] = []
     for task in tasks:
-        with open_large(task.picture, options.dataset.max_pixels) as picture:
-            maps = localize(model, options, vocabulary, picture, task, sides, device)
-            entries += _write_maps(given.out, task, picture, maps, given.median)
+        with open_large(task.image, options.dataset.max_pixels) as image:
+            maps = localize(model, options, vocabulary, image, task, sides, device)
+            entries += _write_maps(given.out, task, image, maps, given.median)
     entries.sort(key=lambda entry: entry["number"])
     result: dict[str, Any] = {"windows": sides, "median": given.median, "queries": entries}
     if given.annotations is not None:
@@ -111,21 +111,21 @@ def localize(
     model: RetrievalModel,
     options: Options,
     vocabulary: Vocabulary,
-    picture: LargePicture,
+    image: LargeImage,
     task: Task,
     sides: Sequence[int],
     device: torch.device,
 ) -> Iterator[MeanMap]:
-    """The map of each query in a picture, whose windows are encoded once for all of them.
+    """The map of each query in an image, whose windows are encoded once for all of them.
 
     Raises:
-        InputError: the picture is damaged, or the model's weights have diverged.
+        InputError: the image is damaged, or the model's weights have diverged.
     """
     start = time.perf_counter()
-    windows = window_grid(picture.height, picture.width, sides)
+    windows = window_grid(image.height, image.width, sides)
     scores = score_windows(
         model,
-        picture,
+        image,
         windows,
         encode_queries(model, typed_queries_of(options, task.queries, vocabulary), device, options.optim.amp),
         image_size=options.dataset.image_size,
@@ -136,7 +136,7 @@ def localize(
     seconds = time.perf_counter() - start
     logger.info(
         "%s: %d windows, %d %s, %.1f s",
-        task.picture,
+        task.image,
         len(windows),
         len(task.queries),
         "query" if len(task.queries) == 1 else "queries",
@@ -161,10 +161,10 @@ def parse_sides(text: str) -> list[int]:
 
 
 def refuse_regions(options: Options) -> None:
-    """Raise an InputError for a model that reads a picture's regions: a window has none."""
+    """Raise an InputError for a model that reads an image's regions: a window has none."""
     if registered()[options.model.name].model.uses_regions and options.dataset.local_path is not None:
         raise InputError(
-            f"{options.model.name} reads regions (dataset.local_path), which windows of a large picture don't have. "
+            f"{options.model.name} reads regions (dataset.local_path), which windows of a large image don't have. "
             "Take one that was trained global only (--set dataset.local_path=null), or another model."
         )
 
@@ -180,14 +180,14 @@ def check_queries(task: Task, annotations: Path | None, vocabulary: Vocabulary) 
             raise InputError(f"{place}: the model's vocabulary has none of its words; use words of its captions.")
 
 
-def check_picture(task: Task, annotations: Path | None, sides: Sequence[int], max_pixels: int) -> None:
-    """Raise an InputError for a picture that can't be opened, is smaller than a window, or lacks annotated points."""
-    with open_large(task.picture, max_pixels) as picture:
-        width, height = picture.width, picture.height
+def check_image(task: Task, annotations: Path | None, sides: Sequence[int], max_pixels: int) -> None:
+    """Raise an InputError for an image that can't be opened, is smaller than a window, or lacks annotated points."""
+    with open_large(task.image, max_pixels) as image:
+        width, height = image.width, image.height
     if min(width, height) < max(sides):
         fitting = [side for side in sides if side <= min(width, height)] or [min(width, height)]
         raise InputError(
-            f"{task.picture}: {width} x {height} pixels are less than a window of {max(sides)}; "
+            f"{task.image}: {width} x {height} pixels are less than a window of {max(sides)}; "
             f"try --windows {','.join(map(str, fitting))}"
         )
     if annotations is not None:
@@ -196,15 +196,15 @@ def check_picture(task: Task, annotations: Path | None, sides: Sequence[int], ma
 
 def indicator_table(entries: Sequence[dict[str, Any]], mean: dict[str, float]) -> str:
     """A Markdown table of the four indicators of each entry, and their means."""
-    cells = [["entry", *(name.capitalize() for name in mean), "picture", "caption"]]
+    cells = [["entry", *(name.capitalize() for name in mean), "image", "caption"]]
     for entry in entries:
         values = [f"{value:.4f}" for value in entry["indicators"].values()]
-        cells.append([str(entry["number"]), *values, Path(entry["picture"]).name, entry["query"][:60]])
+        cells.append([str(entry["number"]), *values, Path(entry["image"]).name, entry["query"][:60]])
     return markdown([*cells, ["mean", *(f"{value:.4f}" for value in mean.values()), "", ""]])
 
 
 def _tasks(given: argparse.Namespace) -> list[Task]:
-    """What is asked for, by picture."""
+    """What is asked for, by image."""
     if given.image is not None:
         if not given.query or given.images is not None:
             raise InputError("--image takes one or more --query; --images belongs to --annotations.")
@@ -213,18 +213,18 @@ def _tasks(given: argparse.Namespace) -> list[Task]:
         raise InputError("--annotations takes --images FOLDER and no --query: its captions are the queries.")
     places = read_places(given.annotations)
     tasks = []
-    for name in dict.fromkeys(place.picture for place in places):
-        numbers = [number for number, place in enumerate(places) if place.picture == name]
+    for name in dict.fromkeys(place.image for place in places):
+        numbers = [number for number, place in enumerate(places) if place.image == name]
         own = [places[number] for number in numbers]
         tasks.append(Task(given.images / name, numbers, [place.caption for place in own], own))
     return tasks
 
 
 def _write_maps(
-    out: Path, task: Task, picture: LargePicture, maps: Iterable[MeanMap], median: int
+    out: Path, task: Task, image: LargeImage, maps: Iterable[MeanMap], median: int
 ) -> Iterator[dict[str, Any]]:
-    """Write the files of each query of a picture; gives what is to be said of each as plain values."""
-    overview = picture.overview(SIDE)
+    """Write the files of each query of an image; gives what is to be said of each as plain values."""
+    overview = image.overview(SIDE)
     for index, (number, query, mean) in enumerate(zip(task.numbers, task.queries, maps, strict=True)):
         name = f"{number:03d}_{re.sub(r'[^a-z0-9]+', '_', query.lower())[:40].strip('_')}"
         levels = mean.levels(median)
@@ -232,15 +232,15 @@ def _write_maps(
         polygons = task.places[index].polygons if task.places else ()
         drawing = draw_map(overview, levels, query, centres, polygons)
         write_atomic(out / f"{name}.png", partial(drawing.save, format="PNG"))
-        entry = {"number": number, "picture": str(task.picture), "query": query}
+        entry = {"number": number, "image": str(task.image), "query": query}
         entry |= {"lowest": float(mean.values.min()), "highest": float(mean.values.max())}
         entry["attention_centres"] = centres.round(1).tolist()
         if task.places:
             entry["indicators"] = asdict(indicators(levels, centres, polygons))
         else:
             write_atomic(out / f"{name}.npy", partial(_save, levels=levels))
-            if picture.georeference is not None:
-                write_geotiff(out / f"{name}.tif", levels, picture.georeference, query)
+            if image.georeference is not None:
+                write_geotiff(out / f"{name}.tif", levels, image.georeference, query)
             print(f"{name}: attention centres at (x, y) {centres.round().astype(int).tolist()}")
         yield entry
 

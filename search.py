@@ -1,4 +1,4 @@
-"""Search an archive of pictures with a sentence, a picture or a sound: python search.py index, query, serve, ..."""
+"""Search an archive of images with a sentence, an image or a sound: python search.py index, query, serve, ..."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from runtime.distributed import environment_number
 from runtime.entry_point import run_entry_point
 from utils import InputError, logger
 
-SHARD = 4096  # pictures
+SHARD = 4096  # images
 TOP = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the commands."""
-    parser = argparse.ArgumentParser(description="Search an archive of pictures (docs/search.md).")
+    parser = argparse.ArgumentParser(description="Search an archive of images (docs/search.md).")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_index(commands.add_parser("index", help="encode the pictures of a folder; go on where it was stopped"))
+    _add_index(commands.add_parser("index", help="encode the images of a folder; go on where it was stopped"))
     build = commands.add_parser("build", help="build a vector index of FAISS")
     build.add_argument("folder", type=Path, metavar="INDEX")
     build.add_argument("--kind", required=True, choices=nearest.KINDS)
-    _add_query(commands.add_parser("query", help="find pictures"))
+    _add_query(commands.add_parser("query", help="find images"))
     _add_serve(commands.add_parser("serve", help="a page to search with in a browser"))
     _add_measure(commands.add_parser("measure", help="latency and recall of every vector index that is built"))
     given = parser.parse_args(arguments)
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _add_index(parser: argparse.ArgumentParser) -> None:
     add_experiment(parser)
     parser.add_argument("--checkpoint", required=True, type=Path, help="ours, or one published by the authors")
-    parser.add_argument("--images", required=True, type=Path, help="folder of the pictures, with all folders in it")
+    parser.add_argument("--images", required=True, type=Path, help="folder of the images, with all folders in it")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="folder of the index")
-    parser.add_argument("--shard", type=int, default=SHARD, help="pictures written at a time (default %(default)s)")
+    parser.add_argument("--shard", type=int, default=SHARD, help="images written at a time (default %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored embeddings")
     parser.add_argument("--kind", choices=nearest.KINDS, help="build this vector index, too")
     parser.add_argument(
@@ -64,7 +64,7 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 def _add_searcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="INDEX")
     parser.add_argument("--checkpoint", type=Path, help="where the weights are now, if not where they were")
-    parser.add_argument("--images", type=Path, help="where the pictures are now, if not where they were")
+    parser.add_argument("--images", type=Path, help="where the images are now, if not where they were")
     add_device(parser)
 
 
@@ -72,11 +72,11 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     _add_searcher(parser)
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("text", nargs="?", help="a sentence")
-    query.add_argument("--image", type=Path, metavar="FILE", help="a picture in place of it")
+    query.add_argument("--image", type=Path, metavar="FILE", help="an image in place of it")
     query.add_argument("--audio", type=Path, metavar="FILE.wav", help="a sound in place of it (MCRN)")
-    parser.add_argument("--top", type=int, default=TOP, help="pictures to show (default %(default)s)")
+    parser.add_argument("--top", type=int, default=TOP, help="images to show (default %(default)s)")
     _add_kind(parser)
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the pictures that were found")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the images that were found")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
@@ -99,10 +99,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     _add_searcher(parser)
-    parser.add_argument(
-        "--captions", type=Path, metavar="FILE", help="queries, one a line; default: pictures as queries"
-    )
-    parser.add_argument("--top", type=int, default=TOP, help="pictures that recall is counted in (default %(default)s)")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="queries, one a line; default: images as queries")
+    parser.add_argument("--top", type=int, default=TOP, help="images that recall is counted in (default %(default)s)")
     parser.add_argument("--queries", type=int, default=100, help="how many queries (default %(default)s)")
 
 
@@ -123,7 +121,7 @@ def _index(given: argparse.Namespace) -> None:
         )
     target = Target(given.out, given.shard, given.dtype, given.store)
     manifest = index_archive(encoder, given.checkpoint, given.images, target, share)
-    print(f"{given.out}: {manifest.count} pictures, {manifest.dim} numbers each.")
+    print(f"{given.out}: {manifest.count} images, {manifest.dim} numbers each.")
     if given.kind is not None:
         print(nearest.build_in(IndexFolder.open(given.out), given.kind))
 
@@ -162,12 +160,12 @@ def _query(given: argparse.Namespace) -> None:
         check_sheet(given.sheet)
     searcher = Searcher.open(given.folder, given.device, given.index, given.checkpoint, given.images)
     max_pixels = searcher.encoder.options.dataset.max_pixels
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     if given.image is not None:
-        picture = decode(given.image, max_pixels)
+        image = decode(given.image, max_pixels)
         if not searcher.encoder.model.scores_by_cosine():
-            logger.info("Pictures are compared by the cosine of their embeddings, not by the model's score.")
-        hits = searcher.image(picture, given.top)
+            logger.info("Images are compared by the cosine of their embeddings, not by the model's score.")
+        hits = searcher.image(image, given.top)
         caption = f"like {given.image.name}"
     elif given.audio is not None:
         hits = searcher.audio(given.audio, given.top)
@@ -179,7 +177,7 @@ def _query(given: argparse.Namespace) -> None:
         caption = given.text
     _print_hits(hits)
     if given.sheet is not None:
-        write_sheet(given.sheet, caption, hits, searcher.images, max_pixels, picture)
+        write_sheet(given.sheet, caption, hits, searcher.images, max_pixels, image)
         print(f"\nDrawn in {given.sheet}.")
 
 
@@ -202,8 +200,8 @@ def _serve(given: argparse.Namespace) -> None:
         scenes = _scenes(searcher, given.scenes)
         app = page.make_app(searcher, scenes, hosts, given.max_upload * 2**20, given.rate)
         if not serve.is_loopback(given.host):
-            logger.warning("there is no login: whoever reaches %s can search and see all pictures.", given.host)
-        print(f"{len(searcher)} pictures at {serve.url_of(listening)} (Ctrl-C ends it)", flush=True)
+            logger.warning("there is no login: whoever reaches %s can search and see all images.", given.host)
+        print(f"{len(searcher)} images at {serve.url_of(listening)} (Ctrl-C ends it)", flush=True)
         serve.run(app, listening, given.behind_proxy)
     print("Ended.")
 

@@ -267,12 +267,12 @@ def summary(
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
     model = registered()[options.model.name].model
-    views = "" if options.dataset.test_views == "one" else "each picture in 8 right-angle views"
+    views = "" if options.dataset.test_views == "one" else "each image in 8 right-angle views"
     note = "; ".join(filter(None, [views, model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
     protocol = (
-        f"Protocol: test split, {len(loader.picture_ids)} images, {len(loader.text_image)} captions; "
+        f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
         f"{_what_was_scored(given, options, scores)}; an item that is no match and scores equal to the match counts as "
-        f"ranked before it; pictures of {options.dataset.image_size} pixels, "
+        f"ranked before it; images of {options.dataset.image_size} pixels, "
         f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
     )
     compared = {"chance": chance, "scene_class_alone": alone, "ceiling": ceiling}

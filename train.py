@@ -140,7 +140,7 @@ def train_fold(
         vocabulary: the words whose ids the captions become.
         train: captions to train on.
         val: captions to choose the best epoch by.
-        media: pictures and spectrograms of both.
+        media: images and spectrograms of both.
         device: where to train.
         begun: the checkpoint to go on from.
         force: go on with weights of another vocabulary, model or data set.

@@ -1,1 +1,1 @@
-"""An archive of pictures as embeddings in an index folder, and the search in it; `search.py` is its command line."""
+"""An archive of images as embeddings in an index folder, and the search in it; `search.py` is its command line."""

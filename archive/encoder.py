@@ -1,4 +1,4 @@
-"""A model with what its inputs need: pictures, sentences and sounds become embeddings exactly as in evaluation.
+"""A model with what its inputs need: images, sentences and sounds become embeddings exactly as in evaluation.
 
 Letters: B batch, D embedding, S image side in pixels.
 """
@@ -18,7 +18,7 @@ from batches.augmentation import normalise
 from batches.batch import Batch, Captions
 from batches.queries import sentence_keywords, train_words
 from data.audio.sounds import read_sound
-from data.audio.spectrogram import mel_power, to_picture
+from data.audio.spectrogram import mel_power, to_image
 from data.images import to_square
 from data.regions.file import SHAPES, RegionFile, Regions, read_regions, region_fields
 from engine import embed, image_verb
@@ -43,7 +43,7 @@ def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
 
 
 class Encoder:
-    """Embeds pictures, sentences and sounds with the model of one checkpoint."""
+    """Embeds images, sentences and sounds with the model of one checkpoint."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Encoder:
 
     @cached_property
     def region_file(self) -> RegionFile | None:
-        """The regions of the archive's pictures, which queries do without; None where the model reads none.
+        """The regions of the archive's images, which queries do without; None where the model reads none.
 
         Raises:
             InputError: the file can't be read.
@@ -98,7 +98,7 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Length of an embedding, D, found out on a black picture.
+        """Length of an embedding, D, found out on a black image.
 
         Raises:
             InputError: it is not finite.
@@ -107,7 +107,7 @@ class Encoder:
         return self._images(torch.zeros(1, 3, side, side, dtype=torch.uint8), self._no_regions()).shape[1]
 
     def check_regions(self, names: Sequence[str]) -> None:
-        """Find out before the work whether pictures lack regions that the model reads.
+        """Find out before the work whether images lack regions that the model reads.
 
         Raises:
             InputError: some do, and `dataset.missing_regions` does not allow it.
@@ -115,12 +115,12 @@ class Encoder:
         if self.region_file is not None:
             self.region_file.check(names, self.options.dataset.missing_regions)
 
-    def pictures(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
-        """Embed pictures of the archive.
+    def images(self, pixels: Tensor, names: Sequence[str]) -> Tensor:
+        """Embed images of the archive.
 
         Args:
             pixels: [B, 3, S, S] uint8.
-            names: of the B pictures; those that the region file lacks count as pictures without regions.
+            names: of the B images; those that the region file lacks count as images without regions.
 
         Returns:
             [B, D] float32, on the device.
@@ -130,19 +130,19 @@ class Encoder:
         """
         return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
 
-    def picture(self, picture: Image.Image) -> Tensor:
-        """Embed a picture to search with, RGB of any size, [1, D].
+    def image(self, image: Image.Image) -> Tensor:
+        """Embed an image to search with, RGB of any size, [1, D].
 
         Raises:
             InputError: the model reads regions and may not do without (`dataset.missing_regions`).
         """
         if self.reads_regions and self.options.dataset.missing_regions != "zeros":
             raise InputError(
-                f"{self.options.model.name} reads the regions of a picture, and a picture that asks has none. Index "
+                f"{self.options.model.name} reads the regions of an image, and an image that asks has none. Index "
                 "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
                 "dataset.local_path=null if the model was trained so."
             )
-        pixels = torch.from_numpy(to_square(picture, self.options.dataset.image_size))[None]
+        pixels = torch.from_numpy(to_square(image, self.options.dataset.image_size))[None]
         return self._images(pixels, self._no_regions())
 
     def text(self, sentence: str) -> Tensor:
@@ -161,7 +161,7 @@ class Encoder:
         mode = self.model.query_mode(self.options.model)
         if mode in ("keywords", "both"):
             raise InputError(
-                "the model was indexed to be asked with the keywords of pictures (model.keywords.mode), which a "
+                "the model was indexed to be asked with the keywords of images (model.keywords.mode), which a "
                 "sentence does not have: index with --set model.keywords.mode=sentence."
             )
         if self.keyword_ids is not None:
@@ -181,13 +181,13 @@ class Encoder:
             InputError: the model hears nothing, or the file can't be read.
         """
         if not self.model.uses_audio:
-            raise InputError(f"{self.options.model.name} has no audio encoder: ask with a sentence or a picture.")
-        drawn = Image.fromarray(to_picture(mel_power(read_sound(path)))).convert("RGB")
+            raise InputError(f"{self.options.model.name} has no audio encoder: ask with a sentence or an image.")
+        drawn = Image.fromarray(to_image(mel_power(read_sound(path)))).convert("RGB")
         pixels = torch.from_numpy(to_square(drawn, self.options.dataset.image_size))[None]
         return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")
 
     def _no_regions(self) -> Regions | None:
-        """The regions of one picture in which none were found; None for a model that reads no regions."""
+        """The regions of one image in which none were found; None for a model that reads no regions."""
         return Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values())) if self.reads_regions else None
 
     def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Exact search: every picture is scored, block by block.
+"""Exact search: every image is scored, block by block.
 
-Letters: N pictures, B of a block, Q queries, D embedding, K best.
+Letters: N images, B of a block, Q queries, D embedding, K best.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 from layers.base import l2norm
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
-"""Scores [B, Q] of pictures [B, D] and queries [Q, D]."""
+"""Scores [B, Q] of images [B, D] and queries [Q, D]."""
 Ranked = tuple[Tensor, Tensor]
 """Scores and rows, the best first; of equal scores the lower row."""
 
 
 def cosine(images: Tensor, queries: Tensor) -> Tensor:
-    """Cosine of every picture with every query, [B, D] and [Q, D] -> [B, Q]."""
+    """Cosine of every image with every query, [B, D] and [Q, D] -> [B, Q]."""
     return F.linear(l2norm(images), l2norm(queries))
 
 
@@ -30,14 +30,14 @@ def cosine(images: Tensor, queries: Tensor) -> Tensor:
 def search(
     blocks: Iterable[Tensor], queries: Tensor, score: Scorer, k: int, keep: NDArray[np.bool_] | None = None
 ) -> list[Ranked]:
-    """The best pictures of each query.
+    """The best images of each query.
 
     Args:
-        blocks: embeddings [B, D] of all N pictures, in order.
+        blocks: embeddings [B, D] of all N images, in order.
         queries: [Q, D].
         score: of the model.
-        k: how many, K; fewer come where there are fewer pictures.
-        keep: [N] which pictures count; None: all.
+        k: how many, K; fewer come where there are fewer images.
+        keep: [N] which images count; None: all.
 
     Returns:
         For each query its scores [K] and rows [K], on the CPU.
@@ -67,7 +67,7 @@ def merge(first: Ranked, second: Ranked, k: int) -> Ranked:
 
 
 def order(scores: Tensor, rows: Tensor, k: int) -> Ranked:
-    """The K best of some pictures, the lower row first where scores are equal; `rows` in any order."""
+    """The K best of some images, the lower row first where scores are equal; `rows` in any order."""
     by_row = rows.argsort()
     by_score = scores[by_row].argsort(descending=True, stable=True)
     chosen = by_row[by_score][:k]

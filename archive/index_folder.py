@@ -1,9 +1,9 @@
-"""The folder of an index: what it was made with, the names of its pictures, and their embeddings.
+"""The folder of an index: what it was made with, the names of its images, and their embeddings.
 
 index.json            `Manifest`
 vocabulary.json       the words of the model, unless they come with it
-shards/<id>.npy       embeddings [n, D] of some thousand pictures (none where a vector store holds them)
-shards/<id>.json      their names, relative to the folder of the pictures; written last
+shards/<id>.npy       embeddings [n, D] of some thousand images (none where a vector store holds them)
+shards/<id>.json      their names, relative to the folder of the images; written last
 hnsw.faiss, ...       what `archive.nearest` builds
 """
 
@@ -45,13 +45,13 @@ class Manifest(Parameters):
         checkpoint: file of the weights.
         checkpoint_sha256: of its bytes.
         vocabulary_sha256: digest of the vocabulary.
-        images: folder of the pictures.
+        images: folder of the images.
         dtype: of the stored embeddings.
         dim: length of an embedding, D.
         store: None: the folder holds the embeddings; else where they are, see `archive.store`.
         keyword_ids: see `archive.encoder.keyword_ids`.
-        count: pictures in the index.
-        shards: id of each finished shard -> pictures in it.
+        count: images in the index.
+        shards: id of each finished shard -> images in it.
     """
 
     format: Literal["rsretrieval-index-1"] = "rsretrieval-index-1"
@@ -71,7 +71,7 @@ class Manifest(Parameters):
     @model_validator(mode="after")
     def _adds_up(self) -> Manifest:
         if self.count != sum(self.shards.values()):
-            raise ValueError(f"count is {self.count}, but the shards hold {sum(self.shards.values())} pictures")
+            raise ValueError(f"count is {self.count}, but the shards hold {sum(self.shards.values())} images")
         return self
 
     def recipe(self) -> dict[str, Any]:
@@ -137,20 +137,20 @@ class IndexFolder:
         if manifest is None:
             raise InputError(f"{folder}: no index there (no index.json). Make one: python search.py index ...")
         if not manifest.count:
-            raise InputError(f"{folder}: the index holds no picture yet; run the command that makes it to its end.")
+            raise InputError(f"{folder}: the index holds no image yet; run the command that makes it to its end.")
         return cls(folder, manifest)
 
     def __len__(self) -> int:
-        """Pictures, N."""
+        """Images, N."""
         return self.manifest.count
 
     def name(self, row: int) -> str:
-        """The picture of a row, relative to the folder of the pictures."""
+        """The image of a row, relative to the folder of the images."""
         place = bisect_right(self._starts, row) - 1
         return self._names(place)[row - self._starts[place]]
 
     def names(self) -> list[str]:
-        """All pictures in the order of their rows."""
+        """All images in the order of their rows."""
         return [name for place in range(len(self._ids)) for name in self._names(place)]
 
     def vocabulary(self) -> Vocabulary:
@@ -198,14 +198,14 @@ def _reason(fault: ValidationError) -> str:
 
 
 def read_names(path: Path, count: int | None = None) -> list[str]:
-    """The names of a shard's pictures.
+    """The names of a shard's images.
 
     Args:
         path: the JSON file.
         count: how many there must be; None: any number.
 
     Raises:
-        InputError: it is missing or damaged, or a name would leave the folder of the pictures.
+        InputError: it is missing or damaged, or a name would leave the folder of the images.
     """
     try:
         names = parse_json(read_bytes(path))
@@ -218,7 +218,7 @@ def read_names(path: Path, count: int | None = None) -> list[str]:
     if count is not None and len(names) != count:
         raise InputError(f"{path}: {len(names)} names, expected {count}; {AGAIN}")
     for name in names:
-        if fault_found := name_fault(name, "picture"):
+        if fault_found := name_fault(name, "image"):
             raise InputError(f"{path}: {fault_found}.")
     return names
 
@@ -227,7 +227,7 @@ def check_recipe(folder: Path, manifest: Manifest) -> None:
     """Refuse to add to an index what was made in another way.
 
     Raises:
-        InputError: the folder holds an index with another model, checkpoint or folder of pictures.
+        InputError: the folder holds an index with another model, checkpoint or folder of images.
     """
     present = read_manifest(folder)
     if present is None:
@@ -246,7 +246,7 @@ def check_recipe(folder: Path, manifest: Manifest) -> None:
 
 
 def indexed_names(folder: Path, store: str | None) -> set[str]:
-    """The pictures of all finished shards of an index, whose embeddings a `store` may hold."""
+    """The images of all finished shards of an index, whose embeddings a `store` may hold."""
     return {name for shard in _finished(folder, store) for name in read_names(folder / "shards" / f"{shard}.json")}
 
 
@@ -261,7 +261,7 @@ def add_shard(folder: Path, names: Sequence[str], embeddings: Tensor | None, dty
 
     Args:
         folder: of the index.
-        names: n pictures.
+        names: n images.
         embeddings: [n, D]; None where a vector store has taken them.
         dtype: of the file.
     """

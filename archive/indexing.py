@@ -1,6 +1,6 @@
-"""Encodes the pictures of a folder into an index, a shard at a time, and goes on where it was stopped.
+"""Encodes the images of a folder into an index, a shard at a time, and goes on where it was stopped.
 
-Letters: B batch, n pictures of a shard, S image side in pixels.
+Letters: B batch, n images of a shard, S image side in pixels.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from archive.encoder import Encoder
 from archive.index_folder import Manifest, add_shard, check_recipe, indexed_names, update_manifest
 from archive.shards import Dtype
 from archive.store import VectorStore, open_store
-from data.images import load_square, picture_names
+from data.images import image_names, load_square
 from data.lists import first_faults, name_fault
-from option.schema import Pictures
+from option.schema import Images
 from reports.export import file_sha256
 from runtime.distributed import ranks, told
 from utils import InputError, logger, write_atomic
@@ -43,12 +43,12 @@ class Share:
         """What `torchrun` says; alone without it.
 
         Raises:
-            InputError: the environment says it in part, so that pictures would be left out.
+            InputError: the environment says it in part, so that images would be left out.
         """
         return cls() if ranks() == 1 else cls(*told(("RANK", "WORLD_SIZE"), "search.py"))
 
     def of(self, names: Iterable[str]) -> list[str]:
-        """The pictures that fall to this process: by their names alone, so that nothing has to be agreed on."""
+        """The images that fall to this process: by their names alone, so that nothing has to be agreed on."""
         return [name for name in names if _number(name) % self.world == self.rank]
 
 
@@ -63,7 +63,7 @@ class Target:
 
     Attributes:
         folder: of the index.
-        shard: pictures that are written at a time: what a stopped run has to encode again.
+        shard: images that are written at a time: what a stopped run has to encode again.
         dtype: of the files.
         store: None: the folder keeps the embeddings; else see `archive.store`.
     """
@@ -80,22 +80,22 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
     Args:
         encoder: with the weights of `checkpoint`.
         checkpoint: their file.
-        images: folder of the pictures, searched with all folders in it.
+        images: folder of the images, searched with all folders in it.
         target: where the embeddings go.
-        share: which of the pictures fall to this process.
+        share: which of the images fall to this process.
 
     Returns:
         What the index holds at the end.
 
     Raises:
-        InputError: no pictures, none that can be read, some without regions that the model reads, or the index was
+        InputError: no images, none that can be read, some without regions that the model reads, or the index was
             made otherwise.
     """
     if not images.is_dir():
         raise InputError(f"--images {images}: no such folder.")
     recipe = make_recipe(encoder, checkpoint, images, target)
     check_recipe(target.folder, recipe)
-    names = picture_names(images)
+    names = image_names(images)
     done = indexed_names(target.folder, target.store)
     missing = share.of(name for name in names if name not in done)
     encoder.check_regions(missing)
@@ -106,7 +106,7 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
     _report(faults, target.folder / f"skipped-{share.rank}.txt")
     manifest = update_manifest(target.folder, recipe) if len(faults) < len(missing) or done else recipe
     if not manifest.count and share.world == 1:
-        raise InputError(f"{images}: none of the {len(names)} pictures can be read; see above.")
+        raise InputError(f"{images}: none of the {len(names)} images can be read; see above.")
     return manifest
 
 
@@ -129,29 +129,29 @@ def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target
 def _encode(
     encoder: Encoder, images: Path, names: Sequence[str], target: Target, recipe: Manifest, share: Share
 ) -> list[str]:
-    """Encode pictures and write their shards; returns what is wrong with those that can't be read."""
+    """Encode images and write their shards; returns what is wrong with those that can't be read."""
     dataset = encoder.options.dataset
     shards = [names[start : start + target.shard] for start in range(0, len(names), target.shard)]
     batches = [
         [shard[start : start + dataset.batch_size_val] for start in range(0, len(shard), dataset.batch_size_val)]
         for shard in shards
     ]
-    pictures = _read([batch for shard in batches for batch in shard], images, dataset)
+    decoded = _read([batch for shard in batches for batch in shard], images, dataset)
     # After the start of the processes that read: the client has threads, which must not be there when it forks.
     store = open_store(target.folder, recipe) if target.store is not None else None
     faults: list[str] = []
-    title = "pictures" if share.world == 1 else f"pictures of process {share.rank}"
-    with tqdm(total=len(names), desc=title, unit="picture", disable=None) as bar:
+    title = "images" if share.world == 1 else f"images of process {share.rank}"
+    with tqdm(total=len(names), desc=title, unit="image", disable=None) as bar:
         for shard in batches:
             kept: list[str] = []
             embeddings: list[Tensor] = []
             for batch in shard:
-                pixels, outcome = next(pictures)
+                pixels, outcome = next(decoded)
                 readable = [name for name, fault in zip(batch, outcome, strict=True) if fault is None]
                 faults += [fault for fault in outcome if fault is not None]
                 if readable:
                     kept += readable
-                    embeddings.append(encoder.pictures(pixels, readable).cpu())
+                    embeddings.append(encoder.images(pixels, readable).cpu())
                 bar.update(len(batch))
             if kept:
                 _write(kept, torch.cat(embeddings), target, store)
@@ -169,11 +169,11 @@ def _write(names: Sequence[str], embeddings: Tensor, target: Target, store: Vect
 
 
 Outcome = list[str | None]
-"""For each picture of a batch what is wrong with it, or None."""
+"""For each image of a batch what is wrong with it, or None."""
 
 
 class _Squares(Dataset[tuple[Tensor, Outcome]]):
-    """Pictures [B, 3, S, S] by batches of names, without those that can't be read."""
+    """Images [B, 3, S, S] by batches of names, without those that can't be read."""
 
     def __init__(self, folder: Path, size: int, max_pixels: int) -> None:
         self.folder = folder
@@ -185,7 +185,7 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
         outcome: Outcome = []
         for name in names:
             try:
-                if fault := name_fault(name, "picture"):
+                if fault := name_fault(name, "image"):
                     raise InputError(fault)
                 squares.append(load_square(self.folder / name, self.size, self.max_pixels))
                 outcome.append(None)
@@ -195,8 +195,8 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
         return torch.from_numpy(np.stack(squares) if squares else empty), outcome
 
 
-def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: Pictures) -> Iterator[tuple[Tensor, Outcome]]:
-    """The readable pictures of each batch, and what is wrong with the others, read ahead by `dataset.workers`."""
+def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: Images) -> Iterator[tuple[Tensor, Outcome]]:
+    """The readable images of each batch, and what is wrong with the others, read ahead by `dataset.workers`."""
     squares = _Squares(folder, dataset.image_size, dataset.max_pixels)
     if dataset.workers == 0:
         return map(squares.__getitem__, batches)
@@ -205,18 +205,18 @@ def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: Pictures) -> 
 
 def _say_start(found: int, done: set[str], names: set[str], missing: int, share: Share) -> None:
     share_of = f", of which process {share.rank} of {share.world} takes {missing}" if share.world > 1 else ""
-    logger.info("%d pictures, %d of them in the index already%s", found, len(done & names), share_of)
+    logger.info("%d images, %d of them in the index already%s", found, len(done & names), share_of)
     if gone := len(done - names):
-        logger.warning("%d pictures of the index are no longer in the folder; they can still be found.", gone)
+        logger.warning("%d images of the index are no longer in the folder; they can still be found.", gone)
 
 
 def _report(faults: Sequence[str], path: Path) -> None:
-    """Name some of the pictures that were skipped, and write all of them down."""
+    """Name some of the images that were skipped, and write all of them down."""
     path.unlink(missing_ok=True)
     if faults:
         # A name that is not UTF-8 can't be written as it is.
         listed = "".join(f"{fault}\n" for fault in faults).encode("utf-8", "backslashreplace")
         write_atomic(path, lambda file: file.write(listed))
         logger.warning(
-            "%d pictures can't be read and were skipped, listed in %s:%s", len(faults), path, first_faults(faults)
+            "%d images can't be read and were skipped, listed in %s:%s", len(faults), path, first_faults(faults)
         )

@@ -38,9 +38,9 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
 
     Args:
         searcher: of an exact search.
-        sentences: to ask with; None: pictures of the archive ask.
+        sentences: to ask with; None: images of the archive ask.
         count: queries, Q; spread evenly over what there is.
-        k: pictures that recall is counted in, K.
+        k: images that recall is counted in, K.
 
     Raises:
         InputError: an index can't be read.
@@ -61,9 +61,9 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
     for kind in nearest.KINDS:
         if (folder.folder / f"{kind}.faiss").is_file():
             ways[kind] = nearest.Nearest.open(folder, kind).finder(score, k)
-    what = "sentences" if sentences is not None else "pictures"
+    what = "sentences" if sentences is not None else "images"
     lines = [
-        f"{len(folder)} pictures, {len(queries)} {what} as queries",
+        f"{len(folder)} images, {len(queries)} {what} as queries",
         f"{'index':8} {'ms per query':>12} {'processor ms':>12} {f'recall@{k}':>10}",
     ]
     truth: list[set[int]] = []

@@ -1,4 +1,4 @@
-"""The row of a picture by its name, for what a vector store found. Letters: N pictures."""
+"""The row of an image by its name, for what a vector store found. Letters: N images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from archive.index_folder import IndexFolder
 
 
 class NameRows:
-    """Finds the row of a name; takes 16 bytes per picture, since the names themselves stay in their files."""
+    """Finds the row of a name; takes 16 bytes per image, since the names themselves stay in their files."""
 
     def __init__(self, index: IndexFolder) -> None:
         """Read the names of an index.

@@ -1,6 +1,6 @@
 """Vector indexes of FAISS (extra `index`) for models whose score is a cosine: `flat`, `hnsw`, `ivfpq`.
 
-They propose pictures; the model's score, from the stored embeddings, decides. Letters: N pictures, D embedding, K best.
+They propose images; the model's score, from the stored embeddings, decides. Letters: N images, D embedding, K best.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build(kind: Kind, embeddings: Shards) -> Any:
     """Make a vector index of all embeddings, scaled to length 1, for inner products.
 
     Raises:
-        InputError: FAISS is missing, or there are too few pictures.
+        InputError: FAISS is missing, or there are too few images.
     """
     faiss = _faiss()
     count, dim = len(embeddings), embeddings.dim
@@ -56,7 +56,7 @@ def build(kind: Kind, embeddings: Shards) -> Any:
         index.hnsw.efConstruction = BUILD_BREADTH
     else:
         index = _trained_ivfpq(faiss, embeddings)
-    with tqdm(total=count, desc=kind, unit="picture", disable=None) as bar:
+    with tqdm(total=count, desc=kind, unit="image", disable=None) as bar:
         for block in embeddings.blocks():
             index.add(_unit(block))
             bar.update(len(block))
@@ -67,7 +67,7 @@ def _trained_ivfpq(faiss: Any, embeddings: Shards) -> Any:
     """IVF-PQ with its lists and codes learned from an even sample of the embeddings."""
     count, dim = len(embeddings), embeddings.dim
     if count < FEWEST:
-        raise InputError(f"--kind ivfpq needs at least {FEWEST} pictures to learn its codes, found {count}: use flat.")
+        raise InputError(f"--kind ivfpq needs at least {FEWEST} images to learn its codes, found {count}: use flat.")
     lists = max(1, min(round(LISTS_PER_ROOT * count**0.5), count // POINTS_PER_LIST))
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, code_bytes(dim), 8, faiss.METRIC_INNER_PRODUCT)
     # Small archives have fewer than FAISS would like to warn of.
@@ -119,7 +119,7 @@ class Nearest:
         return cls(kind, index, folder.embeddings)
 
     def search(self, query: Tensor, score: Scorer, k: int) -> Ranked:
-        """The best pictures of a query, as far as the index proposes them.
+        """The best images of a query, as far as the index proposes them.
 
         Args:
             query: [D].
@@ -175,7 +175,7 @@ def build_in(folder: IndexFolder, kind: Kind) -> str:
     write_atomic(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
     content = {"kind": kind, "count": len(folder), "shards_sha256": folder.manifest.shards_sha256, "seconds": seconds}
     write_text_atomic(about, json.dumps(content, indent=2) + "\n")
-    return f"{path}: {len(folder)} pictures, {path.stat().st_size / 2**20:.1f} MiB, built in {seconds:.1f} s"
+    return f"{path}: {len(folder)} images, {path.stat().st_size / 2**20:.1f} MiB, built in {seconds:.1f} s"
 
 
 def _paths(folder: Path, kind: Kind) -> tuple[Path, Path]:

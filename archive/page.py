@@ -1,4 +1,4 @@
-"""The page of an archive: a FastAPI app that answers searches as JSON and hands out pictures by their row."""
+"""The page of an archive: a FastAPI app that answers searches as JSON and hands out images by their row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from archive.scenes import Scenes
 from archive.searcher import Answer, Hit, Searcher
 from archive.store import StoreFault
 from archive.thumbnails import Thumbnails, to_jpeg
-from archive.uploads import Named, read_picture, read_upload
+from archive.uploads import Named, read_image, read_upload
 from data.lists import shown
 from utils import InputError, logger
 
@@ -34,27 +34,27 @@ FILES = Path(__file__).with_name("page_files")
 PER_PAGE = 24
 MOST_PER_PAGE = 100
 DEEPEST = 10_000
-"""Pictures of one search that can be paged through."""
+"""Images of one search that can be paged through."""
 LONGEST_QUERY = 1000  # characters
-PICTURES_PER_SEARCH = 100
-"""How many pictures a client may load for each search that its rate allows."""
+IMAGES_PER_SEARCH = 100
+"""How many images a client may load for each search that its rate allows."""
 MOST_SEARCHES = 8  # that run or wait
 MOST_UPLOADS = 4  # that arrive or are searched with
-DECODED_AT_ONCE = 2  # pictures, of up to dataset.max_pixels each
+DECODED_AT_ONCE = 2  # images, of up to dataset.max_pixels each
 PREVIEW = 160  # pixels
 
 
 class SceneCount(BaseModel):
-    """A scene class and how many pictures show it."""
+    """A scene class and how many images show it."""
 
     name: str
-    pictures: int
+    images: int
 
 
 class About(BaseModel):
     """What is searched, and the limits of a request."""
 
-    pictures: int
+    images: int
     model: str
     search: str
     audio: bool
@@ -64,8 +64,8 @@ class About(BaseModel):
     max_upload: int
 
 
-class FoundPicture(BaseModel):
-    """A picture that was found; without a row, and links, where the index does not know it."""
+class FoundImage(BaseModel):
+    """An image that was found; without a row, and links, where the index does not know it."""
 
     rank: int
     score: float
@@ -73,7 +73,7 @@ class FoundPicture(BaseModel):
     scene: str | None
     row: int | None
     thumbnail: str | None
-    picture: str | None
+    image: str | None
 
 
 class Found(BaseModel):
@@ -88,7 +88,7 @@ class Found(BaseModel):
     unknown_words: list[str]
     note: str | None
     preview: str | None
-    hits: list[FoundPicture]
+    hits: list[FoundImage]
 
 
 class View(BaseModel):
@@ -96,8 +96,8 @@ class View(BaseModel):
 
     Attributes:
         page: from 1.
-        per_page: pictures of a page.
-        scene: only pictures of this class.
+        per_page: images of a page.
+        scene: only images of this class.
     """
 
     page: Annotated[int, Query(ge=1, le=DEEPEST)] = 1
@@ -119,18 +119,18 @@ class Service:
         self._searches = Turns(MOST_SEARCHES, "searches")
         self._uploads = Turns(MOST_UPLOADS, "uploads")
         self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
-        # Part of the pictures' addresses, so that a browser does not show those of another index from its memory.
+        # Part of the images' addresses, so that a browser does not show those of another index from its memory.
         identity = f"{searcher.images}\n{searcher.index.manifest.shards_sha256}"
         self._version = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def about(self) -> About:
         """What is searched."""
         return About(
-            pictures=len(self.searcher),
+            images=len(self.searcher),
             model=self.options.model.name,
             search=self.searcher.kind,
             audio=self.searcher.encoder.model.uses_audio,
-            scenes=[SceneCount(name=name, pictures=count) for name, count in self.scenes.counts.items()],
+            scenes=[SceneCount(name=name, images=count) for name, count in self.scenes.counts.items()],
             per_page=PER_PAGE,
             longest_query=LONGEST_QUERY,
             max_upload=self.max_upload,
@@ -145,16 +145,16 @@ class Service:
         return found
 
     async def image(self, request: Request, view: Annotated[View, Query()]) -> Found:
-        """Search with an uploaded picture."""
+        """Search with an uploaded image."""
         with self._uploads.taken():
-            name, content = await read_upload(request, "picture", self.max_upload)
+            name, content = await read_upload(request, "image", self.max_upload)
             async with self._decoding:
-                picture = await run_in_threadpool(read_picture, name, content, self.options.dataset.max_pixels)
-                preview = await run_in_threadpool(to_jpeg, picture, PREVIEW, 85)
-            found = await self._found(picture, view)
+                image = await run_in_threadpool(read_image, name, content, self.options.dataset.max_pixels)
+                preview = await run_in_threadpool(to_jpeg, image, PREVIEW, 85)
+            found = await self._found(image, view)
         found.preview = f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
         if not self.searcher.encoder.model.scores_by_cosine():
-            found.note = "Pictures are compared by the cosine of their embeddings, not by the model's score."
+            found.note = "Images are compared by the cosine of their embeddings, not by the model's score."
         return found
 
     async def audio(self, request: Request, view: Annotated[View, Query()]) -> Found:
@@ -166,17 +166,17 @@ class Service:
             with Named(path, name):
                 return await self._found(path, view)
 
-    async def picture(self, row: int, size: Literal["thumbnail", "picture"]) -> Response:
-        """A picture of the index as a JPEG file."""
+    async def file(self, row: int, size: Literal["thumbnail", "image"]) -> Response:
+        """An image of the index as a JPEG file."""
         if not 0 <= row < len(self.searcher):
-            raise HTTPException(404, f"there is no picture {row}: the index has rows 0 to {len(self.searcher) - 1}.")
-        make = self.thumbnails.thumbnail if size == "thumbnail" else self.thumbnails.picture
+            raise HTTPException(404, f"there is no image {row}: the index has rows 0 to {len(self.searcher) - 1}.")
+        make = self.thumbnails.thumbnail if size == "thumbnail" else self.thumbnails.image
         try:
             async with self._decoding:
                 content = await run_in_threadpool(make, row)
         except InputError as fault:
             logger.warning("row %d: %s", row, fault)
-            raise HTTPException(404, "this picture is gone, or can't be read.") from fault
+            raise HTTPException(404, "this image is gone, or can't be read.") from fault
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
     async def _found(self, query: str | Image.Image | Path, view: View) -> Found:
@@ -188,7 +188,7 @@ class Service:
         pages = math.ceil(total / view.per_page)
         offset = (view.page - 1) * view.per_page
         if offset >= total:
-            raise HTTPException(404, f"there is no page {view.page}: {total} pictures fill {pages}.")
+            raise HTTPException(404, f"there is no page {view.page}: {total} images fill {pages}.")
         wanted = min(view.per_page, total - offset)
         with self._searches.taken():
             answer: Answer = await run_in_threadpool(self.searcher.answer, query, wanted, offset, keep)
@@ -206,16 +206,16 @@ class Service:
             hits=hits,
         )
 
-    def _shown(self, rank: int, hit: Hit) -> FoundPicture:
+    def _shown(self, rank: int, hit: Hit) -> FoundImage:
         row = self._rows.row(hit.name) if self._rows is not None else hit.row
-        return FoundPicture(
+        return FoundImage(
             rank=rank,
             score=hit.score,
             name=hit.label,
             scene=None if row is None else self.scenes.of(row),
             row=row,
             thumbnail=None if row is None else f"thumbnail/{row}?index={self._version}",
-            picture=None if row is None else f"picture/{row}?index={self._version}",
+            image=None if row is None else f"image/{row}?index={self._version}",
         )
 
 
@@ -224,10 +224,10 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
 
     Args:
         searcher: of the index.
-        scenes: classes of its pictures, which can be filtered by; none for a vector store.
+        scenes: classes of its images, which can be filtered by; none for a vector store.
         hosts: names under which the page may be asked for, against DNS rebinding.
         max_upload: bytes of an uploaded file.
-        rate: searches of a client per minute; of pictures `PICTURES_PER_SEARCH` times as many.
+        rate: searches of a client per minute; of images `IMAGES_PER_SEARCH` times as many.
 
     Raises:
         InputError: the names of the index can't be read.
@@ -238,8 +238,8 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     limits = {
         "/api/search": RateLimit(rate),
-        "/thumbnail": (pictures := RateLimit(rate * PICTURES_PER_SEARCH)),
-        "/picture": pictures,
+        "/thumbnail": (images := RateLimit(rate * IMAGES_PER_SEARCH)),
+        "/image": images,
     }
     app.add_middleware(Guard, limits=limits)
     app.add_exception_handler(InputError, _tell_input_error)
@@ -251,11 +251,11 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
 
     @app.get("/thumbnail/{row}")
     async def thumbnail(row: int) -> Response:
-        return await service.picture(row, "thumbnail")
+        return await service.file(row, "thumbnail")
 
-    @app.get("/picture/{row}")
-    async def picture(row: int) -> Response:
-        return await service.picture(row, "picture")
+    @app.get("/image/{row}")
+    async def image(row: int) -> Response:
+        return await service.file(row, "image")
 
     @app.get("/")
     async def index() -> FileResponse:

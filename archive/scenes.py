@@ -1,4 +1,4 @@
-"""The scene classes of an archive's pictures, by which a page filters what was found. Letters: N pictures."""
+"""The scene classes of an archive's images, by which a page filters what was found. Letters: N images."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ MOST_SCENES = 1000
 
 @dataclass(frozen=True)
 class Scenes:
-    """Which picture shows which scene.
+    """Which image shows which scene.
 
     Attributes:
-        counts: class -> pictures of it, in alphabetical order.
-        codes: [N] place of each picture's class in `counts`, -1 where it has none.
+        counts: class -> images of it, in alphabetical order.
+        codes: [N] place of each image's class in `counts`, -1 where it has none.
     """
 
     counts: dict[str, int]
     codes: NDArray[np.int32]
 
     def keep(self, scene: str) -> NDArray[np.bool_]:
-        """Which pictures are of a class, [N].
+        """Which images are of a class, [N].
 
         Raises:
             KeyError: there is no such class.
@@ -41,25 +41,25 @@ class Scenes:
         return self.codes == places[scene]
 
     def of(self, row: int) -> str | None:
-        """The class of a picture; None where it has none."""
+        """The class of an image; None where it has none."""
         code = int(self.codes[row])
         return None if code < 0 else list(self.counts)[code]
 
 
 def no_scenes(count: int) -> Scenes:
-    """Of N pictures whose classes are not known."""
+    """Of N images whose classes are not known."""
     return Scenes({}, np.full(count, -1, np.int32))
 
 
 def find_scenes(names: Sequence[str], images: Path) -> Scenes:
-    """The scene classes that the pictures' names say.
+    """The scene classes that the images' names say.
 
     It is the sub-folder, or else the file name up to the first `_`, as in scene pretraining. Where all names are plain
-    numbers and the folder above the pictures has a `classes.txt`, picture k is of class (k - 1) // 100 of that file.
-    Names that give one class alone, more than `MOST_SCENES`, or less than two pictures to a class on average say none.
+    numbers and the folder above the images has a `classes.txt`, image k is of class (k - 1) // 100 of that file.
+    Names that give one class alone, more than `MOST_SCENES`, or less than two images to a class on average say none.
 
     Args:
-        names: of the N pictures, relative to their folder.
+        names: of the N images, relative to their folder.
         images: that folder.
 
     Raises:
@@ -76,16 +76,16 @@ def find_scenes(names: Sequence[str], images: Path) -> Scenes:
 
 
 def read_scenes(file: Path, names: Sequence[str]) -> Scenes:
-    """The scene classes that a text gives: a picture's name, a tab, its class on each line.
+    """The scene classes that a text gives: an image's name, a tab, its class on each line.
 
-    Pictures that it does not name have no class; names that the index lacks are passed over.
+    Images that it does not name have no class; names that the index lacks are passed over.
 
     Args:
         file: the text, UTF-8.
-        names: of the N pictures.
+        names: of the N images.
 
     Raises:
-        InputError: it can't be read, is of another form, or names no picture of the index.
+        InputError: it can't be read, is of another form, or names no image of the index.
     """
     if not file.is_file():
         raise InputError(f"--scenes {file}: no such file.")
@@ -97,10 +97,10 @@ def read_scenes(file: Path, names: Sequence[str]) -> Scenes:
             scene_by_name[name] = scene
         elif line.strip():
             faults.append(f"line {number}: {shown(line)} is no name, a tab and a class")
-    refuse_faults(file, faults, "Each line is a picture's name as the index has it, a tab, its scene class.")
+    refuse_faults(file, faults, "Each line is an image's name as the index has it, a tab, its scene class.")
     found = [scene_by_name.get(name) for name in names]
     if not any(found):
-        raise InputError(f"--scenes {file}: names no picture of the index, whose first is {shown(names[0])}.")
+        raise InputError(f"--scenes {file}: names no image of the index, whose first is {shown(names[0])}.")
     return _scenes(found)
 
 

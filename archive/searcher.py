@@ -1,6 +1,6 @@
-"""Search in an index: a sentence, a picture or a sound in, pictures with their scores out.
+"""Search in an index: a sentence, an image or a sound in, images with their scores out.
 
-Letters: N pictures, D embedding.
+Letters: N images, D embedding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from utils import InputError
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found: its name relative to the folder of the pictures, its score, and its row.
+    """An image that was found: its name relative to the folder of the images, its score, and its row.
 
     The row is None where a vector store found it.
     """
@@ -52,7 +52,7 @@ class Answer:
     """What a query found, the best first, and how long that took.
 
     Attributes:
-        hits: the pictures.
+        hits: the images.
         encode_ms: milliseconds from the query to its embedding.
         search_ms: milliseconds from there to the hits.
     """
@@ -68,7 +68,7 @@ class Searcher:
     Attributes:
         index: the folder.
         encoder: the model.
-        images: folder of the pictures.
+        images: folder of the images.
         kind: how is searched: `exact`, one of `archive.nearest.KINDS`, or `store`.
     """
 
@@ -98,7 +98,7 @@ class Searcher:
             device: `cpu`, `cuda`, `cuda:NUMBER`; None: CUDA where there is one.
             kind: `exact` or one of `archive.nearest.KINDS`; None: the vector store of the index, or else exact.
             checkpoint: where the weights are now, if not where they were.
-            images: where the pictures are now, if not where they were.
+            images: where the images are now, if not where they were.
 
         Raises:
             InputError: the index is missing, damaged or of another version; the checkpoint is missing or another one;
@@ -127,17 +127,17 @@ class Searcher:
         return cls(index, encoder, images or manifest.images, kind)
 
     def __len__(self) -> int:
-        """Pictures, N."""
+        """Images, N."""
         return len(self.index)
 
     def text(self, query: str, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
-        """The pictures that fit a sentence best.
+        """The images that fit a sentence best.
 
         Args:
             query: the sentence.
             k: how many.
             offset: how many of the best to pass over: of page p it is p * k.
-            keep: [N] which pictures count, by row; None: all. Searched exactly, whatever the kind.
+            keep: [N] which images count, by row; None: all. Searched exactly, whatever the kind.
 
         Raises:
             InputError: the vocabulary has none of its words.
@@ -145,15 +145,15 @@ class Searcher:
         return self.answer(query, k, offset, keep).hits
 
     def image(self, query: Image.Image, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
-        """The pictures that resemble an RGB picture most, by the cosine of embeddings whatever the model; see `text`.
+        """The images that resemble an RGB image most, by the cosine of embeddings whatever the model; see `text`.
 
         Raises:
-            InputError: the model needs regions, which the picture does not have.
+            InputError: the model needs regions, which the image does not have.
         """
         return self.answer(query, k, offset, keep).hits
 
     def audio(self, query: Path, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> list[Hit]:
-        """The pictures that fit a spoken caption best, a WAV file; see `text`.
+        """The images that fit a spoken caption best, a WAV file; see `text`.
 
         Raises:
             InputError: the model has no audio encoder, or the file can't be read.
@@ -172,7 +172,7 @@ class Searcher:
             elif isinstance(query, Path):
                 embedding = self.encoder.sound(query)
             else:
-                embedding, score = self.encoder.picture(query), exact.cosine
+                embedding, score = self.encoder.image(query), exact.cosine
             encoded = time.perf_counter()
             hits = self._search(embedding, score, k, offset, keep)
             return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))

@@ -23,15 +23,15 @@ CAPTION_SIZE, TEXT_SIZE = 20, 13
 def write_sheet(
     path: Path, caption: str, hits: Sequence[Hit], folder: Path, max_pixels: int, query: Image.Image | None = None
 ) -> None:
-    """Draw the pictures that were found, with rank, score and name.
+    """Draw the images that were found, with rank, score and name.
 
     Args:
         path: PNG file to write.
         caption: the query in words.
         hits: what it found.
-        folder: of the pictures.
-        max_pixels: pictures with more are left blank, see `data.images.decode`.
-        query: the picture that asked.
+        folder: of the images.
+        max_pixels: images with more are left blank, see `data.images.decode`.
+        query: the image that asked.
 
     Raises:
         InputError: the file can't be written.
@@ -39,7 +39,7 @@ def write_sheet(
     check_sheet(path)
     cells: list[tuple[Image.Image | None, str, str]] = [(query, "query", "")] if query is not None else []
     for rank, hit in enumerate(hits, start=1):
-        cells.append((_picture(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.label))
+        cells.append((_image(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.label))
     sheet = _draw(caption, cells)
     try:
         write_atomic(path, partial(sheet.save, format="PNG"))
@@ -57,14 +57,14 @@ def check_sheet(path: Path) -> None:
         raise InputError(f"--sheet {path}: expected the name of a .png file.")
 
 
-def _picture(path: Path, max_pixels: int) -> Image.Image | None:
-    """A thumbnail; None for a picture that is gone or damaged."""
+def _image(path: Path, max_pixels: int) -> Image.Image | None:
+    """A thumbnail; None for an image that is gone or damaged."""
     try:
-        picture = decode(path, max_pixels)
+        image = decode(path, max_pixels)
     except InputError:
         return None
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return picture
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 def _draw(caption: str, cells: Sequence[tuple[Image.Image | None, str, str]]) -> Image.Image:
@@ -77,23 +77,23 @@ def _draw(caption: str, cells: Sequence[tuple[Image.Image | None, str, str]]) ->
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         draw.text((GAP, GAP + number * (CAPTION_SIZE + 6)), line, fill="black", font_size=CAPTION_SIZE)
-    for number, (picture, heading, name) in enumerate(cells):
+    for number, (image, heading, name) in enumerate(cells):
         left = GAP + number % columns * (SIDE + GAP)
         upper = top + number // columns * (SIDE + 2 * LINE + GAP)
-        _place(draw, sheet, picture, (left, upper))
+        _place(draw, sheet, image, (left, upper))
         draw.text((left, upper + SIDE + 2), heading, fill="black", font_size=TEXT_SIZE)
         draw.text((left, upper + SIDE + LINE), _fitting(name), fill="dimgrey", font_size=TEXT_SIZE)
     return sheet
 
 
-def _place(draw: ImageDraw.ImageDraw, sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int]) -> None:
-    """Put a picture in the middle of its cell."""
+def _place(draw: ImageDraw.ImageDraw, sheet: Image.Image, image: Image.Image | None, corner: tuple[int, int]) -> None:
+    """Put an image in the middle of its cell."""
     left, upper = corner
     draw.rectangle((left, upper, left + SIDE - 1, upper + SIDE - 1), fill="whitesmoke")
-    if picture is None:
+    if image is None:
         draw.text((left + GAP, upper + SIDE // 2), "can't be read", fill="firebrick", font_size=TEXT_SIZE)
         return
-    shown = picture.copy()
+    shown = image.copy()
     shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     sheet.paste(shown, (left + (SIDE - shown.width) // 2, upper + (SIDE - shown.height) // 2))
 

@@ -66,7 +66,7 @@ def open_full_store(folder: Path, manifest: Manifest) -> VectorStore:
     store = open_store(folder, manifest)
     if (found := store.count()) < manifest.count:
         raise InputError(
-            f"the vector store of {folder} holds {found} of {manifest.count} pictures: another server, or its content "
+            f"the vector store of {folder} holds {found} of {manifest.count} images: another server, or its content "
             f"was deleted. Delete {folder} and index again."
         )
     return store
@@ -143,7 +143,7 @@ class MilvusStore:
             InputError: the store refuses, or more is asked for than it gives at once.
         """
         if k > MOST_HITS:
-            raise InputError(f"Milvus finds at most {MOST_HITS} pictures at once, {k} were asked for.")
+            raise InputError(f"Milvus finds at most {MOST_HITS} images at once, {k} were asked for.")
         with _Told(self.url, self._failures):
             found = self.client.search(
                 self.collection, data=[vector], limit=k, output_fields=["name"], search_params={"metric_type": "COSINE"}

@@ -1,4 +1,4 @@
-"""Pictures of an index for a browser: JPEG files made from what the project's own reader decodes."""
+"""Images of an index for a browser: JPEG files made from what the project's own reader decodes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from utils import InputError
 
 THUMBNAIL = 320  # pixels of the longer side
 KEPT = 1024  # thumbnails in memory, some 20 KiB each
-LARGEST = 4096  # pixels of the longer side of a whole picture
+LARGEST = 4096  # pixels of the longer side of a whole image
 
 
 class Thumbnails:
-    """Pictures by their row; no byte of a file is handed on as it is."""
+    """Images by their row; no byte of a file is handed on as it is."""
 
     def __init__(self, index: IndexFolder, images: Path, max_pixels: int) -> None:
         """Open nothing yet.
 
         Args:
-            index: names the pictures.
+            index: names the images.
             images: their folder.
             max_pixels: those with more are refused, see `data.images.decode`.
         """
@@ -35,16 +35,16 @@ class Thumbnails:
         self._max_pixels = max_pixels
         self.thumbnail = lru_cache(maxsize=KEPT)(self._thumbnail)
 
-    def picture(self, row: int) -> bytes:
-        """A JPEG file of the picture, scaled down to `LARGEST` where it is larger.
+    def image(self, row: int) -> bytes:
+        """A JPEG file of the image, scaled down to `LARGEST` where it is larger.
 
         Raises:
-            InputError: the picture is gone, damaged, too large, or behind a link out of the folder.
+            InputError: the image is gone, damaged, too large, or behind a link out of the folder.
         """
         return to_jpeg(self._decode(row), LARGEST, 92)
 
     def _thumbnail(self, row: int) -> bytes:
-        """See `picture`; scaled down to `THUMBNAIL`."""
+        """See `image`; scaled down to `THUMBNAIL`."""
         return to_jpeg(self._decode(row), THUMBNAIL, 85)
 
     def _decode(self, row: int) -> Image.Image:
@@ -55,10 +55,10 @@ class Thumbnails:
         return decode(path, self._max_pixels)
 
 
-def to_jpeg(picture: Image.Image, side: int, quality: int) -> bytes:
-    """A JPEG file of an RGB picture, scaled down to at most `side` pixels a side, without any metadata."""
-    picture = picture.copy()
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+def to_jpeg(image: Image.Image, side: int, quality: int) -> bytes:
+    """A JPEG file of an RGB image, scaled down to at most `side` pixels a side, without any metadata."""
+    image = image.copy()
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=quality)
+    image.save(file, format="JPEG", quality=quality)
     return file.getvalue()

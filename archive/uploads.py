@@ -82,8 +82,8 @@ class Named:
             raise InputError(str(fault).replace(str(self.path), shown(self.name))) from fault
 
 
-def read_picture(name: str, content: bytes, max_pixels: int) -> Image.Image:
-    """A picture that was uploaded, by the rules of `data.images`.
+def read_image(name: str, content: bytes, max_pixels: int) -> Image.Image:
+    """An image that was uploaded, by the rules of `data.images`.
 
     Raises:
         InputError: see `data.images.decode`; the message has the sender's name of the file.

@@ -1,8 +1,8 @@
-"""Views of pictures for training: colours, then rotation, flips and crops as one resampling.
+"""Views of images for training: colours, then rotation, flips and crops as one resampling.
 
 What chance decides is drawn apart from the pixels.
 
-Letters: B batch, S side of a view, R side of the pictures that it is cut from.
+Letters: B batch, S side of a view, R side of the images that it is cut from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from option.schema import Angles, TrainingPictures
+from option.schema import Angles, TrainingImages
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,7 +42,7 @@ class Augmentation:
     colours: float = 0.0
 
     @classmethod
-    def of(cls, dataset: TrainingPictures) -> Augmentation:
+    def of(cls, dataset: TrainingImages) -> Augmentation:
         """That of a `dataset` block."""
         return cls(dataset.augmentation, dataset.smallest_part, dataset.colour_jitter)
 
@@ -102,7 +102,7 @@ class Draws:
 
 
 def margin_size(image_size: int) -> int:
-    """Side R to which a picture is resized before the random crop: 278 for 256, in proportion for other sizes."""
+    """Side R to which an image is resized before the random crop: 278 for 256, in proportion for other sizes."""
     return round(image_size * 278 / 256)
 
 
@@ -112,32 +112,30 @@ def audio_margin_size(image_size: int) -> int:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Pictures [B, 3, S, S] with values 0..255 as ImageNet-normalised floats."""
+    """Images [B, 3, S, S] with values 0..255 as ImageNet-normalised floats."""
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device)[:, None, None] * 255
     std = torch.tensor(IMAGENET_STD, device=pixels.device)[:, None, None] * 255
     return (pixels.float() - mean) / std
 
 
-def rotate_and_crop(
-    pictures: Tensor, angles: Tensor, offsets: Tensor, size: int, parts: Tensor | None = None
-) -> Tensor:
+def rotate_and_crop(images: Tensor, angles: Tensor, offsets: Tensor, size: int, parts: Tensor | None = None) -> Tensor:
     """Rotate about the centre and cut a square, in one nearest-neighbour resampling.
 
     Differs from the released code, where AMFMN's rotation never rotated (a mistaken argument): the paper says it does.
 
     Args:
-        pictures: [B, 3, R, R] of any type.
+        images: [B, 3, R, R] of any type.
         angles: [B] counter-clockwise, degrees.
-        offsets: [B, 2] left and top of the cut in the rotated picture, 0..R - S pixels.
+        offsets: [B, 2] left and top of the cut in the rotated image, 0..R - S pixels.
         size: side S of the cut.
         parts: [B, 3] of `Draws`: the part of the cut that is enlarged to it.
 
     Returns:
-        [B, 3, S, S] of the same type; zero where the rotated picture has no pixel.
+        [B, 3, S, S] of the same type; zero where the rotated image has no pixel.
     """
-    side = pictures.shape[-1]
+    side = images.shape[-1]
     cosine, sine = angles.deg2rad().cos()[:, None, None], angles.deg2rad().sin()[:, None, None]
-    along = torch.arange(size, device=pictures.device) + 0.5
+    along = torch.arange(size, device=images.device) + 0.5
     left, top = offsets[:, :1] + along, offsets[:, 1:] + along  # [B, S]
     if parts is not None:
         share, spare = parts[:, :1], size * (1 - parts[:, :1])
@@ -148,46 +146,46 @@ def rotate_and_crop(
     row = (sine * x + cosine * y + side / 2).floor().long()
     inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
     place = (row * side + column).where(inside, 0).flatten(1)  # [B, S * S]
-    cut = pictures.flatten(2).gather(2, place[:, None].expand(-1, 3, -1)).unflatten(2, (size, size))
+    cut = images.flatten(2).gather(2, place[:, None].expand(-1, 3, -1)).unflatten(2, (size, size))
     return cut * inside[:, None]
 
 
-def recolour(pictures: Tensor, factors: Tensor) -> Tensor:
-    """Multiply brightness, then contrast about the picture's mean, then saturation.
+def recolour(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply brightness, then contrast about the image's mean, then saturation.
 
     Args:
-        pictures: [B, 3, S, S] with values 0..255.
+        images: [B, 3, S, S] with values 0..255.
         factors: [B, 3] of the three.
 
     Returns:
         [B, 3, S, S] float, 0..255.
     """
     brightness, contrast, saturation = factors.T[:, :, None, None, None]
-    changed = (brightness * pictures.float()).clamp(0, 255)
+    changed = (brightness * images.float()).clamp(0, 255)
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
     changed = torch.lerp(mean, changed, contrast).clamp(0, 255)
     grey = changed.mean(dim=1, keepdim=True)
     return torch.lerp(grey, changed, saturation).clamp(0, 255)
 
 
-def augment(pictures: Tensor, size: int, draws: Draws) -> Tensor:
+def augment(images: Tensor, size: int, draws: Draws) -> Tensor:
     """The training view: rotation, random crop, normalisation, and what else was drawn.
 
     Args:
-        pictures: [B, 3, R, R] uint8, on any device.
+        images: [B, 3, R, R] uint8, on any device.
         size: side S of the crop, at most R.
         draws: B of them.
 
     Returns:
-        [B, 3, S, S] float, on the pictures' device.
+        [B, 3, S, S] float, on the images' device.
     """
-    device = pictures.device
+    device = images.device
     if draws.colours is not None:  # before the rotation, whose corners stay black
-        pictures = recolour(pictures, draws.colours.to(device))
+        images = recolour(images, draws.colours.to(device))
     parts = None if draws.parts is None else draws.parts.to(device)
-    view = rotate_and_crop(pictures, draws.angles.to(device), draws.offsets.to(device), size, parts)
+    view = rotate_and_crop(images, draws.angles.to(device), draws.offsets.to(device), size, parts)
     if draws.flips is not None:
-        # The offsets are as likely on either side, so mirroring the cut is as good as cutting the mirrored picture.
+        # The offsets are as likely on either side, so mirroring the cut is as good as cutting the mirrored image.
         flips = draws.flips.to(device)[:, :, None, None, None]
         view = torch.where(flips[:, 0], view.flip(-1), view)
         view = torch.where(flips[:, 1], view.flip(-2), view)
@@ -195,20 +193,20 @@ def augment(pictures: Tensor, size: int, draws: Draws) -> Tensor:
 
 
 def right_angle_views(images: Tensor) -> Iterator[Tensor]:
-    """The 8 views of square pictures [B, 3, S, S] that right angles and a mirror give, itself the first."""
+    """The 8 views of square images [B, 3, S, S] that right angles and a mirror give, itself the first."""
     for turns in range(4):
         turned = images.rot90(turns, (-2, -1))
         yield turned
         yield turned.flip(-1)
 
 
-def crop(pictures: Tensor, size: int, offsets: Tensor) -> Tensor:
+def crop(images: Tensor, size: int, offsets: Tensor) -> Tensor:
     """The training view of a spectrogram: a random crop, normalised.
 
     Args:
-        pictures: [B, 3, R, R] uint8.
+        images: [B, 3, R, R] uint8.
         size: side S of the crop, at most R.
         offsets: [B, 2] left and top of the cut, 0..R - S pixels, on any device.
     """
-    device = pictures.device
-    return normalise(rotate_and_crop(pictures, torch.zeros(len(pictures), device=device), offsets.to(device), size))
+    device = images.device
+    return normalise(rotate_and_crop(images, torch.zeros(len(images), device=device), offsets.to(device), size))

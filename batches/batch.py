@@ -23,22 +23,22 @@ QueryMode = Literal["none", "sentence", "keywords", "both"]
 class Batch:
     """What a model sees at once; a field that the batch does not carry is None.
 
-    A training batch of pictures with all their captions has N pictures (`images`, `image_ids`, `second_view`, `nodes`,
+    A training batch of images with all their captions has N images (`images`, `image_ids`, `second_view`, `nodes`,
     `adjacency`) and M captions (`tokens`, `lengths`, `caption_ids`, `audio`, `keywords`); any other has B of both.
 
     Attributes:
         images: [B, 3, S, S] float, normalised.
         tokens: [B, L] int64 word ids, zero-padded to the longest caption of the batch.
         lengths: [B] int64 words per caption, at least 1; always on the CPU, where the recurrent encoders need them.
-        image_ids: [B] int64 index of each picture in its annotation list.
+        image_ids: [B] int64 index of each image in its annotation list.
         caption_ids: [B] int64 index of each caption in its annotation list; in evaluation the first of equal ones.
-        second_view: [B, 3, S, S] another augmentation of the same pictures.
-        audio: [B, 3, S, S] spectrogram pictures.
-        nodes: [B, 20, 20] features of the pictures' regions, see `data.regions.graph`.
+        second_view: [B, 3, S, S] another augmentation of the same images.
+        audio: [B, 3, S, S] spectrogram images.
+        nodes: [B, 20, 20] features of the images' regions, see `data.regions.graph`.
         adjacency: [B, 20, 20] their graph.
-        keywords: [B, K] int64 word ids of the pictures' keywords, two to each, zero-padded; 0 is also a missing first
+        keywords: [B, K] int64 word ids of the images' keywords, two to each, zero-padded; 0 is also a missing first
             word. In a query by sentence alone, words of the sentence; see `batches.queries`.
-        image_rows: [M] int64 row of each caption's picture; None: caption i belongs to picture i.
+        image_rows: [M] int64 row of each caption's image; None: caption i belongs to image i.
         whole: what the batches of all ranks hold together; None: not known, or no training batch.
         share: of the items of a step's batch, where that is worked off in parts; None: it is all of them.
     """
@@ -58,12 +58,12 @@ class Batch:
     share: float | None = None
 
     def __len__(self) -> int:
-        """Items, B; of a training batch of pictures with all their captions the pictures."""
+        """Items, B; of a training batch of images with all their captions the images."""
         return next(len(value) for value in vars(self).values() if value is not None)
 
     @property
-    def pictures(self) -> int:
-        """Pictures of the batches of all ranks."""
+    def image_count(self) -> int:
+        """Images of the batches of all ranks."""
         return len(self) if self.whole is None else len(self.whole.images)
 
     @property
@@ -90,7 +90,7 @@ class Batch:
 
 
 OF_CAPTIONS = ("tokens", "lengths", "caption_ids", "audio", "keywords", "image_rows")
-"""The fields of a batch with an entry per caption; all others have one per picture."""
+"""The fields of a batch with an entry per caption; all others have one per image."""
 
 
 @dataclass(frozen=True)

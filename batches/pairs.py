@@ -1,6 +1,6 @@
 """What is known of the pairs of each training batch: true matches off the diagonal, prior similarity.
 
-Letters: N pictures and M captions of a batch, C captions of the list.
+Letters: N images and M captions of a batch, C captions of the list.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Pairs:
 
     Attributes:
         matches: [N, M] bool, the pairs that are no negatives, own pairs among them; None: own pairs alone.
-        prior: [N, M] similarity in [0, 1] of each caption to the captions of each picture, see `data.similarity.prior`.
-        image_rows: [M] int64 own picture of each caption; None: caption i belongs to picture i.
+        prior: [N, M] similarity in [0, 1] of each caption to the captions of each image, see `data.similarity.prior`.
+        image_rows: [M] int64 own image of each caption; None: caption i belongs to image i.
     """
 
     matches: Tensor | None = None
@@ -55,7 +55,7 @@ class PairSource:
 
         Args:
             annotations: the list that the ids of the batches count.
-            mask: which pairs are no negatives; `image`: those of one picture, `caption`: those of word-for-word equal
+            mask: which pairs are no negatives; `image`: those of one image, `caption`: those of word-for-word equal
                 captions (case and punctuation aside), too.
             prior: of the same list, for losses that need it.
         """
@@ -92,6 +92,6 @@ class PairSource:
         wording = self.wording[sample.captions]
         if sample.rows is None:
             return matches | (wording[:, None] == wording)
-        # A caption matches a picture that has an equal one.
+        # A caption matches an image that has an equal one.
         same = torch.zeros(matches.shape, dtype=torch.int64)
         return matches | (same.index_add_(0, sample.rows, (wording[:, None] == wording).long()) > 0)

@@ -1,6 +1,6 @@
-"""Which pictures and captions make a batch, and which of them each rank of a distributed run takes.
+"""Which images and captions make a batch, and which of them each rank of a distributed run takes.
 
-Letters: N pictures and M captions of a batch, T images and C captions of the list, W ranks.
+Letters: N images and M captions of a batch, T images and C captions of the list, W ranks.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from option.schema import Batching
 
 @dataclass(frozen=True)
 class Sample:
-    """The pictures and captions of one batch, as places in their annotation list; on the CPU.
+    """The images and captions of one batch, as places in their annotation list; on the CPU.
 
     Attributes:
         images: [N] int64.
         captions: [M] int64.
-        rows: [M] int64, rising: the row of each caption's picture in `images`; None: caption i belongs to picture i.
+        rows: [M] int64, rising: the row of each caption's image in `images`; None: caption i belongs to image i.
     """
 
     images: Tensor
@@ -30,19 +30,19 @@ class Sample:
     rows: Tensor | None = None
 
     def shares(self, ranks: int) -> list[Sample]:
-        """Consecutive parts for W ranks, whose pictures differ in number by at most one."""
+        """Consecutive parts for W ranks, whose images differ in number by at most one."""
         even, longer = divmod(len(self.images), ranks)
         starts = [rank * even + min(rank, longer) for rank in range(ranks + 1)]
         return [self.part(start, stop) for start, stop in pairwise(starts)]
 
     def part(self, start: int, stop: int) -> Sample:
-        """Some consecutive pictures with their captions."""
+        """Some consecutive images with their captions."""
         captions = self.captions_of(start, stop)
         rows = None if self.rows is None else self.rows[captions] - start
         return Sample(self.images[start:stop], self.captions[captions], rows)
 
     def captions_of(self, start: int, stop: int) -> slice:
-        """Where the captions of some consecutive pictures stand."""
+        """Where the captions of some consecutive images stand."""
         if self.rows is None:
             return slice(start, stop)
         return slice(*torch.searchsorted(self.rows, torch.tensor([start, stop])).tolist())
@@ -62,13 +62,13 @@ class Sampler(Protocol):
 
 
 class PairSampler:
-    """An item is a caption with its picture."""
+    """An item is a caption with its image."""
 
     def __init__(self, caption_image: Tensor, usable: Tensor) -> None:
         """Number the usable captions.
 
         Args:
-            caption_image: [C] int64 picture of each caption.
+            caption_image: [C] int64 image of each caption.
             usable: [C] bool, False for a caption that is left out.
         """
         self.caption_image = caption_image
@@ -88,19 +88,19 @@ class PairSampler:
         return lengths[self.captions]
 
 
-class PictureSampler:
-    """An item is a picture with all its captions."""
+class ImageSampler:
+    """An item is an image with all its captions."""
 
     def __init__(self, caption_image: Tensor, usable: Tensor) -> None:
-        """Number the pictures that have a usable caption, see `PairSampler`."""
+        """Number the images that have a usable caption, see `PairSampler`."""
         captions = usable.nonzero().squeeze(1)
-        pictures = caption_image[captions]
-        self.captions = captions[pictures.argsort(stable=True)]
-        self.images, self.counts = pictures.unique(return_counts=True)
+        images = caption_image[captions]
+        self.captions = captions[images.argsort(stable=True)]
+        self.images, self.counts = images.unique(return_counts=True)
         self.starts = self.counts.cumsum(0) - self.counts
 
     def __len__(self) -> int:
-        """Pictures with a usable caption."""
+        """Images with a usable caption."""
         return len(self.images)
 
     def sample(self, items: Tensor) -> Sample:
@@ -116,7 +116,7 @@ class PictureSampler:
         return lengths.new_zeros(len(self)).scatter_reduce(0, rows, lengths[self.captions], "amax")
 
 
-SAMPLERS: dict[Batching, type[PairSampler] | type[PictureSampler]] = {"pairs": PairSampler, "images": PictureSampler}
+SAMPLERS: dict[Batching, type[PairSampler] | type[ImageSampler]] = {"pairs": PairSampler, "images": ImageSampler}
 
 
 def batches_of(order: Tensor, batch_size: int, least: int = 2) -> list[Tensor]:

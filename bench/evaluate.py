@@ -25,12 +25,12 @@ from runs.record import peak_memory
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
 
-PARTS = ("data", "pictures", "captions", "ranks")
+PARTS = ("data", "images", "captions", "ranks")
 CHANGES = ("once", "allocator", "ours", "channels_last")
 
 
 class Evaluation:
-    """The evaluation of one side, from the picture files to the recalls of pictures and captions."""
+    """The evaluation of one side, from the image files to the recalls of images and captions."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Evaluation:
         checkpoint: Path | None,
         device_name: str | None,
     ) -> None:
-        """Build the model; pictures are read anew in each measurement."""
+        """Build the model; images are read anew in each measurement."""
         self.device = choose_device(device_name)
         cache = "ram" if variant.once else "off"
         settings = [*overrides, f"dataset.cache={cache}"]
@@ -51,7 +51,7 @@ class Evaluation:
 
     def run(self) -> Figures:
         """Seconds of one evaluation and, where it has them, of its parts; mean recall and peak memory."""
-        experiment = self.experiment()  # with an empty store of pictures
+        experiment = self.experiment()  # with an empty store of images
         started = time.perf_counter()
         loader = evaluation_loader(
             experiment.options, experiment.annotations, experiment.vocabulary, experiment.media, self.device
@@ -61,7 +61,7 @@ class Evaluation:
         return figures | {"peak_mib": peak_memory(self.device)}
 
     def _once(self, loader: EvaluationLoader, started: float) -> Figures:
-        """As `engine.evaluate`: each picture and each different caption is encoded once."""
+        """As `engine.evaluate`: each image and each different caption is encoded once."""
         marks = [started, time.perf_counter()]
         arguments = (self.device, self.variant.amp)
         images = embed(self.model, self.model.encode_image, loader.image_batches(), "image", *arguments)

@@ -50,7 +50,7 @@ dataset: {data_path: data/x_precomp, vocab_path: vocab/x.json}
 k_fold: {experiment_name: x}
 """
 _WORDS = {"plane": 1, "airport": 2, UNKNOWN: 3}
-_LARGEST_PICTURE = 10_000  # pixels
+_LARGEST_IMAGE = 10_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -198,13 +198,13 @@ def prior(content: bytes, folder: Path) -> None:
     assert found.between(images, each).shape == (len(images), len(each))
 
 
-def pictures(content: bytes, folder: Path) -> None:
-    """Pictures."""
+def images(content: bytes, folder: Path) -> None:
+    """Images."""
     path = folder / "x.jpg"
     path.write_bytes(content)
-    picture = decode(path, _LARGEST_PICTURE)
-    assert picture.mode == "RGB"
-    assert 0 < picture.width * picture.height <= _LARGEST_PICTURE
+    image = decode(path, _LARGEST_IMAGE)
+    assert image.mode == "RGB"
+    assert 0 < image.width * image.height <= _LARGEST_IMAGE
 
 
 def sounds(content: bytes, folder: Path) -> None:
@@ -227,12 +227,12 @@ def keywords(content: bytes, folder: Path) -> None:
 
 
 def places(content: bytes, folder: Path) -> None:
-    """Places in large pictures, annotated with sentences."""
+    """Places in large images, annotated with sentences."""
     path = folder / "x.json"
     path.write_bytes(content)
     found = read_places(path)
     assert found
-    assert all(name_fault(place.picture, "image") is None for place in found)
+    assert all(name_fault(place.image, "image") is None for place in found)
     assert all(
         polygon.shape[1:] == (2,) and np.isfinite(polygon).all() for place in found for polygon in place.polygons
     )
@@ -322,7 +322,7 @@ def _checkpoint(legacy: bool) -> bytes:
     return _saved(lambda file: torch.save(content, file, _use_new_zipfile_serialization=not legacy))
 
 
-def _picture(kind: str, mode: str = "RGB") -> bytes:
+def _image(kind: str, mode: str = "RGB") -> bytes:
     return _saved(lambda file: Image.new(mode, (7, 5), 100 if mode == "L" else (9, 90, 200)).save(file, kind))
 
 
@@ -381,7 +381,7 @@ TARGETS: dict[str, Target] = {
     "region_file": Target(region_file, (_region_h5(),)),
     "checkpoint": Target(checkpoint, (_checkpoint(False), _checkpoint(True))),
     "prior": Target(prior, (_prior(),)),
-    "pictures": Target(pictures, (_picture("PNG"), _picture("JPEG"), _picture("TIFF"), _picture("PNG", "L"))),
+    "images": Target(images, (_image("PNG"), _image("JPEG"), _image("TIFF"), _image("PNG", "L"))),
     "sounds": Target(sounds, (_wav(),)),
     "keywords": Target(keywords, (b"green trees,- port\nwhite planes\n",)),
     "places": Target(

@@ -1,7 +1,7 @@
 """Times localization against a plain path that works as the published code does: `python -m bench.localize ...`.
 
 The plain path writes every window to a JPEG file and reads it back, encodes one window at a time, for every query anew,
-and averages in a loop over the pixels. It is timed on a sample of windows and rows, and scaled to the whole picture.
+and averages in a loop over the pixels. It is timed on a sample of windows and rows, and scaled to the whole image.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from batches.batch import Batch
 from data.images import load_square, to_square
 from engine import embed
 from layers.base import RetrievalModel
-from localization.large_image import LargePicture, open_large
+from localization.large_image import LargeImage, open_large
 from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from localize import MEDIAN, WINDOWS, parse_sides
 from runs.builders import load_model, read_vocabulary, typed_queries_of
@@ -60,22 +60,22 @@ class Plain:
     ending: str
 
     @torch.no_grad()
-    def score(self, picture: Image.Image, window: Sequence[int]) -> float:
+    def score(self, image: Image.Image, window: Sequence[int]) -> float:
         """Cut, write, read, encode and score one window."""
         side, row, column = window
         path = self.folder / f"{side}_{row}_{column}{self.ending}"
-        cut = picture.crop((column, row, column + side, row + side))
+        cut = image.crop((column, row, column + side, row + side))
         Image.fromarray(to_square(cut, self.image_size).transpose(1, 2, 0)).save(path)
         pixels = torch.from_numpy(load_square(path, self.image_size, self.image_size**2))[None].to(self.query.device)
         batch = Batch(images=normalise(pixels))
-        image = embed(self.model, self.model.encode_image, [batch], "window", self.query.device, self.amp)
-        return float(self.model.score(image, self.query))
+        embedding = embed(self.model, self.model.encode_image, [batch], "window", self.query.device, self.amp)
+        return float(self.model.score(embedding, self.query))
 
-    def mean(self, picture: Image.Image, windows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def mean(self, image: Image.Image, windows: NDArray[np.int64]) -> NDArray[np.float64]:
         """The mean score over each pixel [H, W]."""
-        total, count = np.zeros((2, picture.height, picture.width))
+        total, count = np.zeros((2, image.height, image.width))
         for window in windows.tolist():
-            add_window(total, count, window, self.score(picture, window))
+            add_window(total, count, window, self.score(image, window))
         average_rows(total, count)
         return total
 
@@ -109,25 +109,25 @@ class Setting:
     amp: str
     threads: int
 
-    def scores(self, picture: LargePicture, windows: NDArray[np.int64], amp: str) -> NDArray[np.float32]:
+    def scores(self, image: LargeImage, windows: NDArray[np.int64], amp: str) -> NDArray[np.float32]:
         """This project's scores [N, Q]."""
         sizes = {"image_size": self.image_size, "batch_size": self.batch_size, "threads": self.threads}
-        return score_windows(self.model, picture, windows, self.queries, amp=amp, **sizes)
+        return score_windows(self.model, image, windows, self.queries, amp=amp, **sizes)
 
     def plain(self, folder: Path, ending: str, amp: str) -> Plain:
         """The plain path for the first query."""
         return Plain(self.model, self.queries[:1], self.image_size, amp, folder, ending)
 
 
-def differences(setting: Setting, picture: LargePicture, sides: Sequence[int], median: int) -> dict[str, float]:
+def differences(setting: Setting, image: LargeImage, sides: Sequence[int], median: int) -> dict[str, float]:
     """How far the maps of both paths are apart, in float32: mean scores and levels, without and with JPEG's loss."""
-    windows = window_grid(picture.height, picture.width, sides)
-    ours = mean_map(windows, setting.scores(picture, windows, "off")[:, 0])
+    windows = window_grid(image.height, image.width, sides)
+    ours = mean_map(windows, setting.scores(image, windows, "off")[:, 0])
     found = {"windows": float(len(windows))}
     for name, ending in (("lossless", ".png"), ("jpeg", ".jpg")):
         with tempfile.TemporaryDirectory() as folder:
-            plain = setting.plain(Path(folder), ending, "off").mean(whole_of(picture), windows)
-        edges = np.arange(picture.height + 1), np.arange(picture.width + 1)
+            plain = setting.plain(Path(folder), ending, "off").mean(whole_of(image), windows)
+        edges = np.arange(image.height + 1), np.arange(image.width + 1)
         levels = MeanMap(*edges, plain).levels(median).astype(np.int64)
         found[f"mean_{name}"] = float(np.abs(ours.pixels(ours.values) - plain).max())
         found[f"levels_{name}"] = float(np.abs(ours.levels(median) - levels).max())
@@ -139,12 +139,12 @@ def clock() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def time_ours(setting: Setting, picture: LargePicture, sides: Sequence[int], median: int) -> dict[str, Any]:
-    """Seconds (see `clock`) of this project on the whole picture, and peak memory of the process in MiB."""
+def time_ours(setting: Setting, image: LargeImage, sides: Sequence[int], median: int) -> dict[str, Any]:
+    """Seconds (see `clock`) of this project on the whole image, and peak memory of the process in MiB."""
     before = peak_memory(CPU)
     start = clock()
-    windows = window_grid(picture.height, picture.width, sides)
-    scores = setting.scores(picture, windows, setting.amp)
+    windows = window_grid(image.height, image.width, sides)
+    scores = setting.scores(image, windows, setting.amp)
     encoded = clock()
     for column in scores.T:
         mean_map(windows, column).levels(median)
@@ -153,11 +153,11 @@ def time_ours(setting: Setting, picture: LargePicture, sides: Sequence[int], med
     return {"windows": len(windows), "encode": (encoded - start).tolist(), "map": maps.tolist(), **memory}
 
 
-def time_plain(setting: Setting, picture: LargePicture, sides: Sequence[int], sample: int, rows: int) -> dict[str, Any]:
+def time_plain(setting: Setting, image: LargeImage, sides: Sequence[int], sample: int, rows: int) -> dict[str, Any]:
     """Seconds (see `clock`) of the plain path for one query, scaled from a sample of windows and rows."""
-    windows = window_grid(picture.height, picture.width, sides)
+    windows = window_grid(image.height, image.width, sides)
     chosen = windows[np.linspace(0, len(windows) - 1, min(sample, len(windows))).astype(int)].tolist()
-    held = whole_of(picture)
+    held = whole_of(image)
     with tempfile.TemporaryDirectory() as folder:
         plain = setting.plain(Path(folder), ".jpg", setting.amp)
         plain.score(held, chosen[0])
@@ -165,21 +165,21 @@ def time_plain(setting: Setting, picture: LargePicture, sides: Sequence[int], sa
         for window in chosen:
             plain.score(held, window)
         encode = (clock() - start) * len(windows) / len(chosen)
-    total, count = np.zeros((2, picture.height, picture.width))
+    total, count = np.zeros((2, image.height, image.width))
     start = clock()
     for window in chosen:
         add_window(total, count, window, 0.5)
     add = (clock() - start) * len(windows) / len(chosen)
-    rows = min(rows, picture.height)
+    rows = min(rows, image.height)
     start = clock()
-    average_rows(total[:rows], np.ones((rows, picture.width)))
-    average = (clock() - start) * picture.height / rows
+    average_rows(total[:rows], np.ones((rows, image.width)))
+    average = (clock() - start) * image.height / rows
     return {"sample": len(chosen), "rows": rows, "encode": encode.tolist(), "map": (add + average).tolist()}
 
 
-def whole_of(picture: LargePicture) -> Image.Image:
-    """The picture in memory, where the plain path cuts its windows."""
-    return picture.read(0, 0, picture.height, picture.width)
+def whole_of(image: LargeImage) -> Image.Image:
+    """The image in memory, where the plain path cuts its windows."""
+    return image.read(0, 0, image.height, image.width)
 
 
 def table(ours: dict[str, Any], plain: dict[str, Any], queries: int) -> str:
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print both paths' seconds and how far their maps are apart."""
     parser = entry_parser("Time localization against a plain path that works as the published code does.")
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--image", type=Path, required=True, help="the picture")
+    parser.add_argument("--image", type=Path, required=True, help="the image")
     parser.add_argument("--query", action="append", required=True, help="may be repeated")
     parser.add_argument("--windows", default=WINDOWS, help=f"sides of the windows in pixels ({WINDOWS})")
     parser.add_argument("--part", type=int, default=1024, help="side of the part on which the maps are compared (1024)")
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{given.image}: {ours['windows']} windows; the plain path timed on {plain['sample']} windows and "
         f"{plain['rows']} rows. Peak memory {ours['memory']:.0f} MiB ({ours['memory_before']:.0f} before the "
-        f"picture).\nOn {result['part']} x {result['part']} pixels the mean scores differ by at most "
+        f"image).\nOn {result['part']} x {result['part']} pixels the mean scores differ by at most "
         f"{apart['mean_lossless']:.1e} (levels: {apart['levels_lossless']:.0f} of 255), with the loss of JPEG by "
         f"{apart['mean_jpeg']:.1e} ({apart['levels_jpeg']:.0f} of 255)."
     )
@@ -241,15 +241,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     setting = Setting(
         model, queries, dataset.image_size, dataset.batch_size_val, options.optim.amp, max(1, dataset.workers)
     )
-    with open_large(given.image, dataset.max_pixels) as picture, tempfile.TemporaryDirectory() as folder:
-        side = min(given.part, picture.height, picture.width)
+    with open_large(given.image, dataset.max_pixels) as image, tempfile.TemporaryDirectory() as folder:
+        side = min(given.part, image.height, image.width)
         fitting = [window for window in sides if window <= side]
-        if not fitting or max(sides) > min(picture.height, picture.width):
+        if not fitting or max(sides) > min(image.height, image.width):
             raise InputError(f"{given.image} and --part must not be smaller than a window.")
-        ours = time_ours(setting, picture, sides, MEDIAN)
-        plain = time_plain(setting, picture, sides, given.sample, given.rows)
+        ours = time_ours(setting, image, sides, MEDIAN)
+        plain = time_plain(setting, image, sides, given.sample, given.rows)
         part = Path(folder) / "part.png"
-        picture.read(0, 0, side, side).save(part)
+        image.read(0, 0, side, side).save(part)
         with open_large(part, dataset.max_pixels) as cut:
             apart = differences(setting, cut, fitting, MEDIAN)
     return {"ours": ours, "plain": plain, "part": side, "differences": apart}

@@ -1,4 +1,4 @@
-"""Data and evaluation as the published code has them: pictures from their files each time, encoded anew for each block.
+"""Data and evaluation as the published code has them: images from their files each time, encoded anew for each block.
 
 Letters: B batch, N images, M captions, S image side, R side before the crop.
 """
@@ -27,12 +27,12 @@ from layers.registry import registered
 from runs.media import audio_folder_of, regions_of
 
 BLOCK = 128
-"""Pictures and captions of a block in the published evaluation."""
+"""Images and captions of a block in the published evaluation."""
 MAX_PIXELS = 100_000_000
 
 
 def decode(path: Path, size: int) -> Tensor:
-    """A picture from its file, [3, size, size] uint8."""
+    """An image from its file, [3, size, size] uint8."""
     return torch.from_numpy(load_square(path, size, MAX_PIXELS))
 
 
@@ -50,7 +50,7 @@ def view_from_file(path: Path, size: int, draws: Draws, row: int) -> Tensor:
 
 
 class FileBatches:
-    """Training batches in random order, with every picture of every pair read from its file."""
+    """Training batches in random order, with every image of every pair read from its file."""
 
     def __init__(self, experiment: Experiment) -> None:
         """Prepare the captions; nothing is decoded."""
@@ -74,8 +74,8 @@ class FileBatches:
             fields: dict[str, Any] = {}
             for field in self.views:
                 draws = Draws.draw(len(caption_ids), margin_size(self.size) - self.size, generator, field != "images")
-                pictures = [view_from_file(self.images[i], self.size, draws, row) for row, i in enumerate(image_ids)]
-                fields[field] = torch.stack(pictures)
+                images = [view_from_file(self.images[i], self.size, draws, row) for row, i in enumerate(image_ids)]
+                fields[field] = torch.stack(images)
             if self.audio is not None:
                 fields["audio"] = torch.stack([self._heard(self.audio[i], generator) for i in caption_ids])
             fields |= region_fields(self.regions, image_ids)
@@ -109,7 +109,7 @@ def blockwise_scores(
 ) -> BlockTimes:
     """The score matrix as the published evaluation makes it.
 
-    Every picture is read from its file once per caption and kept as float64; each block of up to 128 pictures with up
+    Every image is read from its file once per caption and kept as float64; each block of up to 128 images with up
     to 128 captions goes through both encoders, whose activations keep their graph.
 
     Args:
@@ -117,24 +117,24 @@ def blockwise_scores(
         loader: of the data set; its paths and regions are used.
         tokens: [M, L] of all captions, padded to the longest.
         lengths: [M].
-        limit: blocks to compute; the time is then scaled, decoding by captions and blocks by pictures encoded.
+        limit: blocks to compute; the time is then scaled, decoding by captions and blocks by images encoded.
     """
-    images, captions, size = len(loader.picture_ids), len(tokens), loader.store.size
+    images, captions, size = len(loader.image_ids), len(tokens), loader.store.size
     blocks = [(i, j) for i in range(0, images, BLOCK) for j in range(0, captions, BLOCK)]
     chosen = blocks[:limit]
     needed = (loader.text_image < chosen[-1][0] + BLOCK).nonzero().squeeze(1)
     started = time.perf_counter()
-    pictures = np.zeros((captions, 3, size, size))
+    pixels = np.zeros((captions, 3, size, size))
     for caption in needed.tolist():
-        path = loader.store.paths[loader.picture_ids[loader.text_image[caption]]]
-        pictures[caption] = normalise(decode(path, size)[None])[0].numpy()
+        path = loader.store.paths[loader.image_ids[loader.text_image[caption]]]
+        pixels[caption] = normalise(decode(path, size)[None])[0].numpy()
     first = [int((loader.text_image == image).nonzero()[0]) for image in range(images)]
     decoded = time.perf_counter()
     scores = torch.zeros(images, captions)
     for i, j in chosen:
         rows, columns = torch.arange(i, min(i + BLOCK, images)), slice(j, j + BLOCK)
         batch = Batch(
-            images=torch.from_numpy(pictures[[first[row] for row in rows]]).float(),
+            images=torch.from_numpy(pixels[[first[row] for row in rows]]).float(),
             tokens=tokens[columns],
             lengths=lengths[columns],
             **region_fields(loader.regions, rows),
@@ -142,10 +142,10 @@ def blockwise_scores(
         block = model.score(model.encode_image(batch), model.encode_text(batch))
         scores[i : i + BLOCK, columns] = block.detach().cpu()
     ended = time.perf_counter()
-    encoded = _pictures_encoded(chosen, images) / _pictures_encoded(blocks, images)
+    encoded = _images_encoded(chosen, images) / _images_encoded(blocks, images)
     seconds = (decoded - started) * captions / len(needed) + (ended - decoded) / encoded
     return BlockTimes(scores, seconds, len(chosen) / len(blocks))
 
 
-def _pictures_encoded(blocks: Sequence[tuple[int, int]], images: int) -> int:
+def _images_encoded(blocks: Sequence[tuple[int, int]], images: int) -> int:
     return sum(min(BLOCK, images - start) for start, _ in blocks)

@@ -26,7 +26,7 @@ from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
 
 CAPTIONS = 5
-"""Of each picture."""
+"""Of each image."""
 NOISE = 3.0
 RERANK = (30, 0.30, 1.1)
 """Candidates, w1 and w2, as published."""
@@ -52,10 +52,10 @@ SCORES: dict[str, type[Cosine] | type[Soft]] = {"cosine": Cosine, "soft_att": So
 
 
 class Growth:
-    """Synthetic embeddings of N pictures with five captions each, scored and ranked."""
+    """Synthetic embeddings of N images with five captions each, scored and ranked."""
 
     def __init__(self, images: int, width: int, score: str, reranked: bool, device_name: str | None) -> None:
-        """Draw the embeddings: a caption's is its picture's and noise."""
+        """Draw the embeddings: a caption's is its image's and noise."""
         self.device = choose_device(device_name)
         draw = torch.Generator().manual_seed(0)
         self.images = torch.randn(images, width, generator=draw)
@@ -100,11 +100,11 @@ class Growth:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of growing data sets."""
-    parser = argparse.ArgumentParser(description="Time scoring and ranking of N pictures with 5 N captions as N grows.")
+    parser = argparse.ArgumentParser(description="Time scoring and ranking of N images with 5 N captions as N grows.")
     parser.add_argument("--images", type=positive, nargs="+", default=[1000, 10_000], help="N of each data set")
     parser.add_argument("--dim", type=positive, default=512, help="numbers per embedding")
     parser.add_argument("--score", choices=tuple(SCORES), default="cosine", help="how pairs are scored")
-    parser.add_argument("--rerank", type=int, default=1000, metavar="N", help="rerank sets of up to N pictures, too")
+    parser.add_argument("--rerank", type=int, default=1000, metavar="N", help="rerank sets of up to N images, too")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of tensor operations")
     parser.add_argument("--rounds", type=positive, default=1, help="measurements of each size")
     parser.add_argument("--device", help="cpu, cuda or cuda:NUMBER; default: CUDA where there is one")
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = (images, given.dim, given.score, images <= given.rerank, given.device)
         with closing(Side(Growth, settings, OURS.environment(given.threads), given.threads)) as side:
             rounds[f"{images:,} x {CAPTIONS * images:,}"] = [side.run() for _ in range(given.rounds)]
-    header = ["pictures x captions", "s", "spread", "ns per pair", "% of GEMM", "MiB", "rerank s", "rerank MiB"]
+    header = ["images x captions", "s", "spread", "ns per pair", "% of GEMM", "MiB", "rerank s", "rerank MiB"]
     machine = description(choose_device(given.device), given.threads)
     table.show(
         f"Scores ({given.score}, {given.dim} numbers per embedding) and ranks of synthetic embeddings",

@@ -138,7 +138,7 @@ def _sizes(parameters: Any) -> list[str]:
 
 
 def make_data(folder: Path) -> Path:
-    """A toy set of 48 pictures with its vocabulary."""
+    """A toy set of 48 images with its vocabulary."""
     make_toy(folder, images_per_class=3, size=64)
     vocab.build((folder / "train_caps.txt").read_text().splitlines(), min_count=1).save(folder / "vocab.json")
     return folder

@@ -37,14 +37,14 @@ class Experiment:
     def of(
         cls, path_opt: str, overrides: list[str], split: Split, device: torch.device, most: int | None = None
     ) -> Experiment:
-        """Read the options and the list `train` or `test`; no picture is decoded yet.
+        """Read the options and the list `train` or `test`; no image is decoded yet.
 
         Args:
             path_opt: the experiment's YAML.
             overrides: as for `--set`.
             split: which list.
             device: where the batches go.
-            most: pictures to take at random from a longer list; None: all.
+            most: images to take at random from a longer list; None: all.
 
         Raises:
             InputError: options or data are at fault.

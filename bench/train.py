@@ -30,7 +30,7 @@ from training.optimiser import slow_backbones
 from training.state import optimiser_step
 
 PARTS = ("data", "forward", "backward", "optimiser")
-PICTURES = 400
+IMAGES = 400
 """Of the train list, so that no side starts with decoding thousands."""
 CHANGES = ("allocator", "once", "ours", "channels_last", "fused")
 
@@ -43,7 +43,7 @@ class TrainingSteps:
     ) -> None:
         """Build model, optimiser and loader, and take one step that does not count."""
         device = choose_device(device_name)
-        experiment = Experiment.of(path_opt, overrides, "train", device, most=PICTURES)
+        experiment = Experiment.of(path_opt, overrides, "train", device, most=IMAGES)
         options = experiment.options
         self.epoch = self._epoch_of(experiment, variant)
         model = experiment.model(variant).train()

@@ -16,7 +16,7 @@ class Variant:
     Attributes:
         name: in the table.
         allocator: the memory settings of `exec/common.sh`.
-        once: training: pictures are decoded once; evaluation: each picture and each different caption is encoded once.
+        once: training: images are decoded once; evaluation: each image and each different caption is encoded once.
         ours: our layers, that leave out what has no effect.
         channels_last: convolutions in the layout that CPUs and tensor cores prefer.
         fused: the optimiser steps in one pass over all weights.

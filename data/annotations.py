@@ -41,7 +41,7 @@ class Annotations:
         caption_image: [M] int64, the index of each caption's image.
         names_file: the file that names the images.
         image_lines: [N] int64, the line of `names_file` (from 1) that first names each image.
-        audio_names: M spectrogram pictures of the spoken captions, relative to the spectrogram folder; None if they
+        audio_names: M spectrogram images of the spoken captions, relative to the spectrogram folder; None if they
             were not asked for.
     """
 
@@ -97,7 +97,7 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
     Args:
         folder: the data set's folder, which is only read.
         split: "train", "test", or one half of a shipped split ("train_verify", "val_verify").
-        audio_folder: the captions' spectrogram pictures, to be read, too; see `read_audio_names`.
+        audio_folder: the captions' spectrogram images, to be read, too; see `read_audio_names`.
 
     Raises:
         InputError: a file is missing or not UTF-8, a name is blank, leaves the image folder or comes twice, or the
@@ -130,16 +130,16 @@ def audio_lists(folder: Path, split: Split, audio_folder: Path) -> list[Path]:
 
 
 def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int) -> tuple[str, ...]:
-    """The spectrogram picture of every caption of a list; captions may share one.
+    """The spectrogram image of every caption of a list; captions may share one.
 
     Args:
         folder: the data set's folder, whose list of spectrograms comes before one in `audio_folder`.
         split: see `read_annotations`.
-        audio_folder: where the pictures' names start from.
+        audio_folder: where the images' names start from.
         count: M, how many captions there are.
 
     Raises:
-        InputError: no list, another number of lines than captions, a name that leaves the folder, or a picture that
+        InputError: no list, another number of lines than captions, a name that leaves the folder, or an image that
             is not there; the message names file and line.
     """
     lists = audio_lists(folder, split, audio_folder)

@@ -1,4 +1,4 @@
-"""Whether pictures can be read, found out from their headers and their ends, without decoding them."""
+"""Whether images can be read, found out from their headers and their ends, without decoding them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STRIPS = ((273, 279), (324, 325))  # a TIFF's tags of where its strips or tiles
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture's header says: pixels and Pillow's name of their kind."""
+    """What an image's header says: pixels and Pillow's name of their kind."""
 
     width: int
     height: int
@@ -32,7 +32,7 @@ class Header:
 
 
 def read_header(path: Path, max_pixels: int) -> Header:
-    """Read a picture's header and see that its file does not end too early.
+    """Read an image's header and see that its file does not end too early.
 
     A file whose end looks wrong is decoded, so that the answer is the one that training would get. Damage in the middle
     of a file shows only when it is decoded.
@@ -53,7 +53,7 @@ def read_header(path: Path, max_pixels: int) -> Header:
 
 
 def read_headers(paths: Sequence[Path], max_pixels: int) -> tuple[list[Header], list[str]]:
-    """`read_header` of many pictures: the headers that could be read, and what is wrong with the others."""
+    """`read_header` of many images: the headers that could be read, and what is wrong with the others."""
 
     def look(path: Path) -> Header | str:
         try:
@@ -62,7 +62,7 @@ def read_headers(paths: Sequence[Path], max_pixels: int) -> tuple[list[Header], 
             return str(fault)
 
     with ThreadPoolExecutor(max(THREADS, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(look, paths), total=len(paths), desc="headers", unit="picture", disable=None))
+        found = list(tqdm(pool.map(look, paths), total=len(paths), desc="headers", unit="image", disable=None))
     headers = [entry for entry in found if isinstance(entry, Header)]
     return headers, [entry for entry in found if isinstance(entry, str)]
 

@@ -1,4 +1,4 @@
-"""A store of pictures at one size that decodes each picture at most once, in memory or in a file."""
+"""A store of images at one size that decodes each image at most once, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils import InputError, remove_unfinished, write_atomic
 
 CACHES = ("device", "ram", "disk", "off")
 
-_CHUNK = 256  # pictures between two marks: what a killed run has to decode again
+_CHUNK = 256  # images between two marks: what a killed run has to decode again
 _DEVICE_SHARE = 0.3
 _RAM_SHARE = 0.5
 _MARK_BYTES = 8
@@ -38,14 +38,14 @@ def choose_cache(
     processes: int = 1,
     promised: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
-    """Where the pictures of a list are to be kept.
+    """Where the images of a list are to be kept.
 
     Args:
         requested: "device", "ram", "disk" or "off" are taken as asked ("device" is "ram" where the device is the
-            CPU); "auto" is "device" if the pictures take less than 30 % of a GPU's free memory, else "ram" if they
+            CPU); "auto" is "device" if the images take less than 30 % of a GPU's free memory, else "ram" if they
             take less than half of the memory available and not promised, else "disk".
-        count: how many pictures.
-        size: S, pixels; a picture takes 3 S^2 bytes.
+        count: how many images.
+        size: S, pixels; an image takes 3 S^2 bytes.
         device: where the model runs.
         processes: how many of this machine will each keep them in memory.
         promised: to other stores of each process, by cache, and not yet taken: the system hands memory out only as it
@@ -64,18 +64,18 @@ def choose_cache(
     return "ram" if processes * needed < _RAM_SHARE * free else "disk"
 
 
-class PictureStore:
-    """The pictures of one list at one size, as uint8, each decoded at most once (unless the cache is "off").
+class ImageStore:
+    """The images of one list at one size, as uint8, each decoded at most once (unless the cache is "off").
 
     `load` what is needed before worker processes start: with "ram" and "device" a worker keeps what it decodes to
-    itself; with "disk" the pictures and their marks are shared with all processes and later runs. In "off" and "disk"
+    itself; with "disk" the images and their marks are shared with all processes and later runs. In "off" and "disk"
     a store can be sent to worker processes.
 
     Attributes:
-        paths: N picture files.
+        paths: N image files.
         size: S, pixels.
         cache: "ram", "device", "disk" or "off".
-        decoded: how many pictures this process has decoded.
+        decoded: how many images this process has decoded.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PictureStore:
         """Prepare the store; nothing is decoded yet.
 
         Args:
-            paths: N picture files.
+            paths: N image files.
             size: S, pixels.
             cache: "ram", "device", "disk" or "off", see `choose_cache`.
             cache_folder: for "disk": where the pixels go, one file for each list and size.
@@ -108,7 +108,7 @@ class PictureStore:
         self.cache = cache
         self.decoded = 0
         self._max_pixels = max_pixels
-        # A picture is held if its mark is its stamp. On disk the mark says which state of the file was decoded.
+        # An image is held if its mark is its stamp. On disk the mark says which state of the file was decoded.
         self._stamps = np.ones(len(self.paths), dtype=np.int64)
         self._marks = np.zeros(len(self.paths), dtype=np.int64)
         self._pixels: Tensor | None = None
@@ -129,18 +129,18 @@ class PictureStore:
         return int((self._marks != self._stamps).sum()) * 3 * self.size**2
 
     def holds(self, index: int) -> bool:
-        """Whether a picture is kept already."""
+        """Whether an image is kept already."""
         return bool(self._marks[index] == self._stamps[index])
 
     def load(self, indices: Sequence[int] | np.ndarray | Tensor, progress: str | None = None) -> None:
-        """Decode and keep those pictures that are not yet kept; with the cache "off" this does nothing.
+        """Decode and keep those images that are not yet kept; with the cache "off" this does nothing.
 
         Args:
-            indices: which pictures, each in [0, N), in any order.
+            indices: which images, each in [0, N), in any order.
             progress: the title of a progress bar, or None for no bar; it shows in a terminal only.
 
         Raises:
-            InputError: some pictures can't be read; the others are kept. Names the first five and counts the rest.
+            InputError: some images can't be read; the others are kept. Names the first five and counts the rest.
         """
         if self._pixels is None:
             return
@@ -150,7 +150,7 @@ class PictureStore:
             return
         faults = []
         disable = None if progress else True
-        with tqdm(total=len(missing), desc=progress, unit="picture", disable=disable) as bar:
+        with tqdm(total=len(missing), desc=progress, unit="image", disable=disable) as bar:
             for start in range(0, len(missing), _CHUNK):
                 chunk = missing[start : start + _CHUNK]
                 pixels, chunk_faults = self._decode(chunk, bar)
@@ -160,7 +160,7 @@ class PictureStore:
         _refuse_unreadable(faults, len(wanted))
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Pictures by index; those that are not kept are decoded now.
+        """Images by index; those that are not kept are decoded now.
 
         Args:
             indices: [B] int64, each in [0, N); may repeat.
@@ -194,7 +194,7 @@ class PictureStore:
             self._open(self._file)
 
     def _open(self, file: Path) -> None:
-        """Map the cache's file: a mark for each picture, then the pixels of all."""
+        """Map the cache's file: a mark for each image, then the pixels of all."""
         count = len(self.paths)
         self._map = np.memmap(file, dtype=np.uint8, mode="r+")
         self._marks = self._map[: _MARK_BYTES * count].view(np.int64)
@@ -202,7 +202,7 @@ class PictureStore:
         self._pixels = torch.from_numpy(pixels)
 
     def _keep(self, kept: Tensor, indices: np.ndarray, pixels: np.ndarray) -> None:
-        """Store decoded pictures [n, 3, S, S] and mark them."""
+        """Store decoded images [n, 3, S, S] and mark them."""
         kept[torch.from_numpy(indices)] = torch.from_numpy(pixels).to(kept.device)
         if self._map is not None:
             self._map.flush()  # should the power fail, no mark may be on disk without its pixels
@@ -210,7 +210,7 @@ class PictureStore:
         self.decoded += len(indices)
 
     def _decode(self, indices: np.ndarray, bar: tqdm[Any] | None) -> tuple[np.ndarray, list[str | None]]:
-        """Decode pictures [n, 3, S, S], and for each say what is wrong with it, or None."""
+        """Decode images [n, 3, S, S], and for each say what is wrong with it, or None."""
         pixels = np.empty((len(indices), 3, self.size, self.size), dtype=np.uint8)
 
         def decode_row(row: int) -> str | None:
@@ -232,19 +232,19 @@ class PictureStore:
 
 
 def _refuse_unreadable(faults: Sequence[str], count: int) -> None:
-    """Raise an InputError if some pictures could not be read."""
+    """Raise an InputError if some images could not be read."""
     if faults:
-        raise InputError(f"{len(faults)} of {count} pictures can't be read:{first_faults(faults)}")
+        raise InputError(f"{len(faults)} of {count} images can't be read:{first_faults(faults)}")
 
 
 def _allocate(count: int, size: int, device: torch.device) -> Tensor:
-    """Room for the pictures, whose memory the system hands out only as it is filled."""
+    """Room for the images, whose memory the system hands out only as it is filled."""
     try:
         return torch.empty((count, 3, size, size), dtype=torch.uint8, device=device)
     except RuntimeError as error:
         needed = count * 3 * size * size / 2**30
         raise InputError(
-            f"{count} pictures of {size} x {size} need {needed:.1f} GiB on {device}, which are not free; "
+            f"{count} images of {size} x {size} need {needed:.1f} GiB on {device}, which are not free; "
             "set dataset.cache to disk or off"
         ) from error
 
@@ -261,7 +261,7 @@ def _prepare_file(paths: Sequence[Path], size: int, cache_folder: Path) -> Path:
                 write_atomic(file, lambda handle: _reserve(handle, total))
             except OSError as error:
                 raise InputError(
-                    f"{file}: no room for a picture cache of {total / 2**30:.1f} GiB ({error.strerror}); free some "
+                    f"{file}: no room for an image cache of {total / 2**30:.1f} GiB ({error.strerror}); free some "
                     "space, or set dataset.cache to off"
                 ) from error
     return file
@@ -276,7 +276,7 @@ def _reserve(handle: BinaryIO, total: int) -> None:
 
 
 def _stamp(path: Path) -> int:
-    """A number for the state of a file, from its bytes and time of change; never 0, which marks no picture."""
+    """A number for the state of a file, from its bytes and time of change; never 0, which marks no image."""
     try:
         status = path.stat()
     except OSError:

@@ -1,15 +1,15 @@
-"""Pictures: what a file becomes as red, green and blue.
+"""Images: what a file becomes as red, green and blue.
 
 Rules of decoding, whatever the file is called: its content must be JPEG, PNG or TIFF.
 
-- Grey (1 to 8 bits) and palette pictures become RGB of the same look; CMYK and YCbCr are converted by Pillow.
+- Grey (1 to 8 bits) and palette images become RGB of the same look; CMYK and YCbCr are converted by Pillow.
 - 16-bit grey is scaled from its full range: 0 to 65535 becomes 0 to 255, to the nearest value.
 - 16 bits per colour keep their upper 8 bits.
 - Alpha, a transparent colour and a fourth band are dropped, nothing is composited.
 - 32-bit grey (whole numbers or floats), signed 16-bit grey, Lab and more than four bands have no range or colours that
   could be known, and are refused.
 - An orientation in JPEG or PNG metadata is ignored; the orientation tag of a TIFF, which says in what order its rows
-  are stored, is followed. Of several pictures in a file the first counts.
+  are stored, is followed. Of several images in a file the first counts.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ DECODING_RULES = 1
 """Raised when a change above makes pixels that were stored earlier outdated."""
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
-"""Of the files that count as pictures where no list names them."""
+"""Of the files that count as images where no list names them."""
 
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
-def picture_names(folder: Path) -> tuple[str, ...]:
-    """The pictures below a folder by their endings, as paths relative to it, in alphabetical order.
+def image_names(folder: Path) -> tuple[str, ...]:
+    """The images below a folder by their endings, as paths relative to it, in alphabetical order.
 
     Raises:
         InputError: there is none, or some lie outside of the folder behind symbolic links.
     """
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not paths:
-        raise InputError(f"{folder}: no picture there ({', '.join(ENDINGS)}).")
+        raise InputError(f"{folder}: no image there ({', '.join(ENDINGS)}).")
     refuse_outside(paths, folder)
     return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
 def decode(path: Path, max_pixels: int) -> Image.Image:
-    """Decode a picture to 8-bit RGB by the rules at the top of this module.
+    """Decode an image to 8-bit RGB by the rules at the top of this module.
 
     Args:
         path: a JPEG, PNG or TIFF file.
@@ -64,7 +64,7 @@ def decode(path: Path, max_pixels: int) -> Image.Image:
 
 @contextmanager
 def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """A picture of which only the header is read so far; whatever goes wrong with it meanwhile names the file.
+    """An image of which only the header is read so far; whatever goes wrong with it meanwhile names the file.
 
     Raises:
         InputError: see `decode`.
@@ -76,7 +76,7 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             if image.width * image.height > max_pixels:
                 raise InputError(
                     f"{path}: {image.width} x {image.height} pixels, at most {max_pixels} are allowed "
-                    "(dataset.max_pixels): scale the picture down, or cut it into tiles"
+                    "(dataset.max_pixels): scale the image down, or cut it into tiles"
                 )
             _refuse_unknown_mode(path, image)
             yield image
@@ -84,7 +84,7 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError as error:
         away = "" if path.parent.is_dir() else "; its folder is not there either: is the disk mounted?"
-        raise InputError(f"{path}: no such picture{away}") from error
+        raise InputError(f"{path}: no such image{away}") from error
     except Exception as error:  # on damaged bytes Pillow's readers raise errors of nearly any class
         raise InputError(f"{path}: {_reason(path, error)}") from error
 
@@ -92,11 +92,11 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
 def refuse_special(path: Path) -> None:
     """Raise an InputError for a named pipe or a device, which would never end."""
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path}: not a picture: no regular file")
+        raise InputError(f"{path}: not an image: no regular file")
 
 
 def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
-    """Decode a picture and resize it to a square, bilinear with antialiasing, as the published transform does.
+    """Decode an image and resize it to a square, bilinear with antialiasing, as the published transform does.
 
     Args:
         path: a JPEG, PNG or TIFF file.
@@ -112,14 +112,14 @@ def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
     return to_square(decode(path, max_pixels), size)
 
 
-def to_square(picture: Image.Image, size: int) -> np.ndarray:
-    """An RGB picture as `load_square` gives it, [3, S, S] uint8."""
-    square = picture.resize((size, size), Image.Resampling.BILINEAR)
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """An RGB image as `load_square` gives it, [3, S, S] uint8."""
+    square = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # [3, S, S]
 
 
 def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
-    """An opened picture as RGB, by the rules of this module."""
+    """An opened image as RGB, by the rules of this module."""
     grey_of_16_bits = _is_16_bit_grey(image)
     image.load()
     if grey_of_16_bits:
@@ -138,21 +138,21 @@ def _refuse_unknown_mode(path: Path, image: Image.Image) -> None:
     if image.mode not in _MODES and not _is_16_bit_grey(image):
         raise InputError(
             f"{path}: pixels of kind {image.mode!r} (Pillow's name) have no known range of brightness or colours; "
-            "convert the picture to 8-bit RGB or 16-bit grey"
+            "convert the image to 8-bit RGB or 16-bit grey"
         )
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why Pillow could not read a picture, in words for the reader."""
+    """Why Pillow could not read an image, in words for the reader."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"the header announces more pixels than Pillow allows ({error}): cut the picture into tiles"
+        return f"the header announces more pixels than Pillow allows ({error}): cut the image into tiles"
     if isinstance(error, OSError) and error.errno is not None:
         return f"can't be read ({error.strerror})"
     if path.stat().st_size == 0:
-        return "the picture is empty (0 bytes): copy it again"
+        return "the image is empty (0 bytes): copy it again"
     if isinstance(error, UnidentifiedImageError):
         return (
-            "not a picture of a kind that is read: expected JPEG, PNG, or TIFF with at most four bands of 8 or 16 "
+            "not an image of a kind that is read: expected JPEG, PNG, or TIFF with at most four bands of 8 or 16 "
             "bits; convert it, or copy it again if it is damaged"
         )
-    return f"the picture is damaged or cut short ({type(error).__name__}: {error}): copy it again"
+    return f"the image is damaged or cut short ({type(error).__name__}: {error}): copy it again"

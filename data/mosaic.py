@@ -1,4 +1,4 @@
-"""Lays a data set's pictures out as one large picture with known places: `python -m data.mosaic`."""
+"""Lays a data set's images out as one large image with known places: `python -m data.mosaic`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from data.splits import scene_classes
 from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 
-PICTURE, PLACES = "mosaic.tif", "anno.json"
+IMAGE, PLACES = "mosaic.tif", "anno.json"
 MAX_PIXELS = 100_000_000
 
 
@@ -46,8 +46,8 @@ def places_of(blocks: NDArray[np.str_], captions: dict[str, str], block_side: in
     Args:
         blocks: class of each block.
         captions: of each class.
-        block_side: pixels; the last block of a row or column is cut off at the picture's edge.
-        side: of the picture, pixels.
+        block_side: pixels; the last block of a row or column is cut off at the image's edge.
+        side: of the image, pixels.
     """
     places = []
     for name in sorted(set(blocks.flat) & captions.keys()):
@@ -57,20 +57,20 @@ def places_of(blocks: NDArray[np.str_], captions: dict[str, str], block_side: in
             np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=np.float64)
             for (left, top), (right, bottom) in zip(corners, ends, strict=True)
         ]
-        places.append(Place(PICTURE, captions[name], tuple(rectangles)))
+        places.append(Place(IMAGE, captions[name], tuple(rectangles)))
     return places
 
 
 def lay_out(
-    blocks: NDArray[np.str_], pictures: dict[str, list[Path]], tile: int, tiles_per_block: int, side: int, seed: int
+    blocks: NDArray[np.str_], images: dict[str, list[Path]], tile: int, tiles_per_block: int, side: int, seed: int
 ) -> NDArray[np.uint8]:
-    """The picture [side, side, 3]: every block is filled with random pictures of its class.
+    """The image [side, side, 3]: every block is filled with random images of its class.
 
     Args:
         blocks: class of each block.
-        pictures: files of each class.
-        tile: side of a picture in the mosaic, pixels.
-        tiles_per_block: pictures side by side in a block.
+        images: files of each class.
+        tile: side of an image in the mosaic, pixels.
+        tiles_per_block: images side by side in a block.
         side: pixels; the last tile of a row or column is cut off.
         seed: of the choice.
     """
@@ -79,7 +79,7 @@ def lay_out(
     count = -(-side // tile)
     for row in tqdm(range(count), desc="rows of tiles", leave=False):
         for column in range(count):
-            files = pictures[str(blocks[row // tiles_per_block, column // tiles_per_block])]
+            files = images[str(blocks[row // tiles_per_block, column // tiles_per_block])]
             square = load_square(files[generator.integers(len(files))], tile, MAX_PIXELS).transpose(1, 2, 0)
             part = mosaic[row * tile :, column * tile :][:tile, :tile]
             part[:] = square[: part.shape[0], : part.shape[1]]
@@ -90,14 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write mosaic.tif and anno.json."""
     parser = argparse.ArgumentParser(
         prog="python -m data.mosaic",
-        description="Lay a data set's pictures out as one large picture with known places, to measure localization on.",
+        description="Lay a data set's images out as one large image with known places, to measure localization on.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the data set, with images/ in it")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=f"gets {PICTURE} and {PLACES}")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=f"gets {IMAGE} and {PLACES}")
     parser.add_argument("--split", choices=get_args(Split), default="test", help="which list (test)")
     parser.add_argument("--size", type=int, default=10_000, help="side of the mosaic in pixels (10000)")
-    parser.add_argument("--tile", type=int, default=256, help="side of a picture in it (256)")
-    parser.add_argument("--block", type=int, default=4, help="pictures side by side in a block of one class (4)")
+    parser.add_argument("--tile", type=int, default=256, help="side of an image in it (256)")
+    parser.add_argument("--block", type=int, default=4, help="images side by side in a block of one class (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the places (0)")
     given = parser.parse_args(arguments)
     for name, least in (("tile", 2), ("block", 1), ("size", given.tile), ("seed", 0)):
@@ -107,17 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     image_folder = given.folder / "images"
     check_images(annotations, image_folder)
     classes = scene_classes(annotations)
-    pictures: dict[str, list[Path]] = defaultdict(list)
+    images: dict[str, list[Path]] = defaultdict(list)
     for name, scene in zip(annotations.image_names, classes, strict=True):
-        pictures[scene].append(image_folder / name)
+        images[scene].append(image_folder / name)
     block_side = given.tile * given.block
     count = -(-given.size // block_side)
-    blocks = class_blocks(sorted(pictures), count, count, np.random.default_rng(given.seed))
+    blocks = class_blocks(sorted(images), count, count, np.random.default_rng(given.seed))
     places = places_of(blocks, common_captions(annotations, classes), block_side, given.size)
-    mosaic = Image.fromarray(lay_out(blocks, pictures, given.tile, given.block, given.size, given.seed))
-    write_atomic(given.out / PICTURE, lambda file: mosaic.save(file, format="TIFF"))
+    mosaic = Image.fromarray(lay_out(blocks, images, given.tile, given.block, given.size, given.seed))
+    write_atomic(given.out / IMAGE, lambda file: mosaic.save(file, format="TIFF"))
     write_places(given.out / PLACES, places)
-    print(f"{given.out / PICTURE}: {given.size} x {given.size} pixels, {len(places)} classes; places in {PLACES}")
+    print(f"{given.out / IMAGE}: {given.size} x {given.size} pixels, {len(places)} classes; places in {PLACES}")
 
 
 if __name__ == "__main__":

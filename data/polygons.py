@@ -35,15 +35,15 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True)
 class Place:
-    """Where one sentence is true in one picture.
+    """Where one sentence is true in one image.
 
     Attributes:
-        picture: file name in the image folder.
+        image: file name in the image folder.
         caption: the sentence.
         polygons: each [V, 2], x and y of its V vertices in pixels.
     """
 
-    picture: str
+    image: str
     caption: str
     polygons: tuple[NDArray[np.float64], ...]
 
@@ -76,28 +76,28 @@ def read_places(path: Path) -> list[Place]:
 
 
 def refuse_outside(path: Path, places: Sequence[Place], numbers: Sequence[int], width: int, height: int) -> None:
-    """Raise an InputError where a point of an annotation lies outside of its picture.
+    """Raise an InputError where a point of an annotation lies outside of its image.
 
     Args:
         path: the file of the annotations, for the message.
-        places: of one picture.
+        places: of one image.
         numbers: of these places in the file.
-        width: of the picture, pixels.
-        height: of the picture, pixels.
+        width: of the image, pixels.
+        height: of the image, pixels.
     """
     faults = [
-        f"{number}.points.{index}.{point}: {polygon[point].tolist()} lies outside of {place.picture}"
+        f"{number}.points.{index}.{point}: {polygon[point].tolist()} lies outside of {place.image}"
         for number, place in zip(numbers, places, strict=True)
         for index, polygon in enumerate(place.polygons)
         for point in np.flatnonzero(((polygon < 0) | (polygon > (width, height))).any(axis=1))
     ]
-    refuse_faults(path, faults, f"The picture has {width} x {height} pixels; points are [x, y] with x from the left.")
+    refuse_faults(path, faults, f"The image has {width} x {height} pixels; points are [x, y] with x from the left.")
 
 
 def write_places(path: Path, places: Sequence[Place]) -> None:
     """Write an `anno.json`."""
     entries = [
-        {"jpg_name": place.picture, "caption": place.caption, "points": [p.tolist() for p in place.polygons]}
+        {"jpg_name": place.image, "caption": place.caption, "points": [p.tolist() for p in place.polygons]}
         for place in places
     ]
     write_text_atomic(path, json.dumps(entries, indent=1) + "\n")

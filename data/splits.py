@@ -161,7 +161,7 @@ def scene_classes(annotations: Annotations) -> tuple[str, ...]:
 
 
 def scene_of(name: str) -> str:
-    """The class of a picture in a plain folder: its sub-folder, or its file name up to the first `_`."""
+    """The class of an image in a plain folder: its sub-folder, or its file name up to the first `_`."""
     path = PurePosixPath(name)
     if len(path.parts) > 1:
         return path.parent.as_posix()
@@ -169,7 +169,7 @@ def scene_of(name: str) -> str:
 
 
 def numbered_scenes(names: Sequence[str], classes: Sequence[str]) -> list[str] | None:
-    """The class of each picture, 100 to a class, where all names are plain numbers of such classes; else None."""
+    """The class of each image, 100 to a class, where all names are plain numbers of such classes; else None."""
     stems = [PurePosixPath(name).stem for name in names]
     if not all(stem.isascii() and stem.isdigit() for stem in stems):
         return None
@@ -273,7 +273,7 @@ def _stratified_val(classes: Sequence[str], generator: np.random.Generator) -> n
 def _block_val(annotations: Annotations, fold: int, blocks: int) -> np.ndarray:
     """Indices of run number `fold` of every class's images, in the order of the last number in their names.
 
-    Neighbouring numbers are often cut from one large picture (whole runs of them in UCM), so a random val shows places
+    Neighbouring numbers are often cut from one large image (whole runs of them in UCM), so a random val shows places
     that were trained on, which a test split of other numbers does not.
     """
     labels = np.asarray(scene_classes(annotations))

@@ -130,21 +130,21 @@ class Figure:
 def amfmn() -> Figure:
     """AMFMN with soft attention."""
     return Figure(
-        "AMFMN: each picture sees a caption in its own way",
-        "Picture and caption are encoded apart. The picture's vector v gates the caption's vector t; the score is the "
+        "AMFMN: each image sees a caption in its own way",
+        "Image and caption are encoded apart. The image's vector v gates the caption's vector t; the score is the "
         "cosine of v and the gated vector F.",
         {
-            "picture": Box(0, 100, "input", "Picture", ("3 x S x S pixels",)),
+            "image": Box(0, 100, "input", "Image", ("3 x S x S pixels",)),
             "caption": Box(0, 230, "input", "Caption", ("word ids",)),
             "pyramid": Box(1, 100, "image", "ResNet-18 pyramid", ("stages 1, 2: fine map", "stages 3, 4: coarse")),
             "words": Box(1, 230, "text", "Skip-thoughts GRU", ("620 numbers per word", "state of 2,400")),
-            "attention": Box(2, 100, "image", "Self-attention", ("both maps make a gate", "for the pooled picture")),
+            "attention": Box(2, 100, "image", "Self-attention", ("both maps make a gate", "for the pooled image")),
             "project": Box(2, 230, "text", "Linear, ReLU", ("to D = 512",)),
             "guide": Box(3, 200, "joint", "Guided caption", ("F = sigmoid(W v) * t", "one F for each pair")),
             "score": Box(4, 100, "joint", "Score", ("cosine of v and F",)),
         },
         (
-            Arrow("picture", "pyramid"),
+            Arrow("image", "pyramid"),
             Arrow("pyramid", "attention"),
             Arrow("attention", "score", "v"),
             Arrow("attention", "guide", offset=-14),
@@ -159,11 +159,11 @@ def amfmn() -> Figure:
 def galr() -> Figure:
     """GaLR with regions."""
     return Figure(
-        "GaLR: the whole picture and its regions",
-        "A global vector g and a local vector l of the picture are fused; the score is the cosine with the caption's "
-        "vector t. Without regions, g alone stands for the picture.",
+        "GaLR: the whole image and its regions",
+        "A global vector g and a local vector l of the image are fused; the score is the cosine with the caption's "
+        "vector t. Without regions, g alone stands for the image.",
         {
-            "picture": Box(0, 95, "input", "Picture", ("3 x S x S pixels",)),
+            "image": Box(0, 95, "input", "Image", ("3 x S x S pixels",)),
             "regions": Box(0, 195, "input", "Regions", ("20 nodes, adjacency",)),
             "caption": Box(0, 295, "input", "Caption", ("word ids",)),
             "encoder": Box(1, 95, "image", "Image encoder", ("AMFMN's, of ResNet-18", "to unit length")),
@@ -175,7 +175,7 @@ def galr() -> Figure:
             "score": Box(3, 195, "joint", "Score", ("cosine",)),
         },
         (
-            Arrow("picture", "encoder"),
+            Arrow("image", "encoder"),
             Arrow("encoder", "fusion", "g", offset=-18),
             Arrow("regions", "graph"),
             Arrow("graph", "fusion", "l", offset=22),
@@ -193,7 +193,7 @@ def swan() -> Figure:
         "The pooled stages of a ResNet-50 and 128 tokens of its stem are aggregated to v. The last word of a caption, "
         "enhanced by gated attention over all words, is t. The score is their cosine.",
         {
-            "picture": Box(0, 140, "input", "Picture", ("3 x S x S pixels",)),
+            "image": Box(0, 140, "input", "Image", ("3 x S x S pixels",)),
             "caption": Box(0, 290, "input", "Caption", ("word ids",)),
             "resnet": Box(1, 140, "image", "ResNet-50", ("frozen, or trained with", "is_finetune: true")),
             "global": Box(2, 95, "image", "Scene, global", ("stages 2 to 4 mixed", "pooled, MLP")),
@@ -207,7 +207,7 @@ def swan() -> Figure:
             "score": Box(4, 215, "joint", "Score", ("cosine of v and t",)),
         },
         (
-            Arrow("picture", "resnet"),
+            Arrow("image", "resnet"),
             Arrow("resnet", "global"),
             Arrow("resnet", "local"),
             Arrow("global", "aggregate", offset=-10),
@@ -225,12 +225,12 @@ def mcrn() -> Figure:
     """MCRN with its discriminator."""
     return Figure(
         "MCRN: three sources through one shared module",
-        "Picture, caption and spoken caption have an encoder each. One shared module turns every feature f into an "
+        "Image, caption and spoken caption have an encoder each. One shared module turns every feature f into an "
         "embedding g; any two are compared by their cosine. In pretraining a discriminator guesses the source of g.",
         {
-            "picture": Box(0, 90, "input", "Picture", ("3 x S x S pixels",)),
+            "pixels": Box(0, 90, "input", "Image", ("3 x S x S pixels",)),
             "caption": Box(0, 185, "input", "Caption", ("word ids",)),
-            "speech": Box(0, 280, "input", "Spoken caption", ("spectrogram picture",)),
+            "speech": Box(0, 280, "input", "Spoken caption", ("spectrogram image",)),
             "image": Box(1, 90, "image", "Image encoder", ("AMFMN's, of ResNet-18",)),
             "text": Box(1, 185, "text", "Caption encoder", ("AMFMN's, skip-thoughts",)),
             "audio": Box(1, 280, "audio", "Audio encoder", ("ResNet-18, Linear",)),
@@ -241,7 +241,7 @@ def mcrn() -> Figure:
             "critic": Box(3, 240, "joint", "Discriminator", ("pretraining only:", "which source is g from?")),
         },
         (
-            Arrow("picture", "image"),
+            Arrow("pixels", "image"),
             Arrow("caption", "text"),
             Arrow("speech", "audio"),
             Arrow("image", "share", "f", offset=-22),

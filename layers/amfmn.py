@@ -35,7 +35,7 @@ class CrossAttentionParameters(Parameters):
 
     att_type: Literal["soft_att", "fusion_att", "similarity_att"] = Field(
         default="soft_att",
-        description="how a picture guides a caption: F = sigmoid(W v) * t, or of both joined, or of their product",
+        description="how an image guides a caption: F = sigmoid(W v) * t, or of both joined, or of their product",
     )
     vgmf: bool = Field(default=False, description="the paper's visual-guided fusion; the released code leaves it out")
     block_mib: int = Field(

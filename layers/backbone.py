@@ -23,7 +23,7 @@ from runtime.weights import refuse_odd_weights
 from utils import InputError, first_line, logger
 
 STEPS = (4, 8, 16, 32)
-"""A network's four stages give maps of these parts of a picture's side."""
+"""A network's four stages give maps of these parts of an image's side."""
 _COMPILED_OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []
 
@@ -74,7 +74,7 @@ class ChosenBackboneParameters(BackboneParameters):
 
 
 def build_backbone(architecture: str, pretrained: str) -> nn.Module:
-    """A network without its classifier: normalised pictures [B, 3, S, S] -> [B, C], see `backbone_width`.
+    """A network without its classifier: normalised images [B, 3, S, S] -> [B, C], see `backbone_width`.
 
     Args:
         architecture: torchvision's name of a ResNet, or `timm/` and a name of timm's.
@@ -99,10 +99,10 @@ def plain_weights(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 class TimmBackbone(nn.Module):
-    """One of timm's networks without its classifier; its pictures are normalised as its weights expect it.
+    """One of timm's networks without its classifier; its images are normalised as its weights expect it.
 
     Attributes:
-        width: channels C of its pooled pictures.
+        width: channels C of its pooled images.
         stages: its numbers of the four stages, see `STEPS`.
         channels: of their maps.
     """
@@ -133,7 +133,7 @@ class TimmBackbone(nn.Module):
             self._try_out()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as fault:
             raise InputError(
-                f"architecture timm/{name}: does not give maps of 1/4, 1/8, 1/16 and 1/32 of any picture's side "
+                f"architecture timm/{name}: does not give maps of 1/4, 1/8, 1/16 and 1/32 of any image's side "
                 f"({first_line(fault)}). Convolutional networks of four stages do, such as timm/convnext_tiny, "
                 "timm/resnet26 or timm/regnety_016."
             ) from fault
@@ -144,7 +144,7 @@ class TimmBackbone(nn.Module):
 
     @torch.no_grad()
     def _try_out(self) -> None:
-        """Raise a ValueError if the maps of a small picture are of other sizes."""
+        """Raise a ValueError if the maps of a small image are of other sizes."""
         side = 64
         self.eval()
         shapes = [tuple(found.shape[1:]) for found in self.maps(torch.zeros(1, 3, side, side))]
@@ -165,12 +165,12 @@ class TimmBackbone(nn.Module):
         return tuple(found)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pool normalised pictures [B, 3, S, S] -> [B, C]."""
+        """Pool normalised images [B, 3, S, S] -> [B, C]."""
         return cast(Tensor, self.network(images * self.scale + self.shift))
 
 
 def renormalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Factor and summand [3, 1, 1] that bring ImageNet-normalised pictures to another mean and deviation (in 0..1)."""
+    """Factor and summand [3, 1, 1] that bring ImageNet-normalised images to another mean and deviation (in 0..1)."""
     scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]
     shift = [(ours - theirs) / by for ours, theirs, by in zip(IMAGENET_MEAN, mean, std, strict=True)]
     return torch.tensor(scale)[:, None, None], torch.tensor(shift)[:, None, None]
@@ -253,7 +253,7 @@ class SceneClassifier(nn.Module):
         self.classifier = nn.Linear(backbone_width(self.backbone), classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits: normalised pictures [B, 3, S, S] -> [B, classes]."""
+        """Logits: normalised images [B, 3, S, S] -> [B, classes]."""
         return cast(Tensor, self.classifier(self.backbone(images)))
 
 
@@ -261,7 +261,7 @@ VIEW_DIM = 128
 
 
 class ViewMatcher(nn.Module):
-    """A backbone and an MLP, in whose space two views of a picture meet: the MLP of SimCLR (Chen et al., 2020)."""
+    """A backbone and an MLP, in whose space two views of an image meet: the MLP of SimCLR (Chen et al., 2020)."""
 
     def __init__(self, architecture: str, pretrained: str) -> None:
         """Put a new MLP on what `build_backbone` builds."""
@@ -271,7 +271,7 @@ class ViewMatcher(nn.Module):
         self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, VIEW_DIM))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed normalised pictures: [B, 3, S, S] -> [B, D] of unit length."""
+        """Embed normalised images: [B, 3, S, S] -> [B, D] of unit length."""
         return F.normalize(self.project(self.backbone(images)), dim=1)
 
 

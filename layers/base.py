@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vocab import Vocabulary
 
 Criterion = Callable[[Tensor], dict[str, Tensor]]
-"""Losses of a score matrix, pictures by captions: key `loss`, and its parts to log."""
+"""Losses of a score matrix, images by captions: key `loss`, and its parts to log."""
 
 NORM_FLOOR = 1e-8
 AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
@@ -41,14 +41,14 @@ def normalise_rows(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Encodings:
-    """What a training loss sees of a batch: N pictures, M captions; of several ranks those of all of them.
+    """What a training loss sees of a batch: N images, M captions; of several ranks those of all of them.
 
     Attributes:
         images: [N, D].
         texts: [M, D].
         audio: [M, D].
         second_view: [N, D].
-        image_rows: [M] int64 row of each caption's picture; None: caption i belongs to picture i.
+        image_rows: [M] int64 row of each caption's image; None: caption i belongs to image i.
     """
 
     images: Tensor
@@ -57,17 +57,17 @@ class Encodings:
     second_view: Tensor | None = None
     image_rows: Tensor | None = None
 
-    def of_captions(self, pictures: Tensor) -> Tensor:
-        """Of values per picture [N, ...] those of each caption's picture, [M, ...]."""
-        return pictures if self.image_rows is None else pictures[self.image_rows]
+    def of_captions(self, images: Tensor) -> Tensor:
+        """Of values per image [N, ...] those of each caption's image, [M, ...]."""
+        return images if self.image_rows is None else images[self.image_rows]
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model weighed in a batch of pictures and captions; None for what it has no such part for.
+    """What a model weighed in a batch of images and captions; None for what it has no such part for.
 
     Attributes:
-        image_attention: [B, H, W] in 0..1, how much counts of each place of a picture.
+        image_attention: [B, H, W] in 0..1, how much counts of each place of an image.
         word_shares: [B, L] how attention is shared out among the words of a caption; 1 in sum, 0 at padding.
     """
 
@@ -83,13 +83,13 @@ class RetrievalModel(nn.Module):
     whose options leave parts unbuilt has its own."""
 
     uses_regions: ClassVar[bool] = False
-    """Whether pictures come with the `nodes` and `adjacency` of `dataset.local_path`."""
+    """Whether images come with the `nodes` and `adjacency` of `dataset.local_path`."""
 
     uses_audio: ClassVar[bool] = False
     """Whether captions come with the spectrograms of `dataset.audio_path`, and `encode_audio` embeds them."""
 
     uses_second_view: ClassVar[bool] = False
-    """Whether training batches carry a second view of their pictures, and pictures are searched with pictures."""
+    """Whether training batches carry a second view of their images, and images are searched with images."""
 
     batch_means: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that are means over a batch rather than sums over its items, see `loss_of`."""
@@ -105,7 +105,7 @@ class RetrievalModel(nn.Module):
 
         Args:
             parameters: the block, validated by the class that the model was registered with.
-            image_size: side S of the pictures, pixels.
+            image_size: side S of the images, pixels.
             vocabulary: the words whose ids `Batch.tokens` holds.
             load_weights: read the weight files that the block names; False where a checkpoint follows anyway.
 
@@ -163,7 +163,7 @@ class RetrievalModel(nn.Module):
         return state_dict
 
     def encode_image(self, batch: Batch) -> Tensor:
-        """Embed each picture alone, independent of its batch. Returns [B, D]."""
+        """Embed each image alone, independent of its batch. Returns [B, D]."""
         raise NotImplementedError
 
     def encode_text(self, batch: Batch) -> Tensor:
@@ -175,7 +175,7 @@ class RetrievalModel(nn.Module):
         raise NotImplementedError
 
     def explain(self, batch: Batch) -> Explanation:
-        """What the model weighed in pictures and their captions; empty unless a model overrides it."""
+        """What the model weighed in images and their captions; empty unless a model overrides it."""
         return Explanation()
 
     def score(self, images: Tensor, texts: Tensor) -> Tensor:

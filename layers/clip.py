@@ -83,8 +83,8 @@ class BytePairs(Vocabulary):
 class CLIP(RetrievalModel):
     """Two towers of open_clip that meet in a cosine.
 
-    Differs from open_clip's own evaluation: pictures are squeezed to a square by bilinear resampling, as for every
-    model here, where open_clip scales bicubically and cuts the middle; they are the same for square pictures but for
+    Differs from open_clip's own evaluation: images are squeezed to a square by bilinear resampling, as for every
+    model here, where open_clip scales bicubically and cuts the middle; they are the same for square images but for
     the resampling. The learned temperature of the weights is not used: the order of a cosine does not depend on it, and
     training has a temperature of its own (`optim.contrastive.temperature`).
     """
@@ -96,7 +96,7 @@ class CLIP(RetrievalModel):
 
         Args:
             clip: an open_clip model.
-            mean: channel means that its pictures are normalised with, in 0..1.
+            mean: channel means that its images are normalised with, in 0..1.
             std: their standard deviations.
             freeze: `none`, `image` or `text`: which tower keeps its weights.
         """
@@ -136,7 +136,7 @@ class CLIP(RetrievalModel):
         sides = (side, side) if isinstance(side, int) else tuple(side)
         if sides != (image_size, image_size):
             raise InputError(
-                f"dataset.image_size: {block.architecture} reads pictures of {sides[0]} pixels, got {image_size}."
+                f"dataset.image_size: {block.architecture} reads images of {sides[0]} pixels, got {image_size}."
             )
         model = cls(clip, tuple(preparation["mean"]), tuple(preparation["std"]), block.freeze)
         if load_weights and is_file:
@@ -163,9 +163,9 @@ class CLIP(RetrievalModel):
         return BytePairs(tokenizer)
 
     def encode_image(self, batch: Batch) -> Tensor:
-        """Embed pictures [B, 3, S, S], not normalised. Returns [B, D]."""
-        pictures = batch.need("images") * self.scale + self.shift  # from ImageNet's normalisation to the model's
-        return cast(Tensor, cast(Any, self.clip).encode_image(pictures))
+        """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
+        images = batch.need("images") * self.scale + self.shift  # from ImageNet's normalisation to the model's
+        return cast(Tensor, cast(Any, self.clip).encode_image(images))
 
     def encode_text(self, batch: Batch) -> Tensor:
         """Embed captions [B, L], not normalised. Returns [B, D]."""

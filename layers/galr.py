@@ -1,7 +1,7 @@
 """GaLR: remote sensing cross-modal retrieval based on global and local information.
 
 Yuan et al., "Remote Sensing Cross-Modal Text-Image Retrieval Based on Global and Local Information", TGRS 2022.
-Letters: B batch, R regions per image (20), D embedding. g is the global vector of a picture, l its local one.
+Letters: B batch, R regions per image (20), D embedding. g is the global vector of an image, l its local one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FusionParameters(Parameters):
     """`model.fusion`: multi-level information dynamic fusion (MIDF) of the global and the local vector."""
 
     dynamic_weights: Literal["released", "paper"] = Field(
-        default="released", description="released: both parts count the same; paper: weights learned per picture"
+        default="released", description="released: both parts count the same; paper: weights learned per image"
     )
     dynamic_fusion_dim: int = Field(
         default=512, ge=1, description="dynamic_weights paper: hidden width of the weights [numbers]"
@@ -114,7 +114,7 @@ class Fusion(nn.Module):
             )
 
     def forward(self, global_vector: Tensor, local_vector: Tensor) -> Tensor:
-        """Fuse g [B, D] and l [B, D] to the picture's vector [B, D], not of unit length."""
+        """Fuse g [B, D] and l [B, D] to the image's vector [B, D], not of unit length."""
         global_vector, local_vector = self.global_self(global_vector), self.local_self(local_vector)
         local_vector = self.local_guided(local_vector, global_vector)
         global_vector = self.global_guided(global_vector, local_vector)
@@ -131,7 +131,7 @@ class Fusion(nn.Module):
 class GaLR(RetrievalModel):
     """Multiscale image encoder, region graph encoder and their fusion; skip-thoughts caption encoder.
 
-    Without regions ("global only") the picture's vector is g: no graph encoder and no fusion are built.
+    Without regions ("global only") the image's vector is g: no graph encoder and no fusion are built.
     """
 
     uses_regions = True

@@ -76,7 +76,7 @@ def contrastive_parts(
     matches: Tensor | None = None,
     image_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE: cross-entropy of finding a picture's captions in the batch, and a caption's pictures.
+    """Symmetric InfoNCE: cross-entropy of finding an image's captions in the batch, and a caption's images.
 
     CLIP (Radford et al., 2021); several matches share the target evenly, as in supervised contrastive learning
     (Khosla et al., 2020, eq. 2). An image with several texts counts once for each.

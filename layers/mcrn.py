@@ -1,4 +1,4 @@
-"""MCRN: multi-source cross-modal retrieval network, pictures, captions and spoken captions in one space.
+"""MCRN: multi-source cross-modal retrieval network, images, captions and spoken captions in one space.
 
 Yuan et al., "MCRN: A Multi-source Cross-modal Retrieval Network for remote sensing", JAG 2022.
 Letters: B batch, D embedding. f is a modality's feature, g what the shared pattern transfer makes of it.
@@ -91,7 +91,7 @@ class McrnParameters(ModelParameters):
 
 
 class AudioEncoder(nn.Module):
-    """A backbone (published: ResNet-18) on a spectrogram picture: its spatial mean, projected."""
+    """A backbone (published: ResNet-18) on a spectrogram image: its spatial mean, projected."""
 
     def __init__(self, embed_dim: int, architecture: str, pretrained: str) -> None:
         """Start from what `layers.backbone.build_backbone` takes."""
@@ -100,7 +100,7 @@ class AudioEncoder(nn.Module):
         self.projection = nn.Linear(backbone_width(self.resnet), embed_dim)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """Embed normalised spectrogram pictures: [B, 3, S, S] -> [B, D]."""
+        """Embed normalised spectrogram images: [B, 3, S, S] -> [B, D]."""
         return cast(Tensor, self.projection(self.resnet(audio)))
 
 
@@ -142,9 +142,9 @@ class MCRN(RetrievalModel):
         """Join three encoders of one width.
 
         Args:
-            image_encoder: pictures [B, 3, S, S] -> [B, D].
+            image_encoder: images [B, 3, S, S] -> [B, D].
             caption_encoder: tokens [B, L], lengths [B] -> [B, D].
-            audio_encoder: spectrogram pictures [B, 3, S, S] -> [B, D].
+            audio_encoder: spectrogram images [B, 3, S, S] -> [B, D].
             share: the module that all features go through.
             share_dropout: dropout on features before it, in fine-tuning, probability.
             aligned: whether the training loss aligns views and modalities besides the triplets.
@@ -173,7 +173,7 @@ class MCRN(RetrievalModel):
         load_weights: bool,
         aligned: bool = True,
     ) -> MCRN:
-        """See `RetrievalModel.from_parameters`; `backbone` is what pictures and sounds start from."""
+        """See `RetrievalModel.from_parameters`; `backbone` is what images and sounds start from."""
         block = cast(McrnParameters, parameters)
         width = block.embed.embed_dim
         model = cls(
@@ -235,7 +235,7 @@ class MCRN(RetrievalModel):
     def forward_views(self, modality: Modality, first: Batch, second: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Two views of the same items in pretraining, without feature dropout: f1, f2, g1, g2, each [B, D].
 
-        Differs from the released code: audio goes through the audio encoder, not through that of pictures.
+        Differs from the released code: audio goes through the audio encoder, not through that of images.
         """
         f1, f2 = self.features(modality, first), self.features(modality, second)
         return f1, f2, self.share(f1), self.share(f2)
@@ -251,10 +251,10 @@ class MCRN(RetrievalModel):
         return Encodings(images, texts, audio, second, batch.image_rows)
 
     def loss_of(self, encodings: Encodings, criterion: Criterion) -> dict[str, Tensor]:
-        """Triplets from pictures to captions and to audio; with `aligned`, also views and modalities brought together.
+        """Triplets from images to captions and to audio; with `aligned`, also views and modalities brought together.
 
         Returns:
-            `loss` and its parts as they enter it: `triplet_text`, `triplet_audio`; `mse_view` (two views of a picture),
+            `loss` and its parts as they enter it: `triplet_text`, `triplet_audio`; `mse_view` (two views of an image),
             `kd` and `alignment` (distillation and mean squared error of each two modalities).
         """
         texts, audio = encodings.texts, cast(Tensor, encodings.audio)

@@ -49,7 +49,7 @@ class ResNetPyramid(nn.Module):
         self.channels = (top // 8, top // 4, top // 2, top)
 
     def forward(self, images: Tensor) -> Maps:
-        """Maps of normalised pictures [B, 3, S, S], S a multiple of 32."""
+        """Maps of normalised images [B, 3, S, S], S a multiple of 32."""
         stem = self.resnet
         stage = stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))
         first = stem.layer1(stage)
@@ -77,7 +77,7 @@ class TimmPyramid(nn.Module):
         self.channels = self.backbone.channels
 
     def forward(self, images: Tensor) -> Maps:
-        """Maps of normalised pictures [B, 3, S, S], S a multiple of 32."""
+        """Maps of normalised images [B, 3, S, S], S a multiple of 32."""
         return cast(Maps, self.backbone.maps(images))
 
 
@@ -89,7 +89,7 @@ def pyramid(architecture: str, pretrained: str) -> ResNetPyramid | TimmPyramid:
 
 
 class MultiscaleImageEncoder(nn.Module):
-    """Pyramid and MVSA: the pooled picture, gated by what its scales agree on."""
+    """Pyramid and MVSA: the pooled image, gated by what its scales agree on."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class MultiscaleImageEncoder(nn.Module):
         reduced_channels: int,
         attended_channels: int,
     ) -> None:
-        """Build it for pictures of `image_size` pixels; the two channel counts size the MVSA maps."""
+        """Build it for images of `image_size` pixels; the two channel counts size the MVSA maps."""
         super().__init__()
         self.pyramid = pyramid
         first, second, third, fourth = pyramid.channels
@@ -111,7 +111,7 @@ class MultiscaleImageEncoder(nn.Module):
         self.gate = nn.Linear(attended_channels * (image_size // 16) ** 2, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed normalised pictures [B, 3, S, S]. Returns [B, D], not of unit length. AMFMN, eq. 1-8."""
+        """Embed normalised images [B, 3, S, S]. Returns [B, D], not of unit length. AMFMN, eq. 1-8."""
         joined, top = self._join(images)
         attended = self.attended(joined) * torch.sigmoid(self.attention(joined))
         gate: Tensor = torch.sigmoid(self.gate(attended.flatten(1)))  # [B, D]
@@ -123,7 +123,7 @@ class MultiscaleImageEncoder(nn.Module):
         return torch.sigmoid(self.attention(joined)).mean(dim=1)
 
     def _join(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Both scales as one map [B, 2C, S/16, S/16], and the pooled picture [B, C4]."""
+        """Both scales as one map [B, 2C, S/16, S/16], and the pooled image [B, C4]."""
         stages = self.pyramid(images)
         fine, coarse = self.reduce(*stages)
         return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), stages[-1].mean(dim=(2, 3))

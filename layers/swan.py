@@ -58,7 +58,7 @@ class DropoutParameters(Parameters):
         default=0.1, ge=0, lt=1, description="dropout inside the last MLP of the caption encoder [probability]"
     )
     global_view: float = Field(
-        default=0.2, ge=0, lt=1, description="dropout inside the MLP of the pooled picture [probability]"
+        default=0.2, ge=0, lt=1, description="dropout inside the MLP of the pooled image [probability]"
     )
     local_view: float = Field(
         default=0.1, ge=0, lt=1, description="dropout on the detail tokens and their attention [probability]"
@@ -93,7 +93,7 @@ class SwanParameters(ModelParameters):
 
 @register("SWAN", SwanParameters)
 class SWAN(RetrievalModel):
-    """Pooled scene and fine details of a picture, aggregated; the last word of a caption in its context."""
+    """Pooled scene and fine details of an image, aggregated; the last word of a caption in its context."""
 
     released_names = {**RELEASED_IMAGE, **RELEASED_TEXT}  # noqa: RUF012 (ClassVar in the base class)
 
@@ -107,7 +107,7 @@ class SWAN(RetrievalModel):
     def from_parameters(
         cls, parameters: ModelParameters, image_size: int, vocabulary: Vocabulary, load_weights: bool
     ) -> SWAN:
-        """See `RetrievalModel.from_parameters`; pictures of any size that is a multiple of 32 fit."""
+        """See `RetrievalModel.from_parameters`; images of any size that is a multiple of 32 fit."""
         block = cast(SwanParameters, parameters)
         weights = block.backbone_weights if load_weights else "none"
         if load_weights and weights == "none" and not block.is_finetune:

@@ -1,4 +1,4 @@
-"""SWAN's image encoder: a pooled view of the whole picture, tokens of its fine details, and their aggregation.
+"""SWAN's image encoder: a pooled view of the whole image, tokens of its fine details, and their aggregation.
 
 Letters: B batch, C channels, N = 128 detail tokens, D embedding, S image side in pixels.
 """
@@ -154,7 +154,7 @@ class SceneImageEncoder(nn.Module):
             return stem, second, third, network.layer4(third)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed normalised pictures [B, 3, S, S], S a multiple of 32. Returns [B, D], not of unit length."""
+        """Embed normalised images [B, 3, S, S], S a multiple of 32. Returns [B, D], not of unit length."""
         stem, *stages = self.stages(images)
         both = torch.cat([self.details(self.shallow(stem)), self.fusion(*stages)], dim=-1)  # [B, 2D]
         return cast(Tensor, self.aggregation(both))

@@ -1,6 +1,6 @@
 """How well a map points at what a sentence describes: Rsu, Ras, Rda and Rmi of semantic localization.
 
-Letters: H W picture in pixels, P polygons, V vertices, K attention centres.
+Letters: H W image in pixels, P polygons, V vertices, K attention centres.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Pictures of which only a part is looked at at a time.
+"""Images of which only a part is looked at at a time.
 
-A TIFF is read by strips or tiles with rasterio, any other picture is decoded as a whole. Colours follow the rules of
+A TIFF is read by strips or tiles with rasterio, any other image is decoded as a whole. Colours follow the rules of
 `data.images`; what rasterio would show otherwise than Pillow (turned rows, 0 for white, other depths) is refused.
 """
 
@@ -25,8 +25,8 @@ _UPRIGHT = 1
 _ORIENTATION = 274
 
 
-class LargePicture(Protocol):
-    """What is asked of an open picture.
+class LargeImage(Protocol):
+    """What is asked of an open image.
 
     Attributes:
         georeference: coordinate system and transform of its pixels; None where the file holds none.
@@ -44,8 +44,8 @@ class LargePicture(Protocol):
 
 
 @contextmanager
-def open_large(path: Path, max_pixels: int) -> Iterator[LargePicture]:
-    """Open a picture to read parts of it.
+def open_large(path: Path, max_pixels: int) -> Iterator[LargeImage]:
+    """Open an image to read parts of it.
 
     Args:
         path: a JPEG, PNG or TIFF file.
@@ -59,7 +59,7 @@ def open_large(path: Path, max_pixels: int) -> Iterator[LargePicture]:
         with path.open("rb") as file:
             is_tiff = file.read(4) in _TIFF
     except OSError as fault:
-        reason = "no such picture" if isinstance(fault, FileNotFoundError) else f"can't be read ({fault.strerror})"
+        reason = "no such image" if isinstance(fault, FileNotFoundError) else f"can't be read ({fault.strerror})"
         raise InputError(f"{path}: {reason}") from fault
     if not is_tiff:
         with warnings.catch_warnings():  # Pillow's own limit warns below ours
@@ -84,12 +84,12 @@ def open_large(path: Path, max_pixels: int) -> Iterator[LargePicture]:
 
 
 def write_geotiff(path: Path, levels: NDArray[np.uint8], georeference: tuple[Any, Any], description: str) -> None:
-    """Write a map with the coordinates of the picture that it was made of.
+    """Write a map with the coordinates of the image that it was made of.
 
     Args:
         path: the file.
         levels: [H, W]; stored with the scale 1/255, so that programs that know scales show 0..1.
-        georeference: of the picture.
+        georeference: of the image.
         description: of the one band.
     """
     from rasterio.io import MemoryFile
@@ -106,7 +106,7 @@ def write_geotiff(path: Path, levels: NDArray[np.uint8], georeference: tuple[Any
 
 
 class _Decoded:
-    """A picture that is held as a whole."""
+    """An image that is held as a whole."""
 
     georeference: tuple[Any, Any] | None = None
 
@@ -129,7 +129,7 @@ class _Tiff:
         self.width, self.height = dataset.width, dataset.height
         if self.width * self.height > max_pixels:
             raise InputError(
-                f"{path}: {self.width} x {self.height} pixels, at most {max_pixels} are allowed: cut the picture up, "
+                f"{path}: {self.width} x {self.height} pixels, at most {max_pixels} are allowed: cut the image up, "
                 f"or allow more (--set dataset.max_pixels={self.width * self.height}; a pixel takes about 6 bytes)"
             )
         self.bands = _colour_bands(path, dataset)
@@ -137,7 +137,7 @@ class _Tiff:
         self.georeference = None if dataset.crs is None else (dataset.crs, dataset.transform)
 
     def read(self, row: int, column: int, height: int, width: int) -> Image.Image:
-        return self._picture(window=((row, row + height), (column, column + width)))
+        return self._image(window=((row, row + height), (column, column + width)))
 
     def overview(self, side: int) -> Image.Image:
         from rasterio.enums import Resampling
@@ -146,9 +146,9 @@ class _Tiff:
         # The mean of two numbers in a palette is another colour.
         method = Resampling.average if self.palette is None else Resampling.nearest
         shape = (len(self.bands), height, width)
-        return self._picture(out_shape=shape, resampling=method)
+        return self._image(out_shape=shape, resampling=method)
 
-    def _picture(self, **part: Any) -> Image.Image:
+    def _image(self, **part: Any) -> Image.Image:
         """What rasterio reads, as RGB."""
         from rasterio.errors import RasterioError
 
@@ -177,7 +177,7 @@ def _colour_bands(path: Path, dataset: Any) -> list[int]:
     if depths not in ({"uint8"}, {"uint16"}) or bits not in ("8", "16") or len(kinds) > 4 or white_is_0:
         raise InputError(
             f"{path}: {len(kinds)} bands of {', '.join(sorted(depths))} ({', '.join(kinds)}) have no known range of "
-            "brightness or colours; convert the picture to 8-bit RGB or 16-bit grey"
+            "brightness or colours; convert the image to 8-bit RGB or 16-bit grey"
         )
     return [1, 2, 3] if len(kinds) > 2 else [1]
 
@@ -210,7 +210,7 @@ def _refuse_turned(path: Path) -> None:
 
 def _damaged(path: Path, fault: Exception) -> InputError:
     reason = fault.__cause__ if isinstance(fault.__cause__, Exception) else fault  # rasterio says only where to look
-    return InputError(f"{path}: the picture is damaged or cut short ({first_line(reason)}): copy it again")
+    return InputError(f"{path}: the image is damaged or cut short ({first_line(reason)}): copy it again")
 
 
 def _fitted(width: int, height: int, side: int) -> tuple[int, int]:

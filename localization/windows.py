@@ -1,6 +1,6 @@
-"""Semantic localization: windows of a large picture, scored against sentences, become a map of where each is true.
+"""Semantic localization: windows of a large image, scored against sentences, become a map of where each is true.
 
-Letters: N windows, Q queries, S image side, H W picture in pixels, R C rows and columns of cells.
+Letters: N windows, Q queries, S image side, H W image in pixels, R C rows and columns of cells.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from data.images import to_square
 from engine import embed
 from layers.base import RetrievalModel
 from localization.indicators import TOP_LEVEL, opencv
-from localization.large_image import LargePicture
+from localization.large_image import LargeImage
 
-READ_AHEAD = 32  # windows side by side that are read as one part of the picture
+READ_AHEAD = 32  # windows side by side that are read as one part of the image
 SIDE, ROW, COLUMN = range(3)  # of a window
 
 
 def window_grid(height: int, width: int, sides: Sequence[int]) -> NDArray[np.int64]:
     """Windows of several sizes, each in two grids: from the corner, and from half a window in both directions.
 
-    The last window of a row or column is pushed back inside the picture; a window that comes twice counts once.
+    The last window of a row or column is pushed back inside the image; a window that comes twice counts once.
 
     Args:
         height: H, at least the largest side.
@@ -54,12 +54,12 @@ def window_grid(height: int, width: int, sides: Sequence[int]) -> NDArray[np.int
 
 
 def prepared_windows(
-    picture: LargePicture, windows: NDArray[np.int64], image_size: int, threads: int
+    image: LargeImage, windows: NDArray[np.int64], image_size: int, threads: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """Each window as evaluation prepares a picture of its own, [3, S, S], in order.
+    """Each window as evaluation prepares an image of its own, [3, S, S], in order.
 
     Args:
-        picture: read in parts of at most `READ_AHEAD` windows.
+        image: read in parts of at most `READ_AHEAD` windows.
         windows: [N, 3] of `window_grid`.
         image_size: S.
         threads: that scale windows.
@@ -69,7 +69,7 @@ def prepared_windows(
             columns = [window[COLUMN] for window in group]
             for start in range(0, len(columns), READ_AHEAD):
                 chosen = columns[start : start + READ_AHEAD]
-                band = picture.read(row, chosen[0], side, chosen[-1] + side - chosen[0])
+                band = image.read(row, chosen[0], side, chosen[-1] + side - chosen[0])
                 lefts = [column - chosen[0] for column in chosen]
                 yield from pool.map(partial(_prepare, band, side, image_size), lefts)
 
@@ -88,7 +88,7 @@ def encode_queries(model: RetrievalModel, queries: Captions, device: torch.devic
 @torch.no_grad()
 def score_windows(
     model: RetrievalModel,
-    picture: LargePicture,
+    image: LargeImage,
     windows: NDArray[np.int64],
     queries: Tensor,
     *,
@@ -101,10 +101,10 @@ def score_windows(
 
     Args:
         model: on the device of the queries; a model that needs regions can't be used.
-        picture: where the windows lie.
+        image: where the windows lie.
         windows: [N, 3] of `window_grid`.
         queries: [Q, D] of `encode_queries`.
-        image_size: S, side of the pictures that the model takes.
+        image_size: S, side of the images that the model takes.
         batch_size: windows encoded at a time.
         amp: precision, see `engine.embed`.
         threads: that scale windows.
@@ -113,10 +113,10 @@ def score_windows(
         [N, Q].
 
     Raises:
-        InputError: the picture is damaged, or an embedding is not finite.
+        InputError: the image is damaged, or an embedding is not finite.
     """
     device = queries.device
-    squares = prepared_windows(picture, windows, image_size, threads)
+    squares = prepared_windows(image, windows, image_size, threads)
     scores = np.empty((len(windows), len(queries)), dtype=np.float32)
     with tqdm(total=len(windows), desc="windows", leave=False) as bar:
         for start in range(0, len(windows), batch_size):
@@ -165,10 +165,10 @@ def mean_map(windows: NDArray[np.int64], scores: NDArray[np.floating]) -> MeanMa
     """The mean score of the windows that cover each pixel, by 2-D difference arrays of their sum and their number.
 
     The arrays hold one entry per cell between window edges, not per pixel: some hundred rows and columns for any size
-    of picture.
+    of image.
 
     Args:
-        windows: [N, 3] of `window_grid`; together they cover the picture.
+        windows: [N, 3] of `window_grid`; together they cover the image.
         scores: [N], of one query.
     """
     starts, ends = windows[:, (ROW, COLUMN)], windows[:, (ROW, COLUMN)] + windows[:, SIDE, None]

@@ -68,7 +68,7 @@ def scene_knowledge(text_image: Tensor, scenes: Tensor) -> dict[str, float]:
     """Expected recalls of a model that knows every item's scene class and nothing else.
 
     It ranks the items of the query's class first, in random order, which is `chance` within each class. A score above
-    it shows that pictures of one class are told apart, too.
+    it shows that images of one class are told apart, too.
 
     Args:
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has a text.

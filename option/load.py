@@ -61,7 +61,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
 
 
 def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingOptions:
-    """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of pictures, else without pairs."""
+    """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of images, else without pairs."""
     tree, _ = read_file(Path(path))
     if not _pretrains(tree):
         raise InputError(

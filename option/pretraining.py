@@ -11,7 +11,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from option.architecture import Architecture
 from option.parameters import ModelParameters, Parameters
-from option.schema import Descent, FolderName, GivenPath, Logs, Pictures, Training, TrainingPictures
+from option.schema import Descent, FolderName, GivenPath, Images, Logs, Training, TrainingImages
 
 
 class PretrainedBackbone(Parameters):
@@ -24,14 +24,14 @@ class PretrainedBackbone(Parameters):
     pretrained: str = Field(default="none", description="none (random), imagenet, or the path of a state dict")
 
 
-class BackbonePictures(TrainingPictures):
-    """Block `dataset` of a backbone's pretraining: pictures, for scene classes those whose class is known by name."""
+class BackboneImages(TrainingImages):
+    """Block `dataset` of a backbone's pretraining: images, for scene classes those whose class is known by name."""
 
     data_path: GivenPath | None = Field(
-        default=None, description="data set's folder: only the pictures of its train_filename.txt are read"
+        default=None, description="data set's folder: only the images of its train_filename.txt are read"
     )
     image_path: GivenPath | None = Field(
-        default=None, description="folder of the pictures; null: <data_path>/images; alone: all pictures below it"
+        default=None, description="folder of the images; null: <data_path>/images; alone: all images below it"
     )
     exclude: GivenPath | None = Field(
         default=None, description="list of file names that must not be seen, such as a test_filename.txt"
@@ -40,11 +40,11 @@ class BackbonePictures(TrainingPictures):
         default=0.1,
         gt=0,
         lt=1,
-        description="share of the pictures (scenes: of each class) kept to choose the best epoch [share]",
+        description="share of the images (scenes: of each class) kept to choose the best epoch [share]",
     )
 
     @model_validator(mode="after")
-    def _some_folder(self) -> BackbonePictures:
+    def _some_folder(self) -> BackboneImages:
         if self.data_path is None and self.image_path is None:
             raise ValueError("one of dataset.data_path and dataset.image_path is needed")
         return self
@@ -56,7 +56,7 @@ class BackboneTraining(Training):
     task: Literal["scenes", "views"] = Field(
         default="scenes",
         description="what is learned; scenes: to tell the classes apart, by cross-entropy; views: which two views are "
-        "of one picture, by InfoNCE (SimCLR)",
+        "of one image, by InfoNCE (SimCLR)",
     )
     temperature: float = Field(default=0.1, ge=0.01, le=1, description="of InfoNCE (task views)")
     label_smoothing: float = Field(
@@ -79,19 +79,19 @@ class BackboneOptions(Parameters):
     """All options of a backbone's pretraining. `load_pretraining_options` makes them."""
 
     backbone: PretrainedBackbone = Field(default_factory=PretrainedBackbone, description="the network")
-    dataset: BackbonePictures = Field(description="pictures")
+    dataset: BackboneImages = Field(description="images")
     optim: BackboneTraining = Field(default_factory=BackboneTraining, description="loss, optimiser and schedule")
     logs: PretrainingLogs = Field(description="reports and folder")
 
 
-class UnpairedSources(Pictures):
-    """Block `dataset` of a pretraining without pairs: pictures, captions and spectrograms, as far as there are any."""
+class UnpairedSources(Images):
+    """Block `dataset` of a pretraining without pairs: images, captions and spectrograms, as far as there are any."""
 
     data_path: GivenPath | None = Field(
-        default=None, description="data set's folder: the pictures and captions of its train lists are read"
+        default=None, description="data set's folder: the images and captions of its train lists are read"
     )
     image_path: GivenPath | None = Field(
-        default=None, description="folder of the pictures; null: <data_path>/images; alone: all pictures below it"
+        default=None, description="folder of the images; null: <data_path>/images; alone: all images below it"
     )
     audio_path: GivenPath | None = Field(
         default=None, description="folder of the spectrograms, of the train captions or alone; null: none are used"
@@ -124,7 +124,7 @@ class ModalityOptions(Parameters):
     """All options of a pretraining without pairs. `load_pretraining_options` makes them."""
 
     model: SerializeAsAny[ModelParameters] = Field(description="the model and its parameters")
-    dataset: UnpairedSources = Field(description="pictures, captions and spectrograms")
+    dataset: UnpairedSources = Field(description="images, captions and spectrograms")
     optim: AdversarialTraining = Field(default_factory=AdversarialTraining, description="optimisers and schedules")
     logs: PretrainingLogs = Field(description="reports and folder")
 

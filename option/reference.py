@@ -103,7 +103,7 @@ def page() -> str:
         parts += [f"## {name}", f"Block `model` with `name: {name}`.", _table(rows, SOURCES)]
     parts += [
         "## Backbone pretraining",
-        "A backbone learns scene classes, or which views are of one picture: [models.md](models.md#scene-pretraining).",
+        "A backbone learns scene classes, or which views are of one image: [models.md](models.md#scene-pretraining).",
         *_blocks(BackboneOptions, ", backbone pretraining", PRETRAINING_SOURCES),
         "## Pretraining without pairs",
         "A model learns several modalities without pairs: [models.md](models.md#pretraining-without-pairs). Its block "
@@ -138,7 +138,7 @@ def _row(key: str, field: FieldInfo, origin: str) -> str:
 
 
 def split_unit(description: str) -> tuple[str, str]:
-    """A description and the unit in brackets at its end: "side of the pictures [pixels]"."""
+    """A description and the unit in brackets at its end: "side of the images [pixels]"."""
     found = re.fullmatch(r"(.*?)(?: \[([^\]]+)\])?", description, re.DOTALL)
     return (found.group(1), found.group(2) or "") if found else (description, "")
 

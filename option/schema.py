@@ -91,8 +91,8 @@ GivenPath = Annotated[Path, BeforeValidator(_not_blank)]
 FolderName = Annotated[str, AfterValidator(_plain_folder_name)]
 
 
-class Pictures(Parameters):
-    """What the `dataset` block of every entry point says about reading pictures."""
+class Images(Parameters):
+    """What the `dataset` block of every entry point says about reading images."""
 
     batch_size: int = Field(
         default=100,
@@ -101,33 +101,33 @@ class Pictures(Parameters):
         "a negative [items]",
     )
     batch_size_val: int = Field(
-        default=70, ge=1, description="pictures or captions encoded at a time in evaluation [items]"
+        default=70, ge=1, description="images or captions encoded at a time in evaluation [items]"
     )
     workers: int = Field(
-        default=2, ge=0, description="processes that read pictures; 0: the main process does [processes]"
+        default=2, ge=0, description="processes that read images; 0: the main process does [processes]"
     )
     image_size: int = Field(
         default=256,
         ge=64,
         multiple_of=32,
-        description="side of the pictures at the backbone's input, which halves it 5 times [pixels]",
+        description="side of the images at the backbone's input, which halves it 5 times [pixels]",
     )
     cache: Literal["auto", "device", "ram", "disk", "off"] = Field(
         default="auto",
-        description="where decoded pictures are kept; device: the GPU; off: nowhere, each epoch decodes them again; "
+        description="where decoded images are kept; device: the GPU; off: nowhere, each epoch decodes them again; "
         "auto: the fastest place with room for them",
     )
     max_pixels: int = Field(
-        default=100_000_000, ge=1, description="pictures with more pixels are refused undecoded [pixels]"
+        default=100_000_000, ge=1, description="images with more pixels are refused undecoded [pixels]"
     )
 
 
-class TrainingPictures(Pictures):
-    """What blocks `dataset` say whose pictures are trained on in views that are drawn anew each time."""
+class TrainingImages(Images):
+    """What blocks `dataset` say whose images are trained on in views that are drawn anew each time."""
 
     augmentation: Angles = Field(
         default="published",
-        description="of training pictures, beside the random crop; published: rotated by up to 90 degrees; "
+        description="of training images, beside the random crop; published: rotated by up to 90 degrees; "
         "overhead: by a multiple of 90 degrees, and mirrored",
     )
     smallest_part: float = Field(
@@ -140,19 +140,19 @@ class TrainingPictures(Pictures):
         default=0.0,
         ge=0,
         lt=1,
-        description="brightness, contrast and saturation of training pictures are multiplied by up to 1 plus or minus "
+        description="brightness, contrast and saturation of training images are multiplied by up to 1 plus or minus "
         "this; 0: they stay",
     )
 
 
-class Dataset(TrainingPictures):
-    """Block `dataset`: where captions and pictures lie and how they are read."""
+class Dataset(TrainingImages):
+    """Block `dataset`: where captions and images lie and how they are read."""
 
     datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
     data_path: GivenPath = Field(description="folder of the caption and file-name lists")
-    image_path: GivenPath | None = Field(default=None, description="folder of the pictures; null: <data_path>/images")
+    image_path: GivenPath | None = Field(default=None, description="folder of the images; null: <data_path>/images")
     audio_path: GivenPath | None = Field(
-        default=None, description="folder of the spectrogram pictures, made by `python -m data.audio` (MCRN)"
+        default=None, description="folder of the spectrogram images, made by `python -m data.audio` (MCRN)"
     )
     vocab_path: GivenPath = Field(
         description="vocabulary JSON, made by `python -m vocab`; CLIP brings its own and reads none"
@@ -162,13 +162,12 @@ class Dataset(TrainingPictures):
     )
     batching: Batching = Field(
         default="pairs",
-        description="what batch_size counts; images: pictures, each encoded once for all its captions, which come with "
+        description="what batch_size counts; images: images, each encoded once for all its captions, which come with "
         "it",
     )
     missing_regions: Literal["error", "zeros"] = Field(
         default="error",
-        description="when the region file lacks a picture; error: the run ends; zeros: it counts as one without "
-        "regions",
+        description="when the region file lacks an image; error: the run ends; zeros: it counts as one without regions",
     )
     keywords_path: GivenPath | None = Field(
         default=None,
@@ -183,7 +182,7 @@ class Dataset(TrainingPictures):
 
     test_views: Literal["one", "right_angles"] = Field(
         default="one",
-        description="of a picture in test.py and search indexes; right_angles: the mean over 8, turned and mirrored",
+        description="of an image in test.py and search indexes; right_angles: the mean over 8, turned and mirrored",
     )
 
     length_buckets: bool = Field(
@@ -192,7 +191,7 @@ class Dataset(TrainingPictures):
 
     @property
     def image_folder(self) -> Path:
-        """The folder of the pictures: `image_path`, or `images` in `data_path`."""
+        """The folder of the images: `image_path`, or `images` in `data_path`."""
         return self.image_path or self.data_path / "images"
 
 
@@ -249,7 +248,7 @@ class Dynamic(Parameters):
     """Block `optim.dynamic`: the dynamic margin, gamma (e^beta - e^(beta S)) / (e^beta - 1) at prior similarity S."""
 
     gamma: float = Field(
-        default=0.6, ge=0, le=2, description="margin of captions that share nothing with the picture's [cosine]"
+        default=0.6, ge=0, le=2, description="margin of captions that share nothing with the image's [cosine]"
     )
     beta: float = Field(default=5.0, gt=0, le=50, description="the greater, the longer the margin stays near gamma")
 
@@ -283,12 +282,12 @@ class Optim(Training):
     )
     mask: Literal["none", "image", "caption"] = Field(
         default="none",
-        description="pairs of a batch that are no negatives; image: of one picture; caption: of equal captions, too",
+        description="pairs of a batch that are no negatives; image: of one image; caption: of equal captions, too",
     )
     dynamic: Dynamic = Field(default_factory=Dynamic, description="constants of the dynamic margin")
     contrastive: Contrastive = Field(default_factory=Contrastive, description="constants of InfoNCE")
     lr_backbone: float = Field(
-        default=1.0, gt=0, le=1, description="factor on the learning rate of the backbones of pictures and sounds"
+        default=1.0, gt=0, le=1, description="factor on the learning rate of the backbones of images and sounds"
     )
     ema: float = Field(
         default=0.0, ge=0, lt=1, description="decay of the moving average of the weights that is scored; 0: off"
@@ -383,7 +382,7 @@ class Options(Parameters):
     model: SerializeAsAny[ModelParameters] = Field(
         description="the model and its parameters, as registered in `layers`"
     )
-    dataset: Dataset = Field(description="captions and pictures")
+    dataset: Dataset = Field(description="captions and images")
     optim: Optim = Field(default_factory=Optim, description="loss, optimiser and schedule")
     logs: Logs = Field(default_factory=Logs, description="reports and folders")
     k_fold: KFold = Field(description="the experiment's name and its folds")

@@ -16,14 +16,14 @@ from option import BackboneOptions, ModalityOptions
 from preflight.findings import Findings
 from preflight.resources import (
     Stored,
+    check_headers,
     check_memory,
     check_output,
-    check_pictures,
     checkpoint_bytes,
     describe_headers,
     each_weight_alone,
 )
-from pretraining.scenes import list_pictures
+from pretraining.scenes import list_images
 from pretraining.unpaired_sources import find_sources
 from pretraining.views import list_names
 from runs.builders import read_vocabulary
@@ -59,7 +59,7 @@ def check_pretraining(
     output = check_output(found, folder, on_disk + last + (0 if begun else last + 2 * best))
     found.refuse(source)
     return (
-        f"{source}: no faults. {data} {options.optim.epochs} epochs on {device}. Decoded pictures are kept in: "
+        f"{source}: no faults. {data} {options.optim.epochs} epochs on {device}. Decoded images are kept in: "
         f"{memory}. {output}."
     )
 
@@ -68,26 +68,26 @@ Checked = tuple[str, list[Stored], nn.Module | None]
 
 
 def _check_backbone(found: Findings, options: BackboneOptions) -> Checked:
-    """Pictures, weights and memory of a backbone's task."""
+    """Images, weights and memory of a backbone's task."""
     dataset, backbone = options.dataset, options.backbone
     if options.optim.task == "views":
-        named = found.attempt("Pictures", partial(list_names, dataset))
+        named = found.attempt("Images", partial(list_names, dataset))
         folder, names = named if named is not None else (None, ())
-        learns, val_size = "which two views are of one picture", margin_size(dataset.image_size)
+        learns, val_size = "which two views are of one image", margin_size(dataset.image_size)
         build: Callable[[], nn.Module] = partial(ViewMatcher, backbone.architecture, backbone.pretrained)
     else:
-        pictures = found.attempt("Pictures", partial(list_pictures, dataset))
-        folder, names = (pictures.folder, pictures.names) if pictures is not None else (None, ())
-        classes = 2 if pictures is None else len(pictures.classes)
+        images = found.attempt("Images", partial(list_images, dataset))
+        folder, names = (images.folder, images.names) if images is not None else (None, ())
+        classes = 2 if images is None else len(images.classes)
         learns, val_size = f"{classes} scene classes", dataset.image_size
         build = partial(SceneClassifier, backbone.architecture, backbone.pretrained, classes)
     model = found.attempt("Weights", build)
     if folder is None:
         return "", [], model
-    headers = check_pictures(found, "Pictures", folder, names, dataset)
+    headers = check_headers(found, "Images", folder, names, dataset)
     count = len(names)
     text = (
-        f"{backbone.architecture} learns {learns} from {count:,} pictures of {describe_headers(headers)}, "
+        f"{backbone.architecture} learns {learns} from {count:,} images of {describe_headers(headers)}, "
         f"{100 * dataset.val_share:.0f} % of them held out."
     )
     sizes = dict.fromkeys((margin_size(dataset.image_size), val_size))  # a store for each
@@ -99,10 +99,10 @@ def _check_modalities(found: Findings, options: ModalityOptions) -> Checked:
     vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, options))
     files = found.attempt("Sources", partial(find_sources, dataset))
     images, audio = (files.images, files.audio) if files else (None, None)
-    for kind, named, stored_size in (("pictures", images, margin_size), ("spectrograms", audio, audio_margin_size)):
+    for kind, named, stored_size in (("images", images, margin_size), ("spectrograms", audio, audio_margin_size)):
         if named:
             folder, names = named
-            headers = check_pictures(found, kind.capitalize(), folder, names, dataset)
+            headers = check_headers(found, kind.capitalize(), folder, names, dataset)
             parts.append(f"{len(names):,} {kind} of {describe_headers(headers)}")
             stores.append((len(names), stored_size(dataset.image_size)))
     if files and files.annotations:

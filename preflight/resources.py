@@ -1,4 +1,4 @@
-"""What pretrainings and trainings have in common: pictures, weights, memory, and room to write."""
+"""What pretrainings and trainings have in common: images, weights, memory, and room to write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from data.headers import Header, read_headers
 from data.image_store import available_memory, choose_cache
 from option.parameters import ModelParameters
-from option.schema import Pictures, leaves
+from option.schema import Images, leaves
 from preflight.findings import Findings
 from runtime.machine import SHARED_MEMORY, existing_part, free_bytes, in_words
 
@@ -22,19 +22,19 @@ PREFETCHED = 2
 """Batches that each worker of a DataLoader has ready."""
 
 Stored = tuple[int, int]
-"""Pictures to be kept: how many, and their side in pixels."""
+"""Images to be kept: how many, and their side in pixels."""
 
 
-def check_pictures(found: Findings, group: str, folder: Path, names: Iterable[str], pictures: Pictures) -> list[Header]:
-    """Read the headers of all pictures that are there; those that are not are `check_images`' matter."""
+def check_headers(found: Findings, group: str, folder: Path, names: Iterable[str], images: Images) -> list[Header]:
+    """Read the headers of all images that are there; those that are not are `check_images`' matter."""
     paths = [folder / name for name in sorted(set(names))]
-    headers, faults = read_headers([path for path in paths if path.is_file()], pictures.max_pixels)
+    headers, faults = read_headers([path for path in paths if path.is_file()], images.max_pixels)
     found.add_alike(group, faults)
     return headers
 
 
 def describe_headers(headers: Sequence[Header]) -> str:
-    """Sides and kinds of pictures, in words."""
+    """Sides and kinds of images, in words."""
     if not headers:
         return "none"
     sides = [min((h.width, h.height) for h in headers), max((h.width, h.height) for h in headers)]
@@ -43,45 +43,43 @@ def describe_headers(headers: Sequence[Header]) -> str:
     return f"{sizes} pixels ({kinds})"
 
 
-def check_memory(
-    found: Findings, pictures: Pictures, stores: Sequence[Stored], device: torch.device
-) -> tuple[str, int]:
-    """See whether the pictures' cache and what workers hand over fit.
+def check_memory(found: Findings, images: Images, stores: Sequence[Stored], device: torch.device) -> tuple[str, int]:
+    """See whether the images' cache and what workers hand over fit.
 
     Args:
         found: gets the faults.
-        pictures: the `dataset` block.
+        images: the `dataset` block.
         stores: what is kept, in the order in which it is opened.
         device: where the model goes.
 
     Returns:
-        Where the pictures are kept and what that takes, in words, and the bytes on disk.
+        Where the images are kept and what that takes, in words, and the bytes on disk.
     """
     needed: Counter[str] = Counter()
     for count, size in stores:
-        cache = choose_cache(pictures.cache, count, size, device, promised=needed)
+        cache = choose_cache(images.cache, count, size, device, promised=needed)
         needed[cache] += count * 3 * size**2
     available = available_memory()
     if needed["ram"] > available:
         found.add(
             "Memory",
-            f"dataset.cache: ram takes {in_words(needed['ram'])} for pictures, {in_words(available)} are available; "
+            f"dataset.cache: ram takes {in_words(needed['ram'])} for images, {in_words(available)} are available; "
             "set dataset.cache=disk, or a smaller dataset.image_size",
         )
-    _check_shared(found, pictures, needed, max((size for _, size in stores), default=0))
+    _check_shared(found, images, needed, max((size for _, size in stores), default=0))
     places = [f"{cache} ({in_words(size)})" if cache != "off" else "off" for cache, size in needed.items() if size]
     return " and ".join(places) or "nowhere", needed["disk"]
 
 
-def _check_shared(found: Findings, pictures: Pictures, caches: Iterable[str], size: int) -> None:
-    handed_over = pictures.batch_size * 3 * size**2 * pictures.workers * PREFETCHED
+def _check_shared(found: Findings, images: Images, caches: Iterable[str], size: int) -> None:
+    handed_over = images.batch_size * 3 * size**2 * images.workers * PREFETCHED
     if not ({"disk", "off"} & {*caches}) or not handed_over or not SHARED_MEMORY.is_dir():
         return
     free = free_bytes(SHARED_MEMORY)
     if handed_over > free:
         found.add(
             "Memory",
-            f"{SHARED_MEMORY}: {in_words(free)} free, but {pictures.workers} workers hand over up to "
+            f"{SHARED_MEMORY}: {in_words(free)} free, but {images.workers} workers hand over up to "
             f"{in_words(handed_over)}; give it more (docker run --shm-size=8g), or set dataset.workers=0",
         )
 

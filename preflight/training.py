@@ -1,4 +1,4 @@
-"""`train.py --check`: options, lists, vocabulary, pictures, regions, weights, earlier runs, memory and disk."""
+"""`train.py --check`: options, lists, vocabulary, images, regions, weights, earlier runs, memory and disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from layers.base import RetrievalModel
 from option import Options
 from preflight.findings import Findings
 from preflight.resources import (
+    check_headers,
     check_memory,
     check_output,
-    check_pictures,
     checkpoint_bytes,
     describe_headers,
     each_weight_alone,
@@ -63,9 +63,9 @@ def check_training(
     lists = _read_lists(found, options)
     splits = [split for fold in folds if (split := found.attempt("Folds", partial(_split, options, fold, resume)))]
     for side in lists:
-        found.attempt("Pictures", partial(check_images, side, dataset.image_folder))
+        found.attempt("Images", partial(check_images, side, dataset.image_folder))
     names = [name for side in lists for name in side.image_names]
-    headers = check_pictures(found, "Pictures", dataset.image_folder, names, dataset)
+    headers = check_headers(found, "Images", dataset.image_folder, names, dataset)
     _check_spectrograms(found, options, lists)
     if lists:
         found.attempt("Regions", partial(regions_of, options, list(dict.fromkeys(names))))
@@ -76,7 +76,7 @@ def check_training(
     data = found.attempt("Scene classes", partial(_describe_data, lists))
     model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
     size = dataset.image_size
-    # Every fold trains on other pictures of the train list, at the larger size, and validates on the rest.
+    # Every fold trains on other images of the train list, at the larger size, and validates on the rest.
     kept = len(lists[0].image_names) if lists else 0
     kept_audio = len(set(lists[0].audio_names or ())) if lists else 0
     stores = [(kept, size), (kept, margin_size(size)), (kept_audio, size), (kept_audio, audio_margin_size(size))]
@@ -90,9 +90,9 @@ def check_training(
         [
             f"{source}: no faults.",
             _describe_work(options, model, splits, device),
-            f"{data} Pictures are {describe_headers(headers)}.",
+            f"{data} Images are {describe_headers(headers)}.",
             words,
-            f"Decoded pictures are kept in: {memory}. {output}.",
+            f"Decoded images are kept in: {memory}. {output}.",
         ]
     )
 
@@ -130,7 +130,7 @@ def _check_spectrograms(found: Findings, options: Options, lists: Sequence[Annot
     audio_folder = options.dataset.audio_path
     names = [name for annotations in lists for name in annotations.audio_names or ()]
     if audio_folder is not None and names:
-        check_pictures(found, "Spectrograms", audio_folder, names, options.dataset)
+        check_headers(found, "Spectrograms", audio_folder, names, options.dataset)
 
 
 def _check_words(found: Findings, lists: Sequence[Annotations], vocabulary: Vocabulary | None) -> str:
@@ -196,14 +196,14 @@ def _describe_work(
         f"{options.model.name} with {sum(map(torch.numel, parameters)):,} weights, of which {trained:,} are trained: "
         f"{len(splits)} fold{'s' if len(splits) > 1 else ''} on {device}, at most {optim.epochs} epochs of {steps:,} "
         f"steps (batches of {options.dataset.batch_size} {batching}, loss {' + '.join(optim.loss)}). A fold trains on "
-        f"{usable:,} captions of {len(train.image_names):,} pictures and validates on {len(val.image_names):,} "
-        "pictures."
+        f"{usable:,} captions of {len(train.image_names):,} images and validates on {len(val.image_names):,} "
+        "images."
     )
 
 
 def _describe_data(lists: Sequence[Annotations]) -> str:
     parts = [
-        f"{len(annotations.image_names):,} pictures with {len(annotations.captions):,} captions in {annotations.name}"
+        f"{len(annotations.image_names):,} images with {len(annotations.captions):,} captions in {annotations.name}"
         for annotations in lists
     ]
     blank = sum(int(blank_captions(annotations, vocab.tokenize).sum()) for annotations in lists)

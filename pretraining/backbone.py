@@ -18,15 +18,15 @@ import option
 from batches.augmentation import margin_size
 from batches.batch import Batch
 from data.annotations import check_images, read_annotations
-from data.image_library import PictureLibrary
-from data.image_store import PictureStore
-from data.images import picture_names
+from data.image_library import ImageLibrary
+from data.image_store import ImageStore
+from data.images import image_names
 from data.lists import read_names
 from data.splits import scene_classes, scene_of
 from engine import fit
 from layers.backbone import plain_weights
 from option import BackboneOptions
-from option.pretraining import BackbonePictures
+from option.pretraining import BackboneImages
 from runs.builders import plan_of, start_state
 from runs.checkpoints import ending_clearly, refuse_diverged
 from runs.events import EventLog
@@ -47,7 +47,7 @@ class Task:
 
     Attributes:
         model: its part `backbone` is what is kept.
-        loader: pictures to train on.
+        loader: images to train on.
         losses_of: see `engine.fit`.
         validate: scores of the model as it is.
         select: the score that the best epoch has the highest of.
@@ -63,17 +63,17 @@ class Task:
 
 
 TaskMaker = Callable[[BackboneOptions, Path, dict[str, Any] | None, torch.device], Task]
-"""Finds the pictures of a run and makes its task. It is given the options, the run's folder, what its last checkpoint
+"""Finds the images of a run and makes its task. It is given the options, the run's folder, what its last checkpoint
 holds (None: nothing was begun) and the device."""
 BEST = {"scenes": "SceneClassifier_best.pth.tar", "views": "ViewMatcher_best.pth.tar"}
 """File name of the best epoch's checkpoint, by `optim.task`."""
 
 
-def find_pictures(dataset: BackbonePictures) -> tuple[Path, dict[str, str]]:
-    """The pictures to train on, by name in their folder, and the scene class of each.
+def find_images(dataset: BackboneImages) -> tuple[Path, dict[str, str]]:
+    """The images to train on, by name in their folder, and the scene class of each.
 
-    With `data_path` they are the train pictures, and classes those of `data.splits.scene_classes`; in a plain folder a
-    picture's class is its sub-folder, or else its file name up to the first `_`. Excluded pictures are left out.
+    With `data_path` they are the train images, and classes those of `data.splits.scene_classes`; in a plain folder an
+    image's class is its sub-folder, or else its file name up to the first `_`. Excluded images are left out.
 
     Raises:
         InputError: a list can't be read, or no folder is given.
@@ -85,7 +85,7 @@ def find_pictures(dataset: BackbonePictures) -> tuple[Path, dict[str, str]]:
         found = dict(zip(annotations.image_names, scene_classes(annotations), strict=True))
     elif dataset.image_path is not None:
         folder = dataset.image_path
-        found = {name: scene_of(name) for name in picture_names(folder)}
+        found = {name: scene_of(name) for name in image_names(folder)}
     else:
         raise InputError("one of dataset.data_path and dataset.image_path is needed")
     excluded: set[str] = set()
@@ -93,7 +93,7 @@ def find_pictures(dataset: BackbonePictures) -> tuple[Path, dict[str, str]]:
         excluded = {PurePosixPath(name).name for name in read_names(dataset.exclude, given_by="dataset.exclude")}
     kept = {name: scene for name, scene in found.items() if PurePosixPath(name).name not in excluded}
     if len(kept) < len(found):
-        logger.info("Left out: %d excluded pictures.", len(found) - len(kept))
+        logger.info("Left out: %d excluded images.", len(found) - len(kept))
     return folder, kept
 
 
@@ -103,15 +103,15 @@ def start_of(options: BackboneOptions, begun: dict[str, Any] | None) -> str:
 
 
 def split_classes(labels: Sequence[int] | np.ndarray, val_share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split pictures class by class.
+    """Split images class by class.
 
     Args:
-        labels: [N] the class of each picture, two pictures or more of each.
-        val_share: part of each class that becomes val, to the nearest picture, but at least one on each side.
+        labels: [N] the class of each image, two images or more of each.
+        val_share: part of each class that becomes val, to the nearest image, but at least one on each side.
         seed: of the choice.
 
     Returns:
-        Places of the train and of the val pictures, ascending.
+        Places of the train and of the val images, ascending.
     """
     labels = np.asarray(labels)
     generator = np.random.default_rng(seed)
@@ -125,22 +125,22 @@ def split_classes(labels: Sequence[int] | np.ndarray, val_share: float, seed: in
 
 @dataclass(frozen=True)
 class Sides:
-    """The pictures of a run, those to train on and those held out.
+    """The images of a run, those to train on and those held out.
 
     Attributes:
         train: places of the first among all of them.
         val: places of the second.
-        store: pictures of side `margin_size(image_size)`.
+        store: images of side `margin_size(image_size)`.
         rows: which of the store to train on.
-        val_store: pictures of the side that validation reads.
+        val_store: images of the side that validation reads.
         val_rows: which of it are held out.
     """
 
     train: Tensor
     val: Tensor
-    store: PictureStore
+    store: ImageStore
     rows: Tensor
-    val_store: PictureStore
+    val_store: ImageStore
     val_rows: Tensor
 
 
@@ -153,24 +153,24 @@ def open_sides(
     val_size: int,
     device: torch.device,
 ) -> Sides:
-    """Split pictures class by class, and open both sides.
+    """Split images class by class, and open both sides.
 
     Args:
         options: of the run.
         folder: of the run, for a cache.
-        images: folder of the pictures.
+        images: folder of the images.
         names: N files in it.
         labels: [N] their classes.
-        val_size: side of the held-out pictures, pixels.
+        val_size: side of the held-out images, pixels.
         device: where the batches go.
     """
     dataset = options.dataset
     train, val = split_classes(labels.numpy(), dataset.val_share, derive_seed(options.optim.seed, "split"))
-    logger.info("%d pictures to train on, %d held out", len(train), len(val))
-    library = PictureLibrary(dataset, images, folder / "cache", names, device)
+    logger.info("%d images to train on, %d held out", len(train), len(val))
+    library = ImageLibrary(dataset, images, folder / "cache", names, device)
     sides = [[names[place] for place in side.tolist()] for side in (train, val)]
-    store, rows = library.open(sides[0], margin_size(dataset.image_size), "pictures (train)")
-    return Sides(train, val, store, rows, *library.open(sides[1], val_size, "pictures (val)"))
+    store, rows = library.open(sides[0], margin_size(dataset.image_size), "images (train)")
+    return Sides(train, val, store, rows, *library.open(sides[1], val_size, "images (val)"))
 
 
 def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: torch.device, resume: bool) -> Path:
@@ -183,7 +183,7 @@ def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: to
         resume: go on with what was begun.
 
     Returns:
-        The file that `model.backbone.pretrained` takes: the weights that were best on the held-out pictures.
+        The file that `model.backbone.pretrained` takes: the weights that were best on the held-out images.
 
     Raises:
         InputError: data, weights or checkpoint are at fault.

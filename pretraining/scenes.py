@@ -1,6 +1,6 @@
 """The scene classes as a backbone's task, the start that SWAN was published with.
 
-Letters: B batch, N pictures, S image side.
+Letters: B batch, N images, S image side.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from batches.augmentation import Augmentation, normalise
 from batches.batch import Batch
-from data.image_store import PictureStore
+from data.image_store import ImageStore
 from data.splits import UNNAMED_SCENE
 from dataloader import stored_batches
 from layers.backbone import SceneClassifier
 from option import BackboneOptions
-from option.pretraining import BackbonePictures
-from pretraining.backbone import Task, find_pictures, open_sides, start_of
-from pretraining.unpaired import PictureLoader, Schedule
+from option.pretraining import BackboneImages
+from pretraining.backbone import Task, find_images, open_sides, start_of
+from pretraining.unpaired import ImageLoader, Schedule
 from runs.builders import place
 from training.epoch import autocast
 from utils import InputError, derive_seed, logger
@@ -32,13 +32,13 @@ FEWEST_PER_CLASS = 2
 
 
 @dataclass(frozen=True)
-class ScenePictureList:
-    """Pictures and their classes.
+class SceneImageList:
+    """Images and their classes.
 
     Attributes:
-        folder: where the pictures lie.
+        folder: where the images lie.
         names: N file names in it.
-        labels: [N] int64, place of each picture's class in `classes`.
+        labels: [N] int64, place of each image's class in `classes`.
         classes: in alphabetical order.
     """
 
@@ -48,56 +48,56 @@ class ScenePictureList:
     classes: tuple[str, ...]
 
 
-def list_pictures(dataset: BackbonePictures) -> ScenePictureList:
-    """Those of `pretraining.backbone.find_pictures` whose class is known.
+def list_images(dataset: BackboneImages) -> SceneImageList:
+    """Those of `pretraining.backbone.find_images` whose class is known.
 
     Raises:
-        InputError: there is no picture, fewer than two classes, or a class of one picture.
+        InputError: there is no image, fewer than two classes, or a class of one image.
     """
-    folder, found = find_pictures(dataset)
+    folder, found = find_images(dataset)
     named = {name: scene for name, scene in found.items() if scene != UNNAMED_SCENE}
     if len(named) < len(found):
-        logger.info("Left out: %d pictures whose name says no class.", len(found) - len(named))
+        logger.info("Left out: %d images whose name says no class.", len(found) - len(named))
     _refuse_few(named, folder)
     classes = tuple(sorted(set(named.values())))
     labels = torch.tensor([classes.index(scene) for scene in named.values()])
-    return ScenePictureList(folder, tuple(named), labels, classes)
+    return SceneImageList(folder, tuple(named), labels, classes)
 
 
-def _refuse_few(pictures: dict[str, str], folder: Path) -> None:
-    sizes = Counter(pictures.values())
+def _refuse_few(images: dict[str, str], folder: Path) -> None:
+    sizes = Counter(images.values())
     small = sorted(scene for scene, size in sizes.items() if size < FEWEST_PER_CLASS)
     if len(sizes) < 2 or small:
-        found = f"one picture only in: {', '.join(small[:5])}" if small else f"{len(sizes)} classes"
+        found = f"one image only in: {', '.join(small[:5])}" if small else f"{len(sizes)} classes"
         raise InputError(
-            f"{folder}: {len(pictures)} pictures with a class were found, {found}. Needed are two classes or more of "
-            "two pictures or more; a picture's class is its sub-folder, or its file name up to the first `_`."
+            f"{folder}: {len(images)} images with a class were found, {found}. Needed are two classes or more of "
+            "two images or more; an image's class is its sub-folder, or its file name up to the first `_`."
         )
 
 
 @torch.no_grad()
 def accuracy(
     model: SceneClassifier,
-    store: PictureStore,
+    store: ImageStore,
     rows: Tensor,
     labels: Tensor,
     options: BackboneOptions,
     device: torch.device,
 ) -> dict[str, float]:
-    """Share of pictures whose class has the highest logit, in percent.
+    """Share of images whose class has the highest logit, in percent.
 
     Args:
         model: the classifier.
-        store: pictures at the side S.
+        store: images at the side S.
         rows: [N] which of them.
         labels: [N] their classes.
         options: batch size, workers and precision.
         device: where the model is.
     """
     model.eval()
-    pictures = stored_batches(store, rows.split(options.dataset.batch_size_val), options.dataset.workers)
+    images = stored_batches(store, rows.split(options.dataset.batch_size_val), options.dataset.workers)
     with autocast(device, options.optim.amp):
-        guesses = torch.cat([model(normalise(batch.to(device))).argmax(dim=1).cpu() for batch in pictures])
+        guesses = torch.cat([model(normalise(batch.to(device))).argmax(dim=1).cpu() for batch in images])
     return {"accuracy": 100 * float((guesses == labels).double().mean())}
 
 
@@ -105,18 +105,18 @@ def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | N
     """Make the task, see `pretraining.backbone.TaskMaker`.
 
     Raises:
-        InputError: pictures or weights are at fault, or the classes are others than when the run was begun.
+        InputError: images or weights are at fault, or the classes are others than when the run was begun.
     """
     dataset, optim = options.dataset, options.optim
-    pictures = list_pictures(dataset)
+    images = list_images(dataset)
     if begun is not None:
-        _refuse_other_classes(begun, pictures.classes, folder)
+        _refuse_other_classes(begun, images.classes, folder)
     start = start_of(options, begun)
-    model = place(SceneClassifier(options.backbone.architecture, start, len(pictures.classes)), device)
-    logger.info("%d classes", len(pictures.classes))
-    sides = open_sides(options, folder, pictures.folder, pictures.names, pictures.labels, dataset.image_size, device)
-    labels, val_labels = pictures.labels[sides.train].to(device), pictures.labels[sides.val]
-    loader = PictureLoader(
+    model = place(SceneClassifier(options.backbone.architecture, start, len(images.classes)), device)
+    logger.info("%d classes", len(images.classes))
+    sides = open_sides(options, folder, images.folder, images.names, images.labels, dataset.image_size, device)
+    labels, val_labels = images.labels[sides.train].to(device), images.labels[sides.val]
+    loader = ImageLoader(
         sides.store,
         sides.rows,
         Schedule(len(sides.rows), dataset.batch_size, derive_seed(optim.seed, "order")),
@@ -136,7 +136,7 @@ def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | N
         losses_of,
         lambda: accuracy(model, sides.val_store, sides.val_rows, val_labels, options, device),
         select="accuracy",
-        extra={"classes": list(pictures.classes)},
+        extra={"classes": list(images.classes)},
     )
 
 
@@ -144,5 +144,5 @@ def _refuse_other_classes(begun: dict[str, Any], classes: tuple[str, ...], folde
     if tuple(begun["classes"]) != classes:
         raise InputError(
             f"{folder}/last.pth knows {len(begun['classes'])} classes, not the {len(classes)} that are found now: "
-            "restore the pictures, or choose another logs.experiment_name."
+            "restore the images, or choose another logs.experiment_name."
         )

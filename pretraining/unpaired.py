@@ -1,6 +1,6 @@
-"""Batches without pairs: pictures, captions or spectrograms alone, each item in one or two views.
+"""Batches without pairs: images, captions or spectrograms alone, each item in one or two views.
 
-Letters: B batch, N items of one modality, L words, S side of a view, R side of the pictures that it is cut from.
+Letters: B batch, N items of one modality, L words, S side of a view, R side of the images that it is cut from.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from batches.augmentation import PUBLISHED, Augmentation, Draws, augment, crop, draw_offsets
 from batches.batch import Batch, Captions
 from batches.sampling import batches_of
-from data.image_store import PictureStore
+from data.image_store import ImageStore
 from dataloader import stored_batches
 from utils import derive_seed
 
@@ -56,10 +56,10 @@ class Schedule:
 
 @dataclass
 class StoredLoader:
-    """What pictures and spectrograms have in common: a store, which of its rows, and their order.
+    """What images and spectrograms have in common: a store, which of its rows, and their order.
 
     Attributes:
-        store: the pictures; their side R leaves room for a random crop.
+        store: the images; their side R leaves room for a random crop.
         rows: [N] which of them.
         schedule: of N items.
         image_size: side S of the views, pixels.
@@ -67,7 +67,7 @@ class StoredLoader:
         device: where the batches go.
     """
 
-    store: PictureStore
+    store: ImageStore
     rows: Tensor
     schedule: Schedule
     _: KW_ONLY
@@ -95,8 +95,8 @@ class StoredLoader:
             for second in kinds:
                 self._draw(len(chunk), generator, second)
         chunks = chunks[skip:]
-        pictures = stored_batches(self.store, [self.rows[chunk] for chunk in chunks], self.workers)
-        for ids, stored in zip(chunks, pictures, strict=True):
+        images = stored_batches(self.store, [self.rows[chunk] for chunk in chunks], self.workers)
+        for ids, stored in zip(chunks, images, strict=True):
             resident = stored.to(self.device, non_blocking=True)
             yield [self._view(resident, ids, self._draw(len(ids), generator, second)) for second in kinds]
 
@@ -109,10 +109,10 @@ class StoredLoader:
 
 
 @dataclass
-class PictureLoader(StoredLoader):
-    """Pictures of side `margin_size(S)`, in the training view and MCRN's second view, which is mirrored, too.
+class ImageLoader(StoredLoader):
+    """Images of side `margin_size(S)`, in the training view and MCRN's second view, which is mirrored, too.
 
-    `image_ids` of a batch are places among the N pictures.
+    `image_ids` of a batch are places among the N images.
 
     Attributes:
         augmentation: of the views; the others are `StoredLoader`'s.
@@ -121,7 +121,7 @@ class PictureLoader(StoredLoader):
     augmentation: Augmentation = PUBLISHED
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """All pictures once, in the order of epoch `number`, in the training view, without the first `skip` batches."""
+        """All images once, in the order of epoch `number`, in the training view, without the first `skip` batches."""
         for (view,) in self._views((number,), (False,), skip):
             yield view
 
@@ -132,11 +132,11 @@ class PictureLoader(StoredLoader):
         return Batch(images=augment(stored, self.image_size, draws), image_ids=ids).to(self.device)
 
 
-class TwoViewLoader(PictureLoader):
-    """Batches with two views of each picture, `images` and `second_view`."""
+class TwoViewLoader(ImageLoader):
+    """Batches with two views of each image, `images` and `second_view`."""
 
     def epoch(self, number: int, skip: int = 0) -> Iterator[Batch]:
-        """As `PictureLoader.epoch`."""
+        """As `ImageLoader.epoch`."""
         for first, second in self.views(number, skip=skip):
             yield replace(first, second_view=second.need("images"))
 

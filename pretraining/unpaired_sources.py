@@ -1,4 +1,4 @@
-"""From the options of a pretraining without pairs to its loaders: pictures, captions and spectrograms."""
+"""From the options of a pretraining without pairs to its loaders: images, captions and spectrograms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from batches.augmentation import audio_margin_size, margin_size
 from batches.batch import Captions
 from data.annotations import Annotations, check_images, read_annotations
-from data.image_library import PictureLibrary
-from data.images import picture_names
+from data.image_library import ImageLibrary
+from data.images import image_names
 from layers.mcrn import Modality
 from option import ModalityOptions
 from option.pretraining import UnpairedSources
-from pretraining.unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
+from pretraining.unpaired import CaptionLoader, ImageLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
 from runs.builders import warn_of_blanks
 from utils import InputError, derive_seed, logger
 from vocab import UNKNOWN, Vocabulary
@@ -27,7 +27,7 @@ FEWEST_ITEMS = 4
 """Of one modality: two to train on and two to validate with, since batch norms need two."""
 
 SIZES: dict[type[StoredLoader], tuple[Callable[[int], int], str]] = {
-    PictureLoader: (margin_size, "pictures"),
+    ImageLoader: (margin_size, "images"),
     SpectrogramLoader: (audio_margin_size, "spectrograms"),
 }
 """Stored side for the side of the views, and the title of the progress bar."""
@@ -58,8 +58,8 @@ class SourceFiles:
     """Which files a pretraining without pairs reads; None where there is nothing of a modality.
 
     Attributes:
-        annotations: captions and their pictures.
-        images: the pictures' folder and their names in it.
+        annotations: captions and their images.
+        images: the images' folder and their names in it.
         audio: the spectrograms' folder and the names of the different ones.
     """
 
@@ -81,10 +81,10 @@ def find_sources(dataset: UnpairedSources) -> SourceFiles:
         check_images(annotations, image_folder)
         images = image_folder, annotations.image_names
     elif dataset.image_path is not None:
-        images = dataset.image_path, picture_names(dataset.image_path)
+        images = dataset.image_path, image_names(dataset.image_path)
     if dataset.audio_path is not None:
         spoken = annotations.audio_names if annotations is not None else None
-        audio = dataset.audio_path, tuple(dict.fromkeys(spoken)) if spoken else picture_names(dataset.audio_path)
+        audio = dataset.audio_path, tuple(dict.fromkeys(spoken)) if spoken else image_names(dataset.audio_path)
     return SourceFiles(annotations, images, audio)
 
 
@@ -103,7 +103,7 @@ def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder:
     files = find_sources(options.dataset)
     items: dict[Modality, _Items] = {}
     if files.images is not None:
-        items["image"] = _stored(PictureLoader, options, *files.images, cache_folder, device)
+        items["image"] = _stored(ImageLoader, options, *files.images, cache_folder, device)
     if files.annotations is not None:
         items["text"] = _captions(options, files.annotations, vocabulary, device)
     if files.audio is not None:
@@ -140,9 +140,9 @@ def _stored(
     cache_folder: Path,
     device: torch.device,
 ) -> _Items:
-    """Each picture, or each different spectrogram."""
+    """Each image, or each different spectrogram."""
     dataset = options.dataset
-    library = PictureLibrary(dataset, folder, cache_folder, names, device)
+    library = ImageLibrary(dataset, folder, cache_folder, names, device)
     size, title = SIZES[kind]
     store, rows = library.open(names, size(dataset.image_size), title)
 

@@ -1,8 +1,8 @@
-"""Two views of a picture as a backbone's task: no captions, no classes.
+"""Two views of an image as a backbone's task: no captions, no classes.
 
 Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (SimCLR), ICML 2020. The loss is
-the symmetric one of CLIP: negatives of a view are the second views of the other pictures, not their first ones, too.
-Letters: B batch, N pictures, D embedding.
+the symmetric one of CLIP: negatives of a view are the second views of the other images, not their first ones, too.
+Letters: B batch, N images, D embedding.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from layers.backbone import ViewMatcher
 from layers.losses import contrastive_parts
 from metrics.ranks import rank_blocks
 from option import BackboneOptions
-from option.pretraining import BackbonePictures
-from pretraining.backbone import Task, find_pictures, open_sides, split_classes, start_of
+from option.pretraining import BackboneImages
+from pretraining.backbone import Task, find_images, open_sides, split_classes, start_of
 from pretraining.unpaired import Schedule, TwoViewLoader
 from runs.builders import place
 from utils import InputError, derive_seed
 
 FEWEST = 2
-"""Pictures on either side: a single one is always found."""
+"""Images on either side: a single one is always found."""
 ROWS = 1024
-"""Pictures whose scores are held at once."""
+"""Images whose scores are held at once."""
 VALIDATION_EPOCH = -1
 """Names the views that every validation sees."""
 
 
-def list_names(dataset: BackbonePictures) -> tuple[Path, tuple[str, ...]]:
-    """Folder and names of `pretraining.backbone.find_pictures`.
+def list_names(dataset: BackboneImages) -> tuple[Path, tuple[str, ...]]:
+    """Folder and names of `pretraining.backbone.find_images`.
 
     Raises:
         InputError: there are too few to train on, or too few to hold out.
     """
-    folder, found = find_pictures(dataset)
+    folder, found = find_images(dataset)
     sides = split_classes(np.zeros(len(found), dtype=np.int64), dataset.val_share, seed=0) if found else ((), ())
     train, val = map(len, sides)
     if min(train, val) < FEWEST:
         raise InputError(
-            f"{folder}: {len(found)} pictures were found, of which {train} would be trained on and {val} held out "
+            f"{folder}: {len(found)} images were found, of which {train} would be trained on and {val} held out "
             f"(dataset.val_share {dataset.val_share:g}); {FEWEST} or more are needed for either."
         )
     return folder, tuple(found)
 
 
 def first_found(model: ViewMatcher, loader: TwoViewLoader, device: torch.device, amp: str) -> dict[str, float]:
-    """Share of the loader's pictures whose second view is the nearest of all second views to the first, in percent.
+    """Share of the loader's images whose second view is the nearest of all second views to the first, in percent.
 
     Raises:
         InputError: an embedding is not finite.
@@ -62,7 +62,7 @@ def first_found(model: ViewMatcher, loader: TwoViewLoader, device: torch.device,
     def both(batch: Batch) -> Tensor:
         return torch.cat([model(batch.need("images")), model(batch.need("second_view"))], dim=1)  # [B, 2D]
 
-    first, second = embed(model, both, loader.epoch(VALIDATION_EPOCH), "picture", device, amp).chunk(2, dim=1)
+    first, second = embed(model, both, loader.epoch(VALIDATION_EPOCH), "image", device, amp).chunk(2, dim=1)
     own = torch.arange(len(first), device=first.device)
     places = rank_blocks(lambda: (rows @ second.T for rows in first.split(ROWS)), own).image_to_text
     return {"first_found": 100 * float((places == 0).double().mean())}
@@ -72,7 +72,7 @@ def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | No
     """Make the task, see `pretraining.backbone.TaskMaker`.
 
     Raises:
-        InputError: pictures or weights are at fault.
+        InputError: images or weights are at fault.
     """
     dataset, optim = options.dataset, options.optim
     images, names = list_names(dataset)

@@ -16,7 +16,7 @@ def draw_curves(experiment: Path, out: Path) -> None:
 
     Args:
         experiment: folder whose numbered folders are the folds, or the folder of one pretraining.
-        out: the picture's file.
+        out: the image's file.
 
     Raises:
         InputError: no fold has a history, or matplotlib (extra `plot`) is missing.

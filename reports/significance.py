@@ -1,4 +1,4 @@
-"""Which differences between two models are more than the choice of test pictures: `python -m metrics compare A B`.
+"""Which differences between two models are more than the choice of test images: `python -m metrics compare A B`.
 
 Letters: F folds, N images, M captions, S resamples, C cutoffs (1, 5, 10).
 """

@@ -1,4 +1,4 @@
-"""From options to the objects of one run: folders, vocabulary, pictures, loaders."""
+"""From options to the objects of one run: folders, vocabulary, images, loaders."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def train_loader(
     """Training pairs of a fold, of which each rank gets its share; captions without a word are left out."""
     check_images(annotations, options.dataset.image_folder)
     size = options.dataset.image_size
-    store, rows = media.images.open(annotations.image_names, margin_size(size), f"pictures ({annotations.name})")
+    store, rows = media.images.open(annotations.image_names, margin_size(size), f"images ({annotations.name})")
     return TrainLoader(
         annotations,
         queries_of(options, annotations, vocabulary),
@@ -118,13 +118,13 @@ def evaluation_loader(
     device: torch.device,
     world: World = ALONE,
 ) -> EvaluationLoader:
-    """Pictures, captions and spectrograms of a val or test list, ready to be encoded; each rank gets its share."""
+    """Images, captions and spectrograms of a val or test list, ready to be encoded; each rank gets its share."""
     check_images(annotations, options.dataset.image_folder)
     warn_of_blanks(annotations)
     size, names, views = options.dataset.image_size, annotations.image_names, None
-    store, rows = media.images.open(names, size, f"pictures ({annotations.name})")
+    store, rows = media.images.open(names, size, f"images ({annotations.name})")
     if registered()[options.model.name].model.uses_second_view:
-        views, _ = media.images.open(names, margin_size(size), f"pictures ({annotations.name})")
+        views, _ = media.images.open(names, margin_size(size), f"images ({annotations.name})")
     return EvaluationLoader(
         annotations,
         queries_of(options, annotations, vocabulary),

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from data.annotations import Annotations
-from data.image_library import PictureLibrary
-from data.image_store import PictureStore
+from data.image_library import ImageLibrary
+from data.image_store import ImageStore
 from data.regions.file import RegionFile, Regions, read_regions
 from dataloader import Spectrograms
 from layers.registry import registered
@@ -24,18 +24,18 @@ class Media:
     """What a retrieval experiment reads once for all its folds.
 
     Attributes:
-        images: the pictures.
+        images: the images.
         audio: the spectrograms; None where the model uses no sound.
-        region_file: regions of pictures; None where the model uses none.
+        region_file: regions of images; None where the model uses none.
     """
 
-    images: PictureLibrary
-    audio: PictureLibrary | None
+    images: ImageLibrary
+    audio: ImageLibrary | None
     region_file: RegionFile | None
 
     @classmethod
     def of(cls, options: Options, lists: Sequence[Annotations], device: torch.device, processes: int = 1) -> Media:
-        """The files that some lists name, for each of some processes of this machine; no picture is decoded yet.
+        """The files that some lists name, for each of some processes of this machine; no image is decoded yet.
 
         Raises:
             InputError: the region file is missing or broken, or there is no folder of spectrograms for a model that
@@ -43,13 +43,13 @@ class Media:
         """
         dataset, cache_folder = options.dataset, experiment_folder(options) / "cache"
         image_names = [name for annotations in lists for name in annotations.image_names]
-        stores: list[PictureStore] = []
-        images = PictureLibrary(dataset, dataset.image_folder, cache_folder, image_names, device, processes, stores)
+        stores: list[ImageStore] = []
+        images = ImageLibrary(dataset, dataset.image_folder, cache_folder, image_names, device, processes, stores)
         audio_folder, region_file = audio_folder_of(options), region_file_of(options)
         if audio_folder is None:
             return cls(images, None, region_file)
         audio_names = [name for annotations in lists for name in annotations.audio_names or ()]
-        audio = PictureLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes, stores)
+        audio = ImageLibrary(dataset, audio_folder, cache_folder, audio_names, device, processes, stores)
         return cls(images, audio, region_file)
 
     def holds(self, annotations: Annotations) -> bool:
@@ -64,7 +64,7 @@ class Media:
         return Spectrograms(*self.audio.open(annotations.audio_names, size, f"spectrograms ({annotations.name})"))
 
     def regions(self, names: Sequence[str], missing: str) -> Regions | None:
-        """The regions of some pictures, where there are any; `missing` as for `RegionFile.of`."""
+        """The regions of some images, where there are any; `missing` as for `RegionFile.of`."""
         return None if self.region_file is None else self.region_file.of(names, missing)
 
 
@@ -97,6 +97,6 @@ def region_file_of(options: Options) -> RegionFile | None:
 
 
 def regions_of(options: Options, names: Sequence[str]) -> Regions | None:
-    """The regions of some pictures, where the model uses them and `dataset.local_path` names a file."""
+    """The regions of some images, where the model uses them and `dataset.local_path` names a file."""
     file = region_file_of(options)
     return None if file is None else file.of(names, options.dataset.missing_regions)

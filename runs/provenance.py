@@ -24,7 +24,7 @@ how much memory it takes, and the query mode, all of which share one set of weig
 
 
 def list_digest(annotations: Annotations) -> str:
-    """SHA-256 (hexadecimal) of a list's picture names and captions, in their order: what training learns from."""
+    """SHA-256 (hexadecimal) of a list's image names and captions, in their order: what training learns from."""
     content = json.dumps([annotations.image_names, annotations.captions, annotations.caption_image.tolist()])
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -60,7 +60,7 @@ def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate
         refuse(
             gate,
             f"{path} was trained on {trained}, whose train list is another than that of {data_path}",
-            "Its scores there would be those of another data set, or test pictures may have been learned. Give the "
+            "Its scores there would be those of another data set, or test images may have been learned. Give the "
             "data set that it was trained on (--set dataset.data_path=FOLDER).",
         )
 

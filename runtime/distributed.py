@@ -32,7 +32,7 @@ PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others in a step."""
 PREPARATION = timedelta(hours=6)
-"""How long it waits in `World.in_turn`, where pictures are prepared."""
+"""How long it waits in `World.in_turn`, where images are prepared."""
 GRACE_SECONDS = 5.0
 """How much later than rank 0 others say what is wrong: where it is the same on all, torchrun ends them before."""
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "wait timeout")

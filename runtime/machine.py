@@ -26,19 +26,19 @@ def explain(fault: BaseException) -> str | None:
     text = str(fault)
     if any(mark in text for mark in _SHARED) and ("DataLoader" in text or "torch_" in text):
         return (
-            f"the processes that read pictures ran out of shared memory ({_room(SHARED_MEMORY)}). Give them more "
+            f"the processes that read images ran out of shared memory ({_room(SHARED_MEMORY)}). Give them more "
             "(docker run --shm-size=8g), or none is needed with --set dataset.workers=0, or with dataset.cache=ram"
         )
     if worker := _WORKER.search(text):
         return (
-            f"a process that reads pictures died ({worker.group()}): mostly the system ended it because the machine's "
+            f"a process that reads images died ({worker.group()}): mostly the system ended it because the machine's "
             f"memory, or what processes share, was full ({_room(SHARED_MEMORY)}). Use fewer of them (--set "
             "dataset.workers=1; 0: the main process reads), or less memory elsewhere (dataset.cache=disk)"
         )
     if is_out_of_memory(fault):
         return (
             f"out of memory ({first_words(text) or type(fault).__name__}). Lower dataset.batch_size or, where a "
-            "validation or a test ran, dataset.batch_size_val; or keep pictures elsewhere (dataset.cache=disk)"
+            "validation or a test ran, dataset.batch_size_val; or keep images elsewhere (dataset.cache=disk)"
         )
     return _explain_file(fault) if isinstance(fault, OSError) else None
 

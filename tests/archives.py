@@ -1,4 +1,4 @@
-"""Small checkpoints and archives of pictures, for the tests of the search."""
+"""Small checkpoints and archives of images, for the tests of the search."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORDS = ["a red field", "a green roof", "a blue pond", "a yellow field"]
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with random weights as training would leave it: YAML, checkpoint, and its pictures in two folders."""
+    """A model with random weights as training would leave it: YAML, checkpoint, and its images in two folders."""
 
     options: Path
     checkpoint: Path
@@ -37,7 +37,7 @@ class Trained:
 def make_trained(
     folder: Path, tiny_options: Callable[..., Options], model: str, changes: Mapping[str, Any] | None = None
 ) -> Trained:
-    """Write a checkpoint of a small model, and 12 pictures below `north` and `south`."""
+    """Write a checkpoint of a small model, and 12 images below `north` and `south`."""
     folder.mkdir(parents=True, exist_ok=True)
     images = make_precomp(folder / "data", train=12, test=0) / "images"
     for number, path in enumerate(sorted(images.iterdir())):

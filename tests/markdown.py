@@ -57,7 +57,7 @@ def commands(script: str) -> Iterator[list[str]]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of all links and pictures, but for those on the web."""
+    """Targets of all links and images, but for those on the web."""
     targets = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "", prose(page)))
     return [target for target in targets if not target.startswith(("http:", "https:"))]
 

@@ -69,7 +69,7 @@ def outputs(model: str) -> dict[str, Tensor]:
 
 
 def batch() -> Batch:
-    """Six pictures with their regions, and seven captions (ids 1..19, lengths 14 down to 1), also spoken."""
+    """Six images with their regions, and seven captions (ids 1..19, lengths 14 down to 1), also spoken."""
     images = generator("input:images").standard_normal((6, 3, 256, 256)).astype(np.float32)
     tokens = generator("input:texts").integers(1, 20, size=(7, 14))
     for row, length in enumerate(LENGTHS):

@@ -331,11 +331,11 @@ def test_published_blank_captions(published: Path, name: str, lines: list[int]) 
     assert "\n" not in text
 
 
-def _audio(folder: Path, name: str, lines: list[str], pictures: list[str]) -> None:
+def _audio(folder: Path, name: str, lines: list[str], images: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("".join(f"{line}\n" for line in lines))
-    for picture in pictures:
-        path = folder / "audios" / picture
+    for image in images:
+        path = folder / "audios" / image
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 

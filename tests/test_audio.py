@@ -27,8 +27,8 @@ from data.audio.spectrogram import (
     mel_filters,
     mel_power,
     mel_to_hertz,
-    save_picture,
-    to_picture,
+    save_image,
+    to_image,
 )
 from data.audio.speech import Speaker
 from data.images import decode
@@ -73,11 +73,11 @@ class TestSpectrogram:
     def test_a_tone_lies_in_its_row(self, hertz: float, row: int) -> None:
         # 8 kHz are 45.24 mel, so bands are 45.24 / 129 = 0.3507 mel apart, and the first is centred there.
         assert row == 127 - round(hertz_to_mel(hertz) / 0.3507 - 1)
-        picture = to_picture(mel_power(tone(hertz)))
-        assert (np.abs(picture.argmax(axis=0) - row) <= 1).all()
+        image = to_image(mel_power(tone(hertz)))
+        assert (np.abs(image.argmax(axis=0) - row) <= 1).all()
         distance = np.abs(np.arange(BANDS) - row)
-        assert picture[distance <= 1].max(axis=0).min() > 250
-        assert picture[distance > 9].max() < 80
+        assert image[distance <= 1].max(axis=0).min() > 250
+        assert image[distance > 9].max() < 80
 
     @pytest.mark.parametrize(
         ("samples", "frames"), [(1, 1), (400, 1), (559, 1), (560, 2), (16000, 98), (16160, 99), (320000, 1998)]
@@ -96,26 +96,26 @@ class TestSpectrogram:
 
     def test_decibels_as_brightness(self) -> None:
         # 0 and -20 dB, -40 and -120 dB, of which 80 are drawn; low bands at the bottom
-        assert to_picture(np.array([[1, 1e-2], [1e-4, 1e-12]])).tolist() == [[128, 0], [255, 191]]
+        assert to_image(np.array([[1, 1e-2], [1e-4, 1e-12]])).tolist() == [[128, 0], [255, 191]]
         # stretched to the whole range where the sound has no 80 dB
-        assert to_picture(np.array([[5, 0.5], [0.05, 0.5]])).tolist() == [[0, 128], [255, 128]]
+        assert to_image(np.array([[5, 0.5], [0.05, 0.5]])).tolist() == [[0, 128], [255, 128]]
 
     @pytest.mark.parametrize("level", [0, 1, 1e-300])
-    def test_where_nothing_differs_the_picture_is_black(self, level: float) -> None:
-        assert not to_picture(np.full((128, 3), level)).any()
+    def test_where_nothing_differs_the_image_is_black(self, level: float) -> None:
+        assert not to_image(np.full((128, 3), level)).any()
 
     def test_loudness_does_not_matter(self) -> None:
         sound = np.random.default_rng(0).normal(size=4000)
-        np.testing.assert_array_equal(to_picture(mel_power(sound)), to_picture(mel_power(sound / 1024)))
+        np.testing.assert_array_equal(to_image(mel_power(sound)), to_image(mel_power(sound / 1024)))
 
-    def test_a_saved_picture_is_read_as_grey_rgb(self, tmp_path: Path) -> None:
-        picture = to_picture(mel_power(tone(1000, 0.1)))
-        save_picture(tmp_path / "a/b.png", picture)
+    def test_a_saved_image_is_read_as_grey_rgb(self, tmp_path: Path) -> None:
+        image = to_image(mel_power(tone(1000, 0.1)))
+        save_image(tmp_path / "a/b.png", image)
         read = np.asarray(decode(tmp_path / "a/b.png", 10**6))
-        np.testing.assert_array_equal(read, np.repeat(picture[..., None], 3, axis=2))
+        np.testing.assert_array_equal(read, np.repeat(image[..., None], 3, axis=2))
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match=r"file/b\.png: can't be written"):
-            save_picture(tmp_path / "file/b.png", picture)
+            save_image(tmp_path / "file/b.png", image)
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int = RATE) -> Path:
@@ -230,7 +230,7 @@ class TestSounds:
 
 
 class TestWav:
-    def test_every_sound_gets_its_picture_and_damaged_ones_are_named(self, tmp_path: Path) -> None:
+    def test_every_sound_gets_its_image_and_damaged_ones_are_named(self, tmp_path: Path) -> None:
         sounds, out = tmp_path / "sounds", tmp_path / "out"
         write_wav(sounds / "a.wav", tone(1000))
         write_wav(sounds / "deep/b.WAV", tone(300))
@@ -240,24 +240,24 @@ class TestWav:
         with pytest.raises(InputError) as caught:
             draw_wavs(sounds, out, workers=1)
         first, bad, empty = str(caught.value).split("\n")
-        assert first == "2 of 4 sounds have no picture, the others are done:"
+        assert first == "2 of 4 sounds have no image, the others are done:"
         assert bad.startswith(f"  {sounds}/bad.wav: not a readable WAV file")
         assert empty.startswith(f"  {sounds}/empty.wav: not a readable WAV file")
         assert set(snapshot(out)) == {"a.png", "deep/b.png"}
-        picture = np.asarray(decode(out / "a.png", 10**6))
-        assert picture.shape == (128, 98, 3)
-        assert (picture[..., 0].argmax(axis=0) == 85).all()
+        image = np.asarray(decode(out / "a.png", 10**6))
+        assert image.shape == (128, 98, 3)
+        assert (image[..., 0].argmax(axis=0) == 85).all()
 
-    def test_pictures_are_kept_unless_their_sound_is_newer(self, tmp_path: Path) -> None:
+    def test_images_are_kept_unless_their_sound_is_newer(self, tmp_path: Path) -> None:
         write_wav(tmp_path / "in/a.wav", tone(300, 0.1))
         write_wav(tmp_path / "in/b.wav", tone(300, 0.1))
-        assert draw_wavs(tmp_path / "in", tmp_path / "out", 1).endswith("2 pictures, 2 of them new")
+        assert draw_wavs(tmp_path / "in", tmp_path / "out", 1).endswith("2 images, 2 of them new")
         before = snapshot(tmp_path / "out")
-        assert draw_wavs(tmp_path / "in", tmp_path / "out", 1).endswith("2 pictures, 0 of them new")
+        assert draw_wavs(tmp_path / "in", tmp_path / "out", 1).endswith("2 images, 0 of them new")
         assert snapshot(tmp_path / "out") == before
         newer = before["a.png"] + 10**9
         os.utime(tmp_path / "in/a.wav", ns=(newer, newer))
-        assert draw_wavs(tmp_path / "in", tmp_path / "out", 1).endswith("2 pictures, 1 of them new")
+        assert draw_wavs(tmp_path / "in", tmp_path / "out", 1).endswith("2 images, 1 of them new")
         assert snapshot(tmp_path / "out")["b.png"] == before["b.png"]
 
     def test_processes_draw_the_same(self, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ CAPTIONS = ["A river .", "a  river .", "-v de", "A river .", "", " . ", "zwei BÃ
 
 @pytest.fixture
 def captions(tmp_path: Path) -> Path:
-    """A data set of one picture."""
+    """A data set of one image."""
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / "train_caps.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS), encoding="utf-8")
@@ -343,38 +343,36 @@ class TestSpeak:
         assert {path.name for path in out.iterdir()} == {*names, "train_audios.txt"}
         assert names[0].startswith("a_river_")
         assert (
-            capsys.readouterr().out == f"{out}: 4 pictures, 4 of them new, for 7 captions (2 blank ones share {SILENCE}"
+            capsys.readouterr().out == f"{out}: 4 images, 4 of them new, for 7 captions (2 blank ones share {SILENCE}"
             "); lists: train_audios.txt\n"
         )
-        pictures = {name: np.asarray(decode(out / name, 10**6)) for name in names}
-        assert pictures[SILENCE].shape == (128, 98, 3)
-        assert not pictures[SILENCE].any()
-        assert pictures[names[0]].shape == (128, 18, 3)
-        assert len({picture.tobytes() for picture in pictures.values()}) == len(pictures)
+        images = {name: np.asarray(decode(out / name, 10**6)) for name in names}
+        assert images[SILENCE].shape == (128, 98, 3)
+        assert not images[SILENCE].any()
+        assert images[names[0]].shape == (128, 18, 3)
+        assert len({image.tobytes() for image in images.values()}) == len(images)
         assert snapshot(captions) == before
         assert read_annotations(captions, "train", out).audio_names == tuple(names)
 
-    def test_pictures_that_are_there_are_kept(
+    def test_images_that_are_there_are_kept(
         self, tmp_path: Path, captions: Path, said: Callable[[], list[str]]
     ) -> None:
         files, out = [captions / "train_caps.txt"], tmp_path / "out"
         speak(files, out, Speaker(), 1)
         before = snapshot(out)
         line = speak(files, out, Speaker(), 1)
-        assert "4 pictures, 0 of them new" in line
+        assert "4 images, 0 of them new" in line
         assert len(said()) == 5
         lost = (out / "train_audios.txt").read_text().splitlines()[2]
         (out / lost).unlink()
-        assert "4 pictures, 1 of them new" in speak(files, out, Speaker(), 1)
+        assert "4 images, 1 of them new" in speak(files, out, Speaker(), 1)
         assert said()[5:] == ["hello", "-v de"]
         after = snapshot(out)
         for changed in (lost, "train_audios.txt"):
             after.pop(changed), before.pop(changed)
         assert after == before
 
-    def test_one_picture_for_equal_captions_of_several_lists(
-        self, tmp_path: Path, said: Callable[[], list[str]]
-    ) -> None:
+    def test_one_image_for_equal_captions_of_several_lists(self, tmp_path: Path, said: Callable[[], list[str]]) -> None:
         for name, text in (("train_caps.txt", "one\ntwo\n"), ("test_caps.txt", "two\n"), ("other.txt", "one\n")):
             (tmp_path / name).write_text(text)
         files = [tmp_path / "train_caps.txt", tmp_path / "test_caps.txt", tmp_path / "other.txt"]
@@ -393,7 +391,7 @@ class TestSpeak:
         with pytest.raises(InputError) as caught:
             speak([tmp_path / "train_caps.txt"], tmp_path / "out", Speaker(), 1)
         assert str(caught.value) == (
-            "1 of 3 captions have no picture, the others are done; no list was written:\n"
+            "1 of 3 captions have no image, the others are done; no list was written:\n"
             "  espeak-ng can't speak 'unspeakable' with the voice 'en-us': Error: it failed"
         )
         assert len(list((tmp_path / "out").iterdir())) == 2
@@ -417,7 +415,7 @@ class TestSpeak:
     ) -> None:
         (captions / "train_audios.txt").write_text("published.png\n")
         before = snapshot(captions)
-        with pytest.raises(InputError, match=r"train_audios\.txt is there and names other pictures"):
+        with pytest.raises(InputError, match=r"train_audios\.txt is there and names other images"):
             speak([captions / "train_caps.txt"], captions, Speaker(), 1)
         assert snapshot(captions) == before
         assert said() == []
@@ -426,7 +424,7 @@ class TestSpeak:
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()
             (tmp_path / folder / "x_caps.txt").write_text("one\n")
-        with pytest.raises(InputError, match="a second text whose pictures would be listed in"):
+        with pytest.raises(InputError, match="a second text whose images would be listed in"):
             speak([tmp_path / "a/x_caps.txt", tmp_path / "b/x_caps.txt"], tmp_path / "out", Speaker(), 1)
         with pytest.raises(InputError, match=r"no train_caps\.txt or other list"):
             main(["speak", "--data_path", str(tmp_path / "absent"), str(tmp_path / "out")])
@@ -454,11 +452,11 @@ class TestSpeak:
         assert audio_list_name(Path("a_caps/b") / text) == name
 
     @given(one=st.text(max_size=60), two=st.text(max_size=60))
-    def test_names_of_pictures(self, one: str, two: str) -> None:
-        names = [Speaker().picture_name(text) for text in (one, two)]
+    def test_names_of_images(self, one: str, two: str) -> None:
+        names = [Speaker().image_name(text) for text in (one, two)]
         assert (names[0] == names[1]) == (one.split() == two.split())
         assert all(name.isascii() and len(name) < 70 and "/" not in name for name in names)
-        assert Speaker("en-gb").picture_name(one) != names[0] != Speaker(speed=170).picture_name(one)
+        assert Speaker("en-gb").image_name(one) != names[0] != Speaker(speed=170).image_name(one)
 
     @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
     def test_espeak_speaks(self, tmp_path: Path) -> None:

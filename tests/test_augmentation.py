@@ -1,4 +1,4 @@
-"""The views of a picture: as Pillow makes them, drawn evenly, the same on every device."""
+"""The views of an image: as Pillow makes them, drawn evenly, the same on every device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from option.schema import Angles
 
 
 def _noise(count: int, side: int, seed: int = 0) -> Tensor:
-    """Random pictures without the value 0, which the rotation fills in."""
+    """Random images without the value 0, which the rotation fills in."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
@@ -37,12 +37,10 @@ def _noise(count: int, side: int, seed: int = 0) -> Tensor:
 ALL_CHANGES = Augmentation("published", 0.5, 0.4)
 
 
-def augmented(
-    pictures: Tensor, size: int, generator: torch.Generator, augmentation: Augmentation = PUBLISHED
-) -> Tensor:
+def augmented(images: Tensor, size: int, generator: torch.Generator, augmentation: Augmentation = PUBLISHED) -> Tensor:
     """Training views with fresh draws."""
-    draws = Draws.draw(len(pictures), pictures.shape[-1] - size, generator, augmentation=augmentation)
-    return augment(pictures, size, draws)
+    draws = Draws.draw(len(images), images.shape[-1] - size, generator, augmentation=augmentation)
+    return augment(images, size, draws)
 
 
 def test_margin_size() -> None:
@@ -60,14 +58,14 @@ def test_normalise() -> None:
 @pytest.mark.parametrize(("side", "size"), [(70, 64), (35, 32)])
 def test_overhead_views_are_turned_and_mirrored_cuts(side: int, size: int) -> None:
     """Each view is one of the eight of some cut, to the last pixel, and all eight come."""
-    pictures = _noise(1, side).expand(64, -1, -1, -1)
+    images = _noise(1, side).expand(64, -1, -1, -1)
     draws = Draws.draw(64, side - size, torch.Generator().manual_seed(0), augmentation=Augmentation("overhead"))
-    views = augment(pictures, size, draws)
+    views = augment(images, size, draws)
     assert draws.flips is not None
     seen = set()
     for view, angle, (left, top), (across, down) in zip(views, draws.angles, draws.offsets, draws.flips, strict=True):
         turns = round(float(angle) / 90)
-        cut = pictures[0].rot90(turns, (1, 2))[:, top : top + size, left : left + size]
+        cut = images[0].rot90(turns, (1, 2))[:, top : top + size, left : left + size]
         cut = cut.flip(2) if across else cut
         torch.testing.assert_close(view, normalise(cut.flip(1) if down else cut), rtol=0, atol=0)
         seen.add((turns, bool(across), bool(down)))
@@ -76,11 +74,11 @@ def test_overhead_views_are_turned_and_mirrored_cuts(side: int, size: int) -> No
 
 def test_a_part_is_cut_from_the_crop_and_enlarged() -> None:
     side, size = 70, 64
-    pictures = _noise(16, side)
+    images = _noise(16, side)
     draws = Draws.draw(16, side - size, torch.Generator().manual_seed(0), augmentation=Augmentation("overhead", 0.25))
     assert draws.parts is not None
     parts, upright = draws.parts.numpy().astype(np.float64), torch.zeros(16)
-    views = rotate_and_crop(pictures, upright, draws.offsets, size, draws.parts)
+    views = rotate_and_crop(images, upright, draws.offsets, size, draws.parts)
     for number, (share, left, top) in enumerate(parts):
         assert 0.5 <= share <= 1
         x, y = (
@@ -88,7 +86,7 @@ def test_a_part_is_cut_from_the_crop_and_enlarged() -> None:
             for axis, place in enumerate((left, top))
         )
         sure = (abs(x - x.round()) > 1e-3)[None, :] & (abs(y - y.round()) > 1e-3)[:, None]  # not on a pixel's edge
-        expected = pictures[number].numpy()[:, y.astype(int)[:, None], x.astype(int)[None, :]]
+        expected = images[number].numpy()[:, y.astype(int)[:, None], x.astype(int)[None, :]]
         assert sure.mean() > 0.9
         np.testing.assert_array_equal(views[number].numpy()[:, sure], expected[:, sure])
 
@@ -118,13 +116,13 @@ def test_parts_and_colours_are_drawn_after_all_else(angles: Angles) -> None:
 
 
 def test_a_part_that_is_all_and_factors_of_one_change_nothing() -> None:
-    pictures = _noise(8, 70)
+    images = _noise(8, 70)
     whole = torch.tensor([[1.0, 0.3, 0.8]]).expand(8, -1)
     turned, offsets = torch.arange(8) * 11.0, draw_offsets(8, 6, torch.Generator().manual_seed(0))
     assert torch.equal(
-        rotate_and_crop(pictures, turned, offsets, 64), rotate_and_crop(pictures, turned, offsets, 64, whole)
+        rotate_and_crop(images, turned, offsets, 64), rotate_and_crop(images, turned, offsets, 64, whole)
     )
-    assert torch.equal(recolour(pictures, torch.ones(8, 3)), pictures.float())
+    assert torch.equal(recolour(images, torch.ones(8, 3)), images.float())
 
 
 def test_corners_stay_black_in_other_colours() -> None:
@@ -134,22 +132,20 @@ def test_corners_stay_black_in_other_colours() -> None:
 
 
 def test_colours_as_pillow_changes_them() -> None:
-    pictures = _noise(6, 32)
+    images = _noise(6, 32)
     for enhancer, place in ((ImageEnhance.Brightness, 0), (ImageEnhance.Contrast, 1)):
-        for picture, factor in zip(pictures, (0.6, 0.8, 1.0, 1.2, 1.4, 1.9), strict=True):
-            grey = (
-                picture.float().mean(dim=0).round().byte().expand(3, -1, -1)
-            )  # Pillow's contrast goes by the grey mean
+        for image, factor in zip(images, (0.6, 0.8, 1.0, 1.2, 1.4, 1.9), strict=True):
+            grey = image.float().mean(dim=0).round().byte().expand(3, -1, -1)  # Pillow's contrast goes by the grey mean
             factors = torch.ones(1, 3)
             factors[0, place] = factor
             found = recolour(grey[None], factors)[0].permute(1, 2, 0).numpy()
             expected = np.asarray(enhancer(Image.fromarray(grey.permute(1, 2, 0).numpy())).enhance(factor))
             assert np.abs(found - expected).max() <= 1.5  # it rounds, the mean and the result
-    for picture in pictures:
-        changed = recolour(picture[None], torch.tensor([[1.0, 1.0, 0.0]]))[0]  # without saturation: grey
-        torch.testing.assert_close(changed, picture.float().mean(dim=0).expand(3, -1, -1))
-        half = recolour(picture[None], torch.tensor([[1.0, 1.0, 0.5]]))[0]
-        torch.testing.assert_close(half, (changed + picture.float()) / 2)
+    for image in images:
+        changed = recolour(image[None], torch.tensor([[1.0, 1.0, 0.0]]))[0]  # without saturation: grey
+        torch.testing.assert_close(changed, image.float().mean(dim=0).expand(3, -1, -1))
+        half = recolour(image[None], torch.tensor([[1.0, 1.0, 0.5]]))[0]
+        torch.testing.assert_close(half, (changed + image.float()) / 2)
 
 
 def test_colours_are_drawn_evenly_and_stay_in_range() -> None:
@@ -183,22 +179,22 @@ def test_rotation_and_crop_as_pillow_does_them(side: int, size: int) -> None:
         for angle in (0.0, 3.7, 30.0, 45.0, 61.8, 89.0, 90.0)
         for offset in ((0, 0), (spare, spare), (1, spare - 1))
     ]
-    pictures = _noise(len(cases), side)
+    images = _noise(len(cases), side)
     angles, offsets = torch.tensor([angle for angle, _ in cases]), torch.tensor([offset for _, offset in cases])
-    views = rotate_and_crop(pictures, angles, offsets, size)
+    views = rotate_and_crop(images, angles, offsets, size)
     assert (views.shape, views.dtype) == ((len(cases), 3, size, size), torch.uint8)
-    for picture, view, (angle, (left, top)) in zip(pictures, views, cases, strict=True):
-        turned = Image.fromarray(picture.permute(1, 2, 0).numpy()).rotate(angle, Image.Resampling.NEAREST)
+    for image, view, (angle, (left, top)) in zip(images, views, cases, strict=True):
+        turned = Image.fromarray(image.permute(1, 2, 0).numpy()).rotate(angle, Image.Resampling.NEAREST)
         expected = np.asarray(turned.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
         equal = (view.numpy() == expected).mean()
         assert equal >= (1.0 if angle in (0.0, 90.0) else 0.99), (angle, left, top)
 
 
 def test_rotation_takes_no_notice_of_mixed_precision() -> None:
-    pictures, angles, offsets = _noise(2, 278), torch.tensor([20.0, 70.0]), torch.tensor([[3, 20], [11, 0]])
-    expected = rotate_and_crop(pictures, angles, offsets, 256)
+    images, angles, offsets = _noise(2, 278), torch.tensor([20.0, 70.0]), torch.tensor([[3, 20], [11, 0]])
+    expected = rotate_and_crop(images, angles, offsets, 256)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(rotate_and_crop(pictures, angles, offsets, 256), expected)
+        assert torch.equal(rotate_and_crop(images, angles, offsets, 256), expected)
 
 
 def test_corners_are_black_before_they_are_normalised() -> None:
@@ -217,10 +213,10 @@ def test_corners_are_black_before_they_are_normalised() -> None:
 def test_draws_cover_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     angles, offsets = [], []
 
-    def record(pictures: Tensor, angle: Tensor, offset: Tensor, size: int, parts: Tensor | None) -> Tensor:
+    def record(images: Tensor, angle: Tensor, offset: Tensor, size: int, parts: Tensor | None) -> Tensor:
         angles.append(angle)
         offsets.append(offset)
-        return pictures[:, :, :size, :size]
+        return images[:, :, :size, :size]
 
     monkeypatch.setattr(augmentation, "rotate_and_crop", record)
     generator = torch.Generator().manual_seed(0)
@@ -236,15 +232,15 @@ def test_draws_cover_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_same_generator_gives_the_same_view() -> None:
-    pictures = _noise(4, 35)
-    first = augmented(pictures, 32, torch.Generator().manual_seed(5))
-    assert torch.equal(first, augmented(pictures, 32, torch.Generator().manual_seed(5)))
-    assert not torch.equal(first, augmented(pictures, 32, torch.Generator().manual_seed(6)))
-    # Without room for a crop and with the angle known, the view is the rotated picture.
+    images = _noise(4, 35)
+    first = augmented(images, 32, torch.Generator().manual_seed(5))
+    assert torch.equal(first, augmented(images, 32, torch.Generator().manual_seed(5)))
+    assert not torch.equal(first, augmented(images, 32, torch.Generator().manual_seed(6)))
+    # Without room for a crop and with the angle known, the view is the rotated image.
     generator = torch.Generator().manual_seed(5)
     angles = torch.rand(4, generator=torch.Generator().manual_seed(5)) * 90
     assert torch.equal(
-        augmented(pictures, 35, generator), normalise(rotate_and_crop(pictures, angles, torch.zeros(4, 2), 35))
+        augmented(images, 35, generator), normalise(rotate_and_crop(images, angles, torch.zeros(4, 2), 35))
     )
 
 
@@ -261,19 +257,19 @@ def test_draws_do_not_depend_on_the_device(augmentation: Augmentation) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("augmentation", [PUBLISHED, ALL_CHANGES])
 def test_a_view_is_the_same_on_a_gpu(augmentation: Augmentation) -> None:
-    pictures = _noise(4, 278)
+    images = _noise(4, 278)
     first, second = (
-        augmented(pictures.to(device), 256, torch.Generator().manual_seed(5), augmentation).cpu()
+        augmented(images.to(device), 256, torch.Generator().manual_seed(5), augmentation).cpu()
         for device in ("cpu", "cuda")
     )
     assert first.isclose(second, atol=1e-5).float().mean() > 0.999
 
 
 def test_mirrored_views() -> None:
-    pictures, still, offsets = _noise(4, 35), torch.zeros(4), torch.tensor([[0, 1], [2, 3], [3, 0], [1, 1]])
+    images, still, offsets = _noise(4, 35), torch.zeros(4), torch.tensor([[0, 1], [2, 3], [3, 0], [1, 1]])
     flips = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
-    plain = augment(pictures, 32, Draws(still, offsets))
-    mirrored = augment(pictures, 32, Draws(still, offsets, flips))
+    plain = augment(images, 32, Draws(still, offsets))
+    mirrored = augment(images, 32, Draws(still, offsets, flips))
     expected = [plain[0], plain[1].flip(-1), plain[2].flip(-2), plain[3].flip(-1, -2)]
     assert torch.equal(mirrored, torch.stack(expected))
 
@@ -291,8 +287,8 @@ def test_mirrors_are_drawn_apart_and_evenly() -> None:
 
 
 def test_a_spectrogram_is_only_cropped() -> None:
-    pictures = _noise(3, 75)
+    images = _noise(3, 75)
     offsets = draw_offsets(3, 75 - 64, torch.Generator().manual_seed(1))
-    places = zip(pictures, offsets.tolist(), strict=True)
-    expected = [picture[:, top : top + 64, left : left + 64] for picture, (left, top) in places]
-    assert torch.equal(crop(pictures, 64, offsets), normalise(torch.stack(expected)))
+    places = zip(images, offsets.tolist(), strict=True)
+    expected = [image[:, top : top + 64, left : left + 64] for image, (left, top) in places]
+    assert torch.equal(crop(images, 64, offsets), normalise(torch.stack(expected)))

@@ -262,7 +262,7 @@ class TestTimm:
             with pytest.raises(InputError, match=rf"timm/{name}, pretrained imagenet: .*\(no network\)\. Weights that"):
                 build_backbone(f"timm/{name}", "imagenet")
 
-    def test_pictures_are_normalised_as_its_weights_expect(self) -> None:
+    def test_images_are_normalised_as_its_weights_expect(self) -> None:
         pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         given = (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
         network = TimmBackbone("mobilenetv1_100", "none").eval()
@@ -312,8 +312,8 @@ class TestPyramid:
         state = plain_weights(theirs.get_submodule("backbone"))
         torch.save(state, tmp_path / "weights.pth")
         ours = pyramid("resnet18", str(tmp_path / "weights.pth")).eval()
-        pictures = torch.randn(2, 3, 64, 64)
-        for one, other in zip(theirs(pictures), ours(pictures), strict=True):
+        images = torch.randn(2, 3, 64, 64)
+        for one, other in zip(theirs(images), ours(images), strict=True):
             torch.testing.assert_close(one, other)
 
     @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "inception_v3"])

@@ -110,7 +110,7 @@ def test_blocks_of_the_published_evaluation_give_our_scores(tmp_path: Path, monk
     torch.testing.assert_close(whole.scores, ours, rtol=0, atol=1e-6)
     assert whole.share == 1
     part = blockwise_scores(published_twin(model), loader, *experiment.captions(), limit=2)
-    assert part.share == 2 / 6  # 2 x 3 blocks of 4 pictures and 8 captions
+    assert part.share == 2 / 6  # 2 x 3 blocks of 4 images and 8 captions
     assert torch.equal(part.scores[:3, :6], whole.scores[:3, :6])
     assert (part.scores[3:] == 0).all()
 
@@ -118,8 +118,8 @@ def test_blocks_of_the_published_evaluation_give_our_scores(tmp_path: Path, monk
 def test_training_views_from_files_are_those_of_the_loader(tmp_path: Path) -> None:
     store = make_precomp(tmp_path / "data", train=6, test=4) / "images"
     paths, draws = sorted(store.iterdir()), Draws.draw(10, 6, torch.Generator().manual_seed(0), flips=True)
-    pictures = torch.stack([decode(path, 70) for path in paths])
-    ours = augment(pictures, 64, draws)
+    images = torch.stack([decode(path, 70) for path in paths])
+    ours = augment(images, 64, draws)
     theirs = torch.stack([view_from_file(path, 64, draws, row) for row, path in enumerate(paths)])
     assert ours.shape == theirs.shape == (10, 3, 64, 64)
     # Pillow rounds to other pixels here and there.
@@ -194,8 +194,8 @@ def test_an_external_command_that_fails_ends_the_measurement() -> None:
 def test_a_side_runs_in_a_process_with_its_settings_and_tells_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
     for variant, threshold in ((PUBLISHED, 0), (OURS, 4294967296)):
-        side = Side(EnvironmentSubject, ["no such picture"], variant.environment(1), 1)
+        side = Side(EnvironmentSubject, ["no such image"], variant.environment(1), 1)
         assert side.run() == {"threshold": threshold, "threads": 1}
-        with pytest.raises(InputError, match="no such picture"):
+        with pytest.raises(InputError, match="no such image"):
             side.run()
         side.close()

@@ -58,8 +58,8 @@ def test_captions_are_the_tokenizers(words: BytePairs) -> None:
 
 @torch.no_grad()
 def test_embeddings_are_open_clips(model: CLIP, words: BytePairs) -> None:
-    """From pictures in 0..1 and texts, as open_clip's documentation does it."""
-    pictures = torch.rand(3, 3, 64, 64)
+    """From images in 0..1 and texts, as open_clip's documentation does it."""
+    images = torch.rand(3, 3, 64, 64)
     captions = ["a pond", CAPTION, "two planes beside a terminal ."]
     preparation = import_open_clip().get_model_preprocess_cfg(model.clip)
     mean, std = (torch.tensor(preparation[name])[:, None, None] for name in ("mean", "std"))
@@ -67,7 +67,7 @@ def test_embeddings_are_open_clips(model: CLIP, words: BytePairs) -> None:
     texts = Captions.encode(captions, words).batch(torch.arange(3))
     clip: Any = model.clip
     torch.testing.assert_close(
-        model.encode_image(Batch(images=(pictures - ours_mean) / ours_std)), clip.encode_image((pictures - mean) / std)
+        model.encode_image(Batch(images=(images - ours_mean) / ours_std)), clip.encode_image((images - mean) / std)
     )
     torch.testing.assert_close(
         model.encode_text(texts), clip.encode_text(import_open_clip().get_tokenizer("clip_tiny")(captions))
@@ -104,7 +104,7 @@ def test_weights_of_others_are_read(
         ({"architecture": "ViT-B-33"}, r"open_clip has no 'ViT-B-33'. Did you mean ViT-B-32"),
         ({"architecture": "none.json"}, r"none\.json can't be read"),
         ({"pretrained": "absent.pt"}, r"pretrained absent\.pt: open_clip can't build it .*takes none, the path"),
-        ({"dataset.image_size": 96}, r"dataset\.image_size: .* reads pictures of 64 pixels, got 96"),
+        ({"dataset.image_size": 96}, r"dataset\.image_size: .* reads images of 64 pixels, got 96"),
     ],
 )
 def test_faults_are_explained(

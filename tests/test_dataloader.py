@@ -18,7 +18,7 @@ from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from batches.batch import Batch, Captions
 from batches.sampling import like_lengths
 from data.annotations import Annotations
-from data.image_store import PictureStore
+from data.image_store import ImageStore
 from dataloader import EvaluationLoader, TrainLoader
 from utils import InputError
 
@@ -43,7 +43,7 @@ UNKNOWN = VOCABULARY.word2idx["<unk>"]
 
 @pytest.fixture
 def listed(tmp_path: Path) -> Annotations:
-    """Seven pictures of noise, three captions each; picture i has no value outside of 30 i + 10 .. 30 i + 29."""
+    """Seven images of noise, three captions each; image i has no value outside of 30 i + 10 .. 30 i + 29."""
     random = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in range(COUNT):
@@ -60,10 +60,10 @@ def listed(tmp_path: Path) -> Annotations:
     )
 
 
-def _store(listed: Annotations, cache: str, size: int) -> PictureStore:
-    """The pictures in the opposite order, as a store of other lists, too, may hold them."""
+def _store(listed: Annotations, cache: str, size: int) -> ImageStore:
+    """The images in the opposite order, as a store of other lists, too, may hold them."""
     paths = [listed.folder / "images" / name for name in reversed(listed.image_names)]
-    return PictureStore(paths, size, cache, listed.folder / "cache", CPU, LIMIT)
+    return ImageStore(paths, size, cache, listed.folder / "cache", CPU, LIMIT)
 
 
 def _train_loader(
@@ -154,7 +154,7 @@ def test_a_batch_holds_matching_pairs(listed: Annotations) -> None:
         assert (images.shape[1:], images.dtype) == ((3, SIZE, SIZE), torch.float32)
         assert lengths.device == CPU
         assert tokens.shape == (len(images), int(lengths.max()))
-        # The centre of a view lies inside of the picture at any angle.
+        # The centre of a view lies inside of the image at any angle.
         centre = images[:, :, SIZE // 2, SIZE // 2] * torch.tensor(IMAGENET_STD) + torch.tensor(IMAGENET_MEAN)
         shown = (centre * 255 - 10) / 30
         for row, caption in enumerate(batch.need("caption_ids").tolist()):
@@ -221,14 +221,12 @@ def test_cache_and_workers_change_nothing(listed: Annotations, cache: str, worke
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_picture_gives_its_message_alone(listed: Annotations, workers: int) -> None:
+def test_an_unreadable_image_gives_its_message_alone(listed: Annotations, workers: int) -> None:
     path = listed.folder / "images/2.png"
     path.write_bytes(b"")
     with pytest.raises(InputError) as caught:
         list(_evaluation_loader(listed, "off", workers).image_batches())
-    assert str(caught.value) == (
-        f"1 of 3 pictures can't be read:\n  {path}: the picture is empty (0 bytes): copy it again"
-    )
+    assert str(caught.value) == (f"1 of 3 images can't be read:\n  {path}: the image is empty (0 bytes): copy it again")
 
 
 def test_nothing_to_train_on(listed: Annotations) -> None:
@@ -239,7 +237,7 @@ def test_nothing_to_train_on(listed: Annotations) -> None:
             loader.captions,
             torch.zeros(len(CAPTIONS), dtype=torch.bool),
             loader.store,
-            loader.picture_ids,
+            loader.image_ids,
             batch_size=5,
             image_size=SIZE,
             workers=0,
@@ -249,15 +247,15 @@ def test_nothing_to_train_on(listed: Annotations) -> None:
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_evaluation_sees_each_picture_once(listed: Annotations, cache: str) -> None:
+def test_evaluation_sees_each_image_once(listed: Annotations, cache: str) -> None:
     loader = _evaluation_loader(listed, cache)
     for _ in range(2):
         batches = list(loader.image_batches())
         assert [len(batch.need("images")) for batch in batches] == [3, 3, 1]
         assert torch.cat([batch.need("image_ids") for batch in batches]).tolist() == list(range(COUNT))
         for image, view in enumerate(torch.cat([batch.need("images") for batch in batches])):
-            with Image.open(listed.folder / "images" / listed.image_names[image]) as picture:
-                resized = np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+            with Image.open(listed.folder / "images" / listed.image_names[image]) as file:
+                resized = np.asarray(file.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
             assert torch.equal(view, normalise(torch.from_numpy(resized.copy()).permute(2, 0, 1)))
     assert loader.store.decoded == COUNT
 

@@ -55,13 +55,13 @@ class Known:
 
 
 def part_of(sample: Sample, world: World) -> Batch:
-    """A rank's share of random pictures and captions."""
+    """A rank's share of random images and captions."""
     share = sample.shares(world.size)[world.rank]
     items = random_batch(10)
-    pictures, captions = rows(items, share.images.tolist()), rows(items, share.captions.tolist())
+    images, captions = rows(items, share.images.tolist()), rows(items, share.captions.tolist())
     of_captions = ("tokens", "lengths", "caption_ids", "audio", "keywords")
     spoken: dict[str, Any] = {name: value for name in of_captions if (value := getattr(captions, name)) is not None}
-    batch = replace(pictures, **spoken, image_rows=share.rows, whole=sample)
+    batch = replace(images, **spoken, image_rows=share.rows, whole=sample)
     exact: dict[str, Any] = {
         name: value.double()
         for name, value in vars(batch).items()
@@ -89,15 +89,15 @@ def learned(case: Case, vocabulary: Vocabulary, world: World) -> dict[str, Tenso
 
 @pytest.fixture(scope="module")
 def cases(tiny_options: Callable[..., Options]) -> dict[str, Case]:
-    """Every model without dropout: five pictures of one to three captions, shared 6 to 3; AMFMN with 4 and 3 pairs."""
-    of_pictures = Sample(torch.arange(5), torch.arange(9), torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4]))
+    """Every model without dropout: five images of one to three captions, shared 6 to 3; AMFMN with 4 and 3 pairs."""
+    of_images = Sample(torch.arange(5), torch.arange(9), torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4]))
     of_pairs = Sample(torch.arange(7), torch.arange(7))
     loss = {"optim.loss": {"triplet": 1.0, "contrastive": 0.5}}
     found = {}
     for name in registered():
         dropouts = [key for key in leaves(registered()[name].parameters, "model") if "drop" in key.lower()]
         options = tiny_options(name, {key.removeprefix("model."): 0.0 for key in dropouts} | loss)
-        found[name] = (options, of_pairs if name == "AMFMN" else of_pictures)
+        found[name] = (options, of_pairs if name == "AMFMN" else of_images)
     return found
 
 
@@ -216,7 +216,7 @@ def test_ranks_share_the_batches_of_one_process(
             width = part.need("tokens").shape[1]
             places = (whole.need("caption_ids")[:, None] == part.need("caption_ids")).int().argmax(dim=0)
             assert torch.equal(part.need("tokens"), whole.need("tokens")[places, :width])
-            assert (part.items, part.pictures) == (whole.items, whole.pictures)
+            assert (part.items, part.image_count) == (whole.items, whole.image_count)
             assert len(part.need("image_ids")) >= 2
             own_images = part.need("image_ids")
             own_images = own_images if part.image_rows is None else own_images[part.image_rows]
@@ -262,7 +262,7 @@ def stop_as_rank(path: str) -> None:
 def test_a_run_of_two_ranks_goes_on_exactly_and_rank_0_alone_writes(experiment: Path) -> None:
     whole = run_ranks(train_as_rank, 2, str(experiment), "whole", "optim.epochs=2", "dataset.cache=disk")
     assert whole[0]["opened"]
-    # The cache of pictures is opened by all, and was filled by the first.
+    # The cache of images is opened by all, and was filled by the first.
     assert {Path(file).suffix for file in whole[1]["opened"]} <= {".uint8", ".lock"}
     folders = [experiment.parent / "checkpoint" / name / "0" for name in ("whole", "parts")]
     stopped = run_ranks(stop_as_rank, 2, str(experiment))

@@ -49,7 +49,7 @@ class Silent:
 
 
 class Counting(RetrievalModel):
-    """Counts how often each picture and each caption is encoded; its embeddings are cheap functions of the input."""
+    """Counts how often each image and each caption is encoded; its embeddings are cheap functions of the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_evaluation_encodes_each_item_once(tiny: tuple[Options, Vocabulary]) -> 
     assert loader.store.decoded == 12
 
 
-def test_the_mean_of_right_angle_views_does_not_know_how_a_picture_is_turned(tiny: tuple[Options, Vocabulary]) -> None:
+def test_the_mean_of_right_angle_views_does_not_know_how_an_image_is_turned(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
     model, batch = build_model(options, vocabulary).eval(), next(iter(loader_of(options, vocabulary).image_batches()))
     turned = replace(batch, images=batch.need("images").rot90(1, (2, 3)).flip(2))
@@ -173,7 +173,7 @@ def test_equal_captions_score_exactly_alike(tiny: tuple[Options, Vocabulary]) ->
     loader = loader_of(options, vocabulary, "train")
     model = build_model(options, vocabulary)
     images, texts = encode(model, loader, CPU)
-    assert len(texts) == 24  # 24 pictures of 12 kinds, two captions each: every caption stands under two pictures
+    assert len(texts) == 24  # 24 images of 12 kinds, two captions each: every caption stands under two images
     scores = torch.cat(list(score_blocks(model, images, texts, loader.caption_row, rows=5)))
     assert scores.shape == (24, 48)
     assert torch.equal(scores[:, :24], scores[:, 24:])
@@ -210,7 +210,7 @@ def test_training_learns_the_tiny_set(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
     state = run(options, vocabulary, Plan(epochs=5))
     assert state.history[-1]["loss"] < 0.7 * state.history[0]["loss"]
-    # Chance is 41 mR on 12 pictures
+    # Chance is 41 mR on 12 images
     assert state.best > 75
     assert [row["epoch"] for row in state.history] == list(range(1, 6))
     assert state.best == max(row["val_mR"] for row in state.history)
@@ -384,7 +384,7 @@ def test_meter_counts_pairs_and_waiting() -> None:
     meter = Meter()
     batch = Batch(caption_ids=torch.arange(4))
     for taken in meter.timed([batch, replace(batch, caption_ids=torch.arange(2))]):
-        meter.add({"loss": torch.tensor(6.0)}, taken.items, taken.pictures)
+        meter.add({"loss": torch.tensor(6.0)}, taken.items, taken.image_count)
     means = meter.means()
     assert means["loss"] == 2.0
     assert 0 <= means["data_wait_share"] <= 1

@@ -21,7 +21,7 @@ import dataloader
 import engine
 import train as train_entry
 from batches.batch import Batch
-from data import image_store as picture_store
+from data import image_store as image_store
 from data.images import load_square
 from option import Options
 from runs.checkpoints import refuse_diverged, save_checkpoint
@@ -82,15 +82,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(tmp_path)
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_a_picture_that_can_not_be_read_any_more_is_named(self, run: Run, workers: int) -> None:
-        picture = run.data / "images" / (run.last.parent / "split" / "train.txt").read_text().split()[3]
-        content = picture.read_bytes()
-        picture.write_bytes(content[:200])
+    def test_an_image_that_can_not_be_read_any_more_is_named(self, run: Run, workers: int) -> None:
+        image = run.data / "images" / (run.last.parent / "split" / "train.txt").read_text().split()[3]
+        content = image.read_bytes()
+        image.write_bytes(content[:200])
         message = run.fails(f"dataset.workers={workers}")
-        assert f"{picture}: the picture is damaged or cut short" in message
-        picture.write_bytes(content)
+        assert f"{image}: the image is damaged or cut short" in message
+        image.write_bytes(content)
         run.goes_on()
 
     def test_a_folder_that_vanishes(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ class TestPictures:
                 (run.data / "images").rename(run.data / "away")
             return load_square(path, size, max_pixels)
 
-        monkeypatch.setattr(picture_store, "load_square", vanish)
+        monkeypatch.setattr(image_store, "load_square", vanish)
         assert "its folder is not there either: is the disk mounted?" in run.fails()
         (run.data / "away").rename(run.data / "images")
         run.goes_on()
@@ -122,9 +122,9 @@ class Dying(Dataset[Tensor]):
 class TestWorkers:
     def test_a_killed_worker(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(dataloader, "_Pictures", Dying)
+            patch.setattr(dataloader, "_Images", Dying)
             message = run.fails("dataset.workers=1")
-        assert message.startswith("a process that reads pictures died (DataLoader worker (pid")
+        assert message.startswith("a process that reads images died (DataLoader worker (pid")
         assert "Use fewer of them (--set dataset.workers=1; 0: the main process reads)" in message
         run.goes_on()
 
@@ -152,7 +152,7 @@ class TestWorkers:
             patch.setattr(Tensor, "share_memory_", full)
             patch.setattr(dataloader, "get_worker_info", lambda: 0)  # as in a worker
             message = run.fails("dataset.workers=0")
-        assert message.startswith("the processes that read pictures ran out of shared memory (")
+        assert message.startswith("the processes that read images ran out of shared memory (")
         run.goes_on()
 
     def test_a_worker_that_exits(self) -> None:

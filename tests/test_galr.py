@@ -201,7 +201,7 @@ def write_galr(folder: Path, data: Path, regions: Path | None) -> Path:
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YAML of a small GaLR, its pictures' regions built."""
+    """A YAML of a small GaLR, its images' regions built."""
     folder = tmp_path_factory.mktemp("galr")
     data = make_precomp(folder / "data")
     regions = folder / "regions.h5"
@@ -232,7 +232,7 @@ class TestRuns:
         with pytest.raises(InputError, match=r"does not fit GaLR(.|\n)*dataset.local_path: None in the checkpoint"):
             test_entry.main(["--path_opt", str(path), "--set", regions])
 
-    def test_each_picture_comes_with_its_own_regions(self, experiment: Path) -> None:
+    def test_each_image_comes_with_its_own_regions(self, experiment: Path) -> None:
         options = load_options(experiment)
         annotations = read_annotations(options.dataset.data_path, "train")
         media = Media.of(options, [annotations], CPU)

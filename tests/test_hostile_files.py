@@ -32,12 +32,12 @@ from data.annotations import list_files, read_annotations
 from data.audio.making import draw_wavs
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
-from data.images import decode, picture_names
+from data.images import decode, image_names
 from data.lists import LONGEST_LINE, read_lines
 from data.polygons import read_places
 from data.prepare.captions import read_captions, read_csv, read_json
 from data.prepare.preparing import Request, prepare
-from data.prepare.sources import find_pictures
+from data.prepare.sources import find_images
 from data.prepare.writer import RECORD, compare_record
 from data.regions.coco import read_detections
 from data.regions.file import read_regions, write_regions
@@ -456,17 +456,17 @@ def saved_as(kind: str, **extra: Any) -> bytes:
     return file.getvalue()
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize(
         ("name", "content", "reason"),
         [
-            ("x.jpg", b"The quick brown fox", "not a picture of a kind that is read"),
-            ("x.png", b"PK\x03\x04" + bytes(200), "not a picture of a kind that is read"),
-            ("x.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", "not a picture of a kind"),
-            ("x.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a picture of a kind that is read"),
-            ("x.png", saved_as("GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))] * 3), "not a picture"),
-            ("x.jpg", saved_as("WEBP"), "not a picture of a kind that is read"),
-            ("x.png", gzip.compress(saved_as("PNG")), "not a picture of a kind that is read"),
+            ("x.jpg", b"The quick brown fox", "not an image of a kind that is read"),
+            ("x.png", b"PK\x03\x04" + bytes(200), "not an image of a kind that is read"),
+            ("x.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", "not an image of a kind"),
+            ("x.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image of a kind that is read"),
+            ("x.png", saved_as("GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))] * 3), "not an image"),
+            ("x.jpg", saved_as("WEBP"), "not an image of a kind that is read"),
+            ("x.png", gzip.compress(saved_as("PNG")), "not an image of a kind that is read"),
             ("x.png", png(60_000, 60_000), "more pixels than Pillow allows"),
             ("x.png", png(2**31 - 1, 2**31 - 1), "more pixels than Pillow allows"),
             ("x.jpg", png(5000, 5000), "5000 x 5000 pixels, at most 10000000 are allowed"),
@@ -474,16 +474,16 @@ class TestPictures:
             ("x.tif", tiff(100_000, 100_000), "more pixels than Pillow allows"),
             ("x.png", png(10, 10, (b"zTXt", b"a\0\0" + zlib.compress(bytes(100 * MEBIBYTE)))), "damaged or cut short"),
             ("x.jpg", saved_as("JPEG")[:300], "damaged or cut short"),
-            ("x.tif", tiff(100, 100)[:40], "not a picture"),
+            ("x.tif", tiff(100, 100)[:40], "not an image"),
         ],
     )
-    def test_what_is_no_picture(self, tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    def test_what_is_no_image(self, tmp_path: Path, name: str, content: bytes, reason: str) -> None:
         path = tmp_path / name
         path.write_bytes(content)
         with little_memory():
             assert reason in refused(decode, path, 10**7)
 
-    def test_of_an_animation_the_first_picture_is_read(self, tmp_path: Path) -> None:
+    def test_of_an_animation_the_first_image_is_read(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jpg"
         path.write_bytes(saved_as("PNG", save_all=True, append_images=[Image.new("RGB", (30, 20))] * 3))
         assert decode(path, 600).getpixel((3, 3)) == (9, 90, 200)
@@ -495,7 +495,7 @@ class TestPictures:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder with a link to a picture and a sound of another folder, and one to a picture of its own."""
+    """A folder with a link to an image and a sound of another folder, and one to an image of its own."""
     folder, other = tmp_path / "folder", tmp_path / "other"
     folder.mkdir()
     other.mkdir()
@@ -508,18 +508,18 @@ def outside(tmp_path: Path) -> Path:
 
 
 class TestPlaces:
-    def test_pictures_behind_links(self, outside: Path) -> None:
+    def test_images_behind_links(self, outside: Path) -> None:
         leads = "'away.png' leads outside of the folder by a symbolic link"
-        assert leads in refused(picture_names, outside)
+        assert leads in refused(image_names, outside)
         with pytest.raises(InputError, match=leads):
-            find_pictures(outside, ["away.png"])
-        assert list(find_pictures(outside, ["own.png"])) == ["own.png"]
+            find_images(outside, ["away.png"])
+        assert list(find_images(outside, ["own.png"])) == ["own.png"]
         (outside / "away.png").unlink()
-        assert picture_names(outside) == ("link.png", "own.png")
+        assert image_names(outside) == ("link.png", "own.png")
         linked = outside.parent / "linked"
         linked.symlink_to(outside)
-        assert picture_names(linked) == ("link.png", "own.png")  # the folder itself may be a link
-        assert list(find_pictures(linked, ["link.png"])) == ["link.png"]
+        assert image_names(linked) == ("link.png", "own.png")  # the folder itself may be a link
+        assert list(find_images(linked, ["link.png"])) == ["link.png"]
 
     def test_sounds_behind_links(self, outside: Path, tmp_path: Path) -> None:
         (outside / "away.wav").symlink_to(tmp_path / "other" / "secret.wav")

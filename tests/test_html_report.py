@@ -1,4 +1,4 @@
-"""The report as a page: its numbers, its pictures and its escaping, read back with an HTML parser."""
+"""The report as a page: its numbers, its images and its escaping, read back with an HTML parser."""
 
 from __future__ import annotations
 
@@ -163,15 +163,15 @@ def test_it_loads_nothing_and_runs_nothing(page: Node) -> None:
         assert not [name for name in node.attributes if name.startswith("on")]
 
 
-def test_every_picture_is_inside_and_described(page: Node) -> None:
-    pictures = page.all("img")
-    assert len(pictures) > 30
-    for picture in pictures:
-        assert picture.attributes["alt"]
-        head, content = picture.attributes["src"].split(",")
+def test_every_image_is_inside_and_described(page: Node) -> None:
+    images = page.all("img")
+    assert len(images) > 30
+    for image in images:
+        assert image.attributes["alt"]
+        head, content = image.attributes["src"].split(",")
         assert head == "data:image/jpeg;base64"
         size = Image.open(io.BytesIO(base64.b64decode(content))).size
-        assert size == (int(picture.attributes["width"]), int(picture.attributes["height"]))
+        assert size == (int(image.attributes["width"]), int(image.attributes["height"]))
     assert all(chart.attributes["aria-label"] for chart in page.all("svg"))
 
 
@@ -342,7 +342,7 @@ def test_regions_are_drawn(tmp_path: Path) -> None:
     path = changed(write_experiment(tmp_path, data), model=model, dataset={"local_path": str(regions)})
     test_entry.main(["--path_opt", str(path), "--report", str(tmp_path / "out.html")])
     page = parse((tmp_path / "out.html").read_text(encoding="utf-8"))
-    alts = [picture.attributes["alt"] for picture in section(page, "weighed").all("img")]
+    alts = [image.attributes["alt"] for image in section(page, "weighed").all("img")]
     assert len([alt for alt in alts if alt.startswith("regions of ")]) == len(alts) / 3 > 0
 
 

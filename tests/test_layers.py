@@ -95,15 +95,15 @@ def random_batch(size: int, image_size: int = SIZE, seed: int = 0) -> Batch:
     lengths[0], lengths[-1] = 4, 9
     tokens = torch.randint(1, 20, (size, 9), generator=draw)
     tokens[torch.arange(9) >= lengths[:, None]] = 0
-    pictures = [torch.randn(size, 3, image_size, image_size, generator=draw) for _ in range(3)]
+    images = [torch.randn(size, 3, image_size, image_size, generator=draw) for _ in range(3)]
     return Batch(
-        images=pictures[0],
+        images=images[0],
         tokens=tokens,
         lengths=lengths,
         image_ids=torch.arange(size),
         caption_ids=torch.arange(size),
-        second_view=pictures[1],
-        audio=pictures[2],
+        second_view=images[1],
+        audio=images[2],
         nodes=torch.randn(size, 20, 20, generator=draw),
         adjacency=torch.randn(size, 20, 20, generator=draw).softmax(dim=-1),
         keywords=random_keywords(size, draw),

@@ -22,7 +22,7 @@ from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from localization.indicators import attention_centres, indicators
-from localization.large_image import LargePicture
+from localization.large_image import LargeImage
 from localization.windows import (
     READ_AHEAD,
     MeanMap,
@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 class Held:
-    """A picture in memory that remembers the widest part that was read of it."""
+    """An image in memory that remembers the widest part that was read of it."""
 
     georeference: tuple[Any, Any] | None = None
 
@@ -106,7 +106,7 @@ def test_a_mean_map_by_loops(sizes: tuple[int, int, list[int]], seed: int) -> No
     np.testing.assert_allclose(found.pixels(found.values), total / count, atol=1e-12)
 
 
-def test_a_map_of_a_large_picture_has_a_value_per_cell() -> None:
+def test_a_map_of_a_large_image_has_a_value_per_cell() -> None:
     windows = window_grid(10_000, 9_000, [128, 256, 512, 768])
     found = mean_map(windows, np.ones(len(windows), dtype=np.float32))
     assert found.values.size < 30_000
@@ -127,15 +127,15 @@ def test_the_median_filter_repeats_the_edge(median: int, cell: int) -> None:
     np.testing.assert_array_equal(cells.levels(median), median_filter(cells.levels(1), median, mode="nearest"))
 
 
-def test_a_window_is_prepared_as_a_picture_of_its_own_and_parts_are_bounded() -> None:
-    picture = noise(20, 700)
+def test_a_window_is_prepared_as_an_image_of_its_own_and_parts_are_bounded() -> None:
+    image = noise(20, 700)
     windows = window_grid(20, 700, [8, 16])
-    found = list(prepared_windows(picture, windows, 32, 2))
+    found = list(prepared_windows(image, windows, 32, 2))
     assert len(found) == len(windows) > 2 * READ_AHEAD
     for square, (side, row, column) in zip(found, windows.tolist(), strict=True):
-        cut = picture.image.crop((column, row, column + side, row + side))
+        cut = image.image.crop((column, row, column + side, row + side))
         np.testing.assert_array_equal(square, to_square(cut, 32))
-    assert 8 * READ_AHEAD <= picture.widest <= 16 * READ_AHEAD
+    assert 8 * READ_AHEAD <= image.widest <= 16 * READ_AHEAD
 
 
 @pytest.mark.parametrize("name", sorted(registered()))
@@ -146,20 +146,20 @@ def test_scores_are_those_of_windows_and_queries_one_by_one(
     torch.manual_seed(0)
     model = build_model(options, vocabulary, load_weights=False).eval()
     queries = [WORDS[3], f"{WORDS[5]} {WORDS[1]} {WORDS[2]}"]
-    picture = noise(64, 72)
+    image = noise(64, 72)
     windows = window_grid(64, 72, [48])
     texts = encode_queries(model, Captions.encode(queries, vocabulary), CPU)
-    scores = score_windows(model, picture, windows, texts, image_size=64, batch_size=3)
+    scores = score_windows(model, image, windows, texts, image_size=64, batch_size=3)
     assert scores.shape == (len(windows), 2)
     with torch.no_grad():
         for index in (0, len(windows) // 2, len(windows) - 1):
             side, row, column = windows[index].tolist()
-            square = to_square(picture.image.crop((column, row, column + side, row + side)), 64)
-            image = model.encode_image(Batch(images=normalise(torch.from_numpy(square)[None])))
+            square = to_square(image.image.crop((column, row, column + side, row + side)), 64)
+            embedding = model.encode_image(Batch(images=normalise(torch.from_numpy(square)[None])))
             for place, query in enumerate(queries):
                 tokens = torch.tensor([vocabulary.encode(query)])
                 text = model.encode_text(Batch(tokens=tokens, lengths=torch.tensor([tokens.shape[1]])))
-                assert float(model.score(image, text)) == pytest.approx(float(scores[index, place]), abs=1e-5)
+                assert float(model.score(embedding, text)) == pytest.approx(float(scores[index, place]), abs=1e-5)
 
 
 class Reddest(RetrievalModel):
@@ -178,12 +178,12 @@ def test_a_model_that_knows_finds_both_places() -> None:
     places = {"red": (0, 128, 128), "green": (1, 640, 1152)}
     for channel, row, column in places.values():
         pixels[row : row + 256, column : column + 256, channel] = 250
-    picture: LargePicture = Held(pixels)
+    image: LargeImage = Held(pixels)
     windows = window_grid(1024, 1536, [128, 256])
     model = Reddest()
     known = Vocabulary({"red": 1, "green": 2, "<unk>": 3})
     texts = encode_queries(model, Captions.encode(list(places), known), CPU)
-    scores = score_windows(model, picture, windows, texts, image_size=32, batch_size=64)
+    scores = score_windows(model, image, windows, texts, image_size=32, batch_size=64)
     for (_, row, column), own in zip(places.values(), scores.T, strict=True):
         levels = mean_map(windows, own).levels(51)
         centres = attention_centres(levels)

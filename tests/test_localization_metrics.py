@@ -50,7 +50,7 @@ def test_polygons_that_overlap_are_one_area() -> None:
     np.testing.assert_array_equal(inside([first, second], (8, 9)), expected)
 
 
-def test_the_edge_of_the_picture_is_its_last_pixel() -> None:
+def test_the_edge_of_the_image_is_its_last_pixel() -> None:
     assert inside([rectangle(0, 0, 9, 8)], (8, 9)).all()
 
 

@@ -33,7 +33,7 @@ FLAGS = ["--windows", "64,96", "--median", "31"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment with untrained weights, a picture and annotations."""
+    """An experiment with untrained weights, an image and annotations."""
     folder = tmp_path_factory.mktemp("localize")
     path = write_experiment(folder, make_precomp(folder / "tiny_precomp"))
     options = option.load_options(path, [])
@@ -42,17 +42,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(options, vocabulary, load_weights=False)
     save_checkpoint(folder / "model.pth.tar", {"model": model.state_dict(), "vocabulary": vocabulary.digest}, options)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8).repeat(12, 0).repeat(12, 1)
-    Image.fromarray(pixels).save(folder / "picture.png")
+    Image.fromarray(pixels).save(folder / "image.png")
     form = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_600_000, 2, 2), "photometric": "RGB"}
     with rasterio.open(
-        folder / "picture.tif", "w", driver="GTiff", dtype="uint8", count=3, height=144, width=180, **form
+        folder / "image.tif", "w", driver="GTiff", dtype="uint8", count=3, height=144, width=180, **form
     ) as dataset:
         dataset.write(pixels.transpose(2, 0, 1))
     entries = [
-        {"jpg_name": "picture.tif", "caption": "a red roof", "points": [POLYGON]},
-        {"jpg_name": "picture.png", "caption": "a green pond", "points": [POLYGON]},
+        {"jpg_name": "image.tif", "caption": "a red roof", "points": [POLYGON]},
+        {"jpg_name": "image.png", "caption": "a green pond", "points": [POLYGON]},
         {
-            "jpg_name": "picture.tif",
+            "jpg_name": "image.tif",
             "caption": "a blue field",
             "points": [POLYGON, [[100, 100], [179, 99], [120, 144]]],
         },
@@ -69,7 +69,7 @@ def run(folder: Path, *arguments: str, flags: Sequence[str] = FLAGS) -> None:
 def test_two_queries_write_maps_drawings_and_coordinates(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    image = str(folder / "picture.tif")
+    image = str(folder / "image.tif")
     run(folder, "--image", image, "--query", "A red roof!", "--query", "blue", "--out", str(tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     stems = ["000_a_red_roof", "001_blue"]
@@ -79,8 +79,8 @@ def test_two_queries_write_maps_drawings_and_coordinates(
     model, _ = load_model(options, vocabulary, folder / "model.pth.tar", torch.device("cpu"))
     windows = window_grid(144, 180, [64, 96])
     texts = encode_queries(model, Captions.encode(["A red roof!", "blue"], vocabulary), torch.device("cpu"))
-    with open_large(folder / "picture.png", 10**6) as picture:  # the same pixels
-        scores = score_windows(model, picture, windows, texts, image_size=64, batch_size=5)
+    with open_large(folder / "image.png", 10**6) as large:  # the same pixels
+        scores = score_windows(model, large, windows, texts, image_size=64, batch_size=5)
     result = json.loads((tmp_path / "out" / "localization.json").read_text())
     assert (result["windows"], result["median"]) == ([64, 96], 31)
     for stem, own, entry in zip(stems, scores.T, result["queries"], strict=True):
@@ -107,7 +107,7 @@ def test_annotations_give_a_table_and_means(folder: Path, tmp_path: Path, capsys
     for name in ("rsu", "ras", "rda", "rmi"):
         values = [entry["indicators"][name] for entry in result["queries"]]
         assert result["mean"][name] == pytest.approx(sum(values) / 3)
-    run(folder, "--image", str(folder / "picture.tif"), "--query", "a red roof", "--out", str(tmp_path / "alone"))
+    run(folder, "--image", str(folder / "image.tif"), "--query", "a red roof", "--out", str(tmp_path / "alone"))
     levels = np.load(tmp_path / "alone" / "000_a_red_roof.npy", allow_pickle=False)
     alone = indicators(levels, attention_centres(levels), [np.array(POLYGON, dtype=float)])
     assert result["queries"][0]["indicators"] == vars(alone)
@@ -119,30 +119,30 @@ def test_annotations_give_a_table_and_means(folder: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image", "none.tif", "--query", "red"], r"none\.tif: no such picture"),
-        (["--image", "PICTURE", "--query", " .,"], r"--query ' \.,': it has no word"),
-        (["--image", "PICTURE", "--query", ""], "it has no word"),
-        (["--image", "PICTURE", "--query", "red", "--query", "xylophone <unk>"], "vocabulary has none of its words"),
-        (["--image", "PICTURE"], "--image takes one or more --query"),
-        (["--image", "PICTURE", "--query", "red", "--images", "x"], "--images belongs to --annotations"),
+        (["--image", "none.tif", "--query", "red"], r"none\.tif: no such image"),
+        (["--image", "IMAGE", "--query", " .,"], r"--query ' \.,': it has no word"),
+        (["--image", "IMAGE", "--query", ""], "it has no word"),
+        (["--image", "IMAGE", "--query", "red", "--query", "xylophone <unk>"], "vocabulary has none of its words"),
+        (["--image", "IMAGE"], "--image takes one or more --query"),
+        (["--image", "IMAGE", "--query", "red", "--images", "x"], "--images belongs to --annotations"),
         (["--annotations", "none.json"], "--annotations takes --images"),
         (["--annotations", "none.json", "--images", "x"], r"none\.json: can't be read"),
         (["--annotations", "x", "--images", "x", "--query", "red"], "no --query"),
-        (["--image", "PICTURE", "--query", "red", "--windows", "64,150"], r"180 x 144 pixels .* try --windows 64$"),
-        (["--image", "PICTURE", "--query", "red", "--windows", "150"], "try --windows 144"),
-        (["--image", "PICTURE", "--query", "red", "--windows", "a"], "--windows a: expected numbers"),
-        (["--image", "PICTURE", "--query", "red", "--windows", "1,64"], "at least 2 pixels"),
-        (["--image", "PICTURE", "--query", "red", "--median", "30"], "--median 30: expected an odd number"),
-        (["--image", "PICTURE", "--query", "red", "--median", "257"], "from 1 to 255"),
-        (["--image", "PICTURE", "--query", "red", "--checkpoint", "none.pth"], r"no checkpoint none\.pth"),
-        (["--image", "PICTURE", "--query", "red", "--set", "dataset.max_pixels=9"], "at most 9 are allowed"),
+        (["--image", "IMAGE", "--query", "red", "--windows", "64,150"], r"180 x 144 pixels .* try --windows 64$"),
+        (["--image", "IMAGE", "--query", "red", "--windows", "150"], "try --windows 144"),
+        (["--image", "IMAGE", "--query", "red", "--windows", "a"], "--windows a: expected numbers"),
+        (["--image", "IMAGE", "--query", "red", "--windows", "1,64"], "at least 2 pixels"),
+        (["--image", "IMAGE", "--query", "red", "--median", "30"], "--median 30: expected an odd number"),
+        (["--image", "IMAGE", "--query", "red", "--median", "257"], "from 1 to 255"),
+        (["--image", "IMAGE", "--query", "red", "--checkpoint", "none.pth"], r"no checkpoint none\.pth"),
+        (["--image", "IMAGE", "--query", "red", "--set", "dataset.max_pixels=9"], "at most 9 are allowed"),
     ],
 )
 def test_a_fault_ends_in_one_message_and_writes_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [str(folder / "picture.tif") if word == "PICTURE" else word for word in arguments]
+    given = [str(folder / "image.tif") if word == "IMAGE" else word for word in arguments]
     with pytest.raises(InputError, match=message):
         run(folder, *given, "--out", "out")
     assert not (tmp_path / "out").exists()
@@ -150,28 +150,28 @@ def test_a_fault_ends_in_one_message_and_writes_nothing(
 
 def test_a_file_where_the_folder_should_be(folder: Path) -> None:
     with pytest.raises(InputError, match="this is a file"):
-        run(folder, "--image", "x", "--query", "red", "--out", str(folder / "picture.png"))
+        run(folder, "--image", "x", "--query", "red", "--out", str(folder / "image.png"))
 
 
-def test_a_picture_cut_short(folder: Path, tmp_path: Path) -> None:
+def test_an_image_cut_short(folder: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.tif"
-    short.write_bytes((folder / "picture.tif").read_bytes()[:-20_000])
-    with pytest.raises(InputError, match=r"short\.tif: the picture is damaged or cut short"):
+    short.write_bytes((folder / "image.tif").read_bytes()[:-20_000])
+    with pytest.raises(InputError, match=r"short\.tif: the image is damaged or cut short"):
         run(folder, "--image", str(short), "--query", "red", "--out", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points": [[[0, 0], [181, 0], [5, 5]]]}, r"0\.points\.0\.1: \[181\.0, 0\.0\] lies outside of picture\.png"),
+        ({"points": [[[0, 0], [181, 0], [5, 5]]]}, r"0\.points\.0\.1: \[181\.0, 0\.0\] lies outside of image\.png"),
         ({"caption": "xylophone"}, r"anno\.json: 0\.caption 'xylophone'"),
-        ({"jpg_name": "none.png"}, r"none\.png: no such picture"),
+        ({"jpg_name": "none.png"}, r"none\.png: no such image"),
     ],
 )
 def test_a_fault_of_an_annotation_has_its_place(
     folder: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    entry = {"jpg_name": "picture.png", "caption": "red", "points": [POLYGON], **change}
+    entry = {"jpg_name": "image.png", "caption": "red", "points": [POLYGON], **change}
     (tmp_path / "anno.json").write_text(json.dumps([entry]))
     with pytest.raises(InputError, match=message):
         run(folder, "--annotations", str(tmp_path / "anno.json"), "--images", str(folder), "--out", str(tmp_path / "o"))
@@ -190,7 +190,7 @@ def test_a_model_that_needs_regions_is_refused(folder: Path, tmp_path: Path) -> 
 def test_the_plain_path_makes_the_same_map(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One window at a time through PNG files and a loop over the pixels."""
     files = ["--path_opt", str(folder / "tiny.yaml"), "--checkpoint", str(folder / "model.pth.tar"), "--device", "cpu"]
-    given = ["--image", str(folder / "picture.tif"), "--query", "a red roof", "--query", "blue", "--windows", "64,96"]
+    given = ["--image", str(folder / "image.tif"), "--query", "a red roof", "--query", "blue", "--windows", "64,96"]
     sizes = ["--part", "128", "--sample", "3", "--rows", "2", "--json", str(tmp_path / "bench.json")]
     bench.main([*files, *given, *sizes])
     result = json.loads((tmp_path / "bench.json").read_text())

@@ -121,7 +121,7 @@ class TestReleased:
         )
         with torch.inference_mode():
             views = {modality: released.forward_views(modality, first, second) for modality in MODALITIES}
-            # What the released code did: audio through the encoder of pictures.
+            # What the released code did: audio through the encoder of images.
             features = [released.image_encoder(view.need("audio")) for view in (first, second)]
             through_images = [*features, *(released.share(feature) for feature in features)]
         close(views["audio"][0], finetuned["fa"][some])

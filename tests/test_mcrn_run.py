@@ -1,4 +1,4 @@
-"""MCRN as a user runs it: train, test, one table for text, speech and pictures, the same numbers each time."""
+"""MCRN as a user runs it: train, test, one table for text, speech and images, the same numbers each time."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_spectrograms_and_views_of_evaluation(experiment: Path) -> None:
     options = load_options(experiment)
     loader = loader_of(options)
     audio = torch.cat([batch.need("audio") for batch in loader.audio_batches()])
-    assert len(audio) == 24  # 12 pictures with two captions each, all different
+    assert len(audio) == 24  # 12 images with two captions each, all different
     assert loader.caption_audio.unique().tolist() == list(range(24))
     views = torch.cat([batch.need("images") for batch in loader.view_batches()])
     other_size = torch.cat([batch.need("images") for batch in loader_of(options, batch_size=4).view_batches()])
@@ -106,7 +106,7 @@ def test_spectrograms_and_views_of_evaluation(experiment: Path) -> None:
     assert not (views == plain).flatten(1).all(dim=1).any()
 
 
-def test_second_views_are_embedded_as_the_pictures_are(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_views_are_embedded_as_the_images_are(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = load_options(experiment)
     loader, model = loader_of(options, batch_size=12), build_model(options, read_vocabulary(options))
     seen: list[Tensor] = []

@@ -185,7 +185,7 @@ class TestRun:
         weight = read_checkpoint(tmp_path / "tiny_mcrn" / "0" / "last.pth")["model"]["share.patterns.0"]
         torch.testing.assert_close(weight, read_checkpoint(file)["model"]["share.patterns.0"])
 
-    def test_pictures_alone(self, data: Path, words: Vocabulary, tmp_path: Path) -> None:
+    def test_images_alone(self, data: Path, words: Vocabulary, tmp_path: Path) -> None:
         alone = {"data_path": None, "audio_path": None, "image_path": str(data / "images")}
         path = write_options(tmp_path, data, words, **alone)
         pretrain_entry.main(["--path_opt", str(path), "--set", "optim.epochs=1", "optim.amp=bf16"])

@@ -1,4 +1,4 @@
-"""Mosaics: every tile is a picture of the class that its place is annotated with."""
+"""Mosaics: every tile is an image of the class that its place is annotated with."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_precomp(tmp_path_factory.mktemp("set") / "tiny_precomp")
 
 
-def test_every_tile_is_a_picture_of_its_place(folder: Path, tmp_path: Path) -> None:
+def test_every_tile_is_an_image_of_its_place(folder: Path, tmp_path: Path) -> None:
     mosaic.main([str(folder), "--out", str(tmp_path), "--size", "100", "--tile", "16", "--block", "2"])
-    picture = np.asarray(Image.open(tmp_path / "mosaic.tif"))
-    assert picture.shape == (100, 100, 3)
+    image = np.asarray(Image.open(tmp_path / "mosaic.tif"))
+    assert image.shape == (100, 100, 3)
     places = read_places(tmp_path / "anno.json")
     kinds = ("field", "pond", "roof")
     assert [place.caption.split()[4] for place in places] == list(kinds)
@@ -37,7 +37,7 @@ def test_every_tile_is_a_picture_of_its_place(folder: Path, tmp_path: Path) -> N
     }
     for row in range(0, 100, 16):
         for column in range(0, 100, 16):
-            found = picture[row : row + 16, column : column + 16]
+            found = image[row : row + 16, column : column + 16]
             kind = kinds[[mask[row, column] for mask in masks].index(True)]
             height, width = found.shape[:2]
             assert any((found == tile[:height, :width]).all() for tile in tiles[kind])

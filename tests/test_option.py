@@ -536,7 +536,7 @@ class TestFaults:
 
 
 class DummyWeights(Parameters):
-    global_: float | None = Field(default=None, alias="global", ge=0, description="weight of the picture")
+    global_: float | None = Field(default=None, alias="global", ge=0, description="weight of the image")
     depth: Literal["18", "50"] = Field(default="18", description="layers")
 
 

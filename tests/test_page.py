@@ -54,7 +54,7 @@ from utils import InputError
 
 MIB = 2**20
 HOSTILE = "<img src=x onerror=alert(1)>.png"
-MANY = 30  # pictures, which fill two of the page's pages
+MANY = 30  # images, which fill two of the page's pages
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def galr(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., O
 
 @pytest.fixture(scope="module")
 def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of pictures in two folders, one of a hostile name beside them, one a TIFF, one gone since."""
+    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one gone since."""
     folder = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(0)
     names = [f"{'north' if number % 3 else 'south'}/{number}.png" for number in range(MANY - 2)]
@@ -132,14 +132,14 @@ def jpeg(side: int = 64) -> bytes:
 class TestSearch:
     def test_about(self, client: TestClient) -> None:
         assert client.get("/api/about").json() == {
-            "pictures": MANY,
+            "images": MANY,
             "model": "GaLR",
             "search": "exact",
             "audio": False,
             "scenes": [
-                {"name": "<img src=x onerror=alert(1)>", "pictures": 1},
-                {"name": "north", "pictures": 19},
-                {"name": "south", "pictures": 10},
+                {"name": "<img src=x onerror=alert(1)>", "images": 1},
+                {"name": "north", "images": 19},
+                {"name": "south", "images": 10},
             ],
             "per_page": 24,
             "longest_query": 1000,
@@ -165,9 +165,9 @@ class TestSearch:
         assert {hit["scene"] for hit in answer["hits"]} == {"south"}
         assert (answer["total"], answer["pages"]) == (10, 3)
 
-    def test_a_picture(self, client: TestClient, searcher: Searcher) -> None:
+    def test_an_image(self, client: TestClient, searcher: Searcher) -> None:
         path = searcher.images / "north/last.tif"
-        sent = client.post("/api/search/image?per_page=5", files={"picture": ("a.tif", path.read_bytes())}).json()
+        sent = client.post("/api/search/image?per_page=5", files={"image": ("a.tif", path.read_bytes())}).json()
         expected = searcher.image(decode(path, 10**6), 5)
         assert [hit["row"] for hit in sent["hits"]] == [hit.row for hit in expected]
         assert sent["hits"][0]["name"] == "north/last.tif"
@@ -177,11 +177,11 @@ class TestSearch:
             assert (shown.format, shown.size) == ("JPEG", (96, 64))
         assert sent["note"] is None
 
-    def test_a_model_that_scores_pairs_says_how_pictures_are_compared(
+    def test_a_model_that_scores_pairs_says_how_images_are_compared(
         self, client: TestClient, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(searcher.encoder.model, "scores_by_cosine", lambda: False)
-        assert "cosine" in client.post("/api/search/image", files={"picture": jpeg()}).json()["note"]
+        assert "cosine" in client.post("/api/search/image", files={"image": jpeg()}).json()["note"]
         assert client.get("/api/search?q=a+red+field").json()["note"] is None
 
     def test_a_sound(
@@ -215,7 +215,7 @@ class TestSearch:
             ("q=red&page=0", 422, "page: Input should be greater than or equal to 1"),
             ("q=red&page=x", 422, "page: Input should be a valid integer"),
             ("q=red&per_page=101", 422, "per_page: Input should be less than or equal to 100"),
-            ("q=red&page=3", 404, "there is no page 3: 30 pictures fill 2"),
+            ("q=red&page=3", 404, "there is no page 3: 30 images fill 2"),
             ("q=red&scene=west", 404, "no scene class 'west'"),
         ],
     )
@@ -280,10 +280,10 @@ class TestStore:
         assert rows.row("south/x.png") is None
 
 
-class TestPictures:
+class TestImages:
     def test_are_made_anew_for_the_browser(self, client: TestClient, searcher: Searcher) -> None:
         row = row_of(searcher, "north/last.tif")
-        for path in (f"/thumbnail/{row}", f"/picture/{row}"):
+        for path in (f"/thumbnail/{row}", f"/image/{row}"):
             response = client.get(path)
             assert response.headers["content-type"] == "image/jpeg"
             with Image.open(io.BytesIO(response.content)) as shown:
@@ -313,7 +313,7 @@ class TestPictures:
             made.thumbnail(row)
         assert [path.name for path in decoded] == ["0.png", "3.png", "6.png", "0.png"]
 
-    @pytest.mark.parametrize("kind", ["thumbnail", "picture"])
+    @pytest.mark.parametrize("kind", ["thumbnail", "image"])
     def test_only_rows_of_the_index(self, client: TestClient, searcher: Searcher, kind: str) -> None:
         told(client.get(f"/{kind}/30"), 404, "rows 0 to 29")
         told(client.get(f"/{kind}/-1"), 404, "rows 0 to 29")
@@ -335,7 +335,7 @@ class TestPictures:
         monkeypatch.setattr(searcher, "images", images)
         client = client_with(searcher, no_scenes(MANY))
         for number in (0, 3, 6):
-            told(client.get(f"/picture/{row_of(searcher, f'south/{number}.png')}"), 404, "can't be read")
+            told(client.get(f"/image/{row_of(searcher, f'south/{number}.png')}"), 404, "can't be read")
 
     def test_addresses_differ_between_indexes(self, client: TestClient, searcher: Searcher, tmp_path: Path) -> None:
         first = client.get("/api/search?q=red").json()["hits"][0]["thumbnail"]
@@ -349,25 +349,25 @@ class TestUploads:
     @pytest.mark.parametrize(
         ("content", "word"),
         [
-            (b"only a text", "'x.jpg': not a picture of a kind that is read"),
-            (jpeg()[:700], "'x.jpg': the picture is damaged or cut short"),
-            (b"", "'x.jpg': the picture is empty (0 bytes)"),
-            (png(0, 9), "'x.jpg': not a picture"),
+            (b"only a text", "'x.jpg': not an image of a kind that is read"),
+            (jpeg()[:700], "'x.jpg': the image is damaged or cut short"),
+            (b"", "'x.jpg': the image is empty (0 bytes)"),
+            (png(0, 9), "'x.jpg': not an image"),
             (png(20_000, 6_000), "20000 x 6000 pixels, at most 100000000 are allowed"),
             (png(60_000, 60_000), "more pixels than Pillow allows"),
-            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture of a kind that is read"),
+            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a kind that is read"),
         ],
     )
     @pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
-    def test_no_picture(self, client: TestClient, content: bytes, word: str) -> None:
-        told(client.post("/api/search/image", files={"picture": ("x.jpg", content)}), 400, word)
+    def test_no_image(self, client: TestClient, content: bytes, word: str) -> None:
+        told(client.post("/api/search/image", files={"image": ("x.jpg", content)}), 400, word)
 
     def test_wrong_forms(self, client: TestClient) -> None:
         post = client.post
-        told(post("/api/search/image", files={"image": jpeg()}), 400, "in the field 'picture'")
-        told(post("/api/search/image", data={"picture": "text"}), 400, "in the field 'picture'")
-        told(post("/api/search/image", content=jpeg()), 400, "in the field 'picture'")
-        told(post("/api/search/image", files=[("picture", jpeg()), ("picture", jpeg())]), 400, "Too many files")
+        told(post("/api/search/image", files={"image": jpeg()}), 400, "in the field 'image'")
+        told(post("/api/search/image", data={"image": "text"}), 400, "in the field 'image'")
+        told(post("/api/search/image", content=jpeg()), 400, "in the field 'image'")
+        told(post("/api/search/image", files=[("image", jpeg()), ("image", jpeg())]), 400, "Too many files")
         broken = {"content-type": "multipart/form-data; boundary=x"}
         for body in (b"--y\r\n", b"--x\r\nnonsense", b"--x\r\nA: b\r\n\r\n" + bytes(5000)):
             told(post("/api/search/image", content=body, headers=broken), 400)
@@ -375,13 +375,13 @@ class TestUploads:
 
     def test_size(self, searcher: Searcher, scenes: Scenes) -> None:
         client = client_with(searcher, scenes, max_upload=100_000)
-        told(client.post("/api/search/image", files={"picture": bytes(100_000)}), 400, "not a picture")
-        told(client.post("/api/search/image", files={"picture": bytes(100_001)}), 413, "at most 0.0953674 MiB")
-        told(client.post("/api/search/image", files={"picture": bytes(100_000_000)}), 413, "too large")
+        told(client.post("/api/search/image", files={"image": bytes(100_000)}), 400, "not an image")
+        told(client.post("/api/search/image", files={"image": bytes(100_001)}), 413, "at most 0.0953674 MiB")
+        told(client.post("/api/search/image", files={"image": bytes(100_000_000)}), 413, "too large")
 
     @pytest.mark.parametrize("announced", ["", "10", "9" * 5000, "no number"])
     def test_no_more_is_read_than_may_be(self, announced: str) -> None:
-        head = b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a"\r\n\r\n'
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
         taken = 0
 
         async def endless() -> AsyncIterator[bytes]:
@@ -392,7 +392,7 @@ class TestUploads:
                 yield bytes(10_000)
 
         with pytest.raises(HTTPException) as caught:
-            asyncio.run(read_upload(streamed(endless(), announced), "picture", MIB))
+            asyncio.run(read_upload(streamed(endless(), announced), "image", MIB))
         assert caught.value.status_code == 413
         assert taken <= MIB + FORM_BYTES + 10_000
         assert (taken == 0) == announced.startswith("99")
@@ -403,14 +403,14 @@ class TestUploads:
             await asyncio.sleep(60)
 
         with pytest.raises(HTTPException, match=r"longer than 0\.05 s") as caught:
-            asyncio.run(read_upload(streamed(stuck()), "picture", MIB, seconds=0.05))
+            asyncio.run(read_upload(streamed(stuck()), "image", MIB, seconds=0.05))
         assert caught.value.status_code == 408
 
         async def broken() -> AsyncIterator[bytes]:
             yield b"--x\r\n"
 
         with pytest.raises(HTTPException, match="went away"):
-            asyncio.run(read_upload(streamed(broken()), "picture", MIB))
+            asyncio.run(read_upload(streamed(broken()), "image", MIB))
 
 
 def streamed(chunks: AsyncIterator[bytes], announced: str = "") -> Request:
@@ -465,13 +465,13 @@ class TestLimits:
         assert client_of({"client": (host, 5)}) == client
 
     def test_too_many_requests(self, searcher: Searcher, scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(page, "PICTURES_PER_SEARCH", 2)
+        monkeypatch.setattr(page, "IMAGES_PER_SEARCH", 2)
         client = client_with(searcher, scenes, rate=2)
         assert [client.get("/api/search?q=red").status_code for _ in range(2)] == [200, 200]
-        refused = client.post("/api/search/image", files={"picture": jpeg()})
+        refused = client.post("/api/search/image", files={"image": jpeg()})
         told(refused, 429, "2 a minute are answered")
         assert 25 <= int(refused.headers["retry-after"]) <= 30
-        paths = ["/thumbnail/99", "/picture/99"] * 2 + ["/thumbnail/99"]
+        paths = ["/thumbnail/99", "/image/99"] * 2 + ["/thumbnail/99"]
         assert [client.get(path).status_code for path in paths] == [404] * 4 + [429]
         assert client.get("/").status_code == client.get("/api/about").status_code == 200
 
@@ -486,7 +486,7 @@ class TestLimits:
         told(refused, 503, "busy with other searches")
         assert refused.headers["retry-after"] == "2"
         monkeypatch.setattr(page, "MOST_UPLOADS", 0)
-        told(client_with(searcher, scenes).post("/api/search/image", files={"picture": jpeg()}), 503, "other uploads")
+        told(client_with(searcher, scenes).post("/api/search/image", files={"image": jpeg()}), 503, "other uploads")
 
     def test_a_strict_browser(self, client: TestClient) -> None:
         paths = ["/", "/static/page.js", "/api/about", "/api/search", "/thumbnail/99", "/nothing"]
@@ -536,7 +536,7 @@ class TestScenes:
         assert self.found(["1.jpg", "2.jpg"], tmp_path) == {}
         assert self.found([f"{number // 2}/{number}.jpg" for number in range(2002)], tmp_path) == {}
 
-    def test_of_numbered_pictures(self, tmp_path: Path) -> None:
+    def test_of_numbered_images(self, tmp_path: Path) -> None:
         (tmp_path / "classes.txt").write_text("farm\nport\n")
         images = tmp_path / "images"
         assert self.found(["1.jpg", "100.jpg", "101.jpg", "200.jpg"], images) == {"farm": 2, "port": 2}
@@ -554,8 +554,8 @@ class TestScenes:
         ("text", "word"),
         [
             ("a.jpg port\n\tfarm\n", "2 faults"),
-            ("other.jpg\tfarm\n", "names no picture of the index, whose first is 'a.jpg'"),
-            ("", "names no picture of the index"),
+            ("other.jpg\tfarm\n", "names no image of the index, whose first is 'a.jpg'"),
+            ("", "names no image of the index"),
         ],
     )
     def test_a_file_that_does_not_fit(self, tmp_path: Path, text: str, word: str) -> None:
@@ -616,7 +616,7 @@ class TestServe:
         with caplog.at_level(logging.WARNING):
             search.main(["serve", str(many), "--host", host, "--port", "0", "--allow-host", "a.example"])
         assert ("there is no login" in caplog.text) == (host == "0.0.0.0")
-        assert f"30 pictures at http://{host}:" in capsys.readouterr().out
+        assert f"30 images at http://{host}:" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("number", "behind_proxy", "client"), [(signal.SIGINT, False, "127.0.0.1"), (signal.SIGTERM, True, "10.9.8.7")]
@@ -698,7 +698,7 @@ class Visit:
         return self
 
     def shown(self) -> list[tuple[str, str, str]]:
-        """Rank, score and name of each picture."""
+        """Rank, score and name of each image."""
         parts = [self.tab.locator(f".card .{part}").all_text_contents() for part in ("rank", "score", "name")]
         return list(zip(*parts, strict=True))
 
@@ -718,8 +718,8 @@ class TestBrowser:
         visit.go("/?q=a+red+field").until(".card")
         assert visit.shown() == expected_cards(searcher.text("a red field", 24))
         status = visit.tab.inner_text("#status")
-        assert status.startswith("1 to 24 of 30 pictures, encoded in ")
-        assert visit.tab.inner_text("#about") == "30 pictures · GaLR · exact search"
+        assert status.startswith("1 to 24 of 30 images, encoded in ")
+        assert visit.tab.inner_text("#about") == "30 images · GaLR · exact search"
         visit.until("#results img")
         visit.tab.click("#next")
         visit.until("#place:text('Page 2 of 2')")
@@ -743,7 +743,7 @@ class TestBrowser:
         visit.until(".card")
         assert visit.tab.inner_text("#note") == "The model does not know: zeppelin."
         visit.tab.select_option("#scene", "south")
-        visit.until("#status:text('of 10 pictures')")
+        visit.until("#status:text('of 10 images')")
         keep = np.array([name.startswith("south/") for name in searcher.index.names()])
         assert visit.shown() == expected_cards(searcher.text("a red zeppelin", 24, 0, keep))
         assert visit.tab.url == f"{visit.url}/?q=a+red+zeppelin&scene=south"
@@ -766,20 +766,20 @@ class TestBrowser:
     def test_uploads(self, visit: Visit, searcher: Searcher, tmp_path: Path) -> None:
         asked = searcher.images / "north/last.tif"
         visit.go("/")
-        visit.tab.set_input_files("#picture", asked)
+        visit.tab.set_input_files("#image", asked)
         visit.until("#preview:not([hidden])")
-        picture = decode(asked, 10**6)
-        assert visit.shown() == expected_cards(searcher.image(picture, 24))
+        image = decode(asked, 10**6)
+        assert visit.shown() == expected_cards(searcher.image(image, 24))
         assert visit.tab.inner_text("#asked-name") == "last.tif"
         visit.tab.click("#next")
         visit.until("#place:text('Page 2')")
-        assert visit.shown() == expected_cards(searcher.image(picture, 6, 24), 25)
-        (tmp_path / "notes.jpg").write_text("no picture")
-        visit.tab.set_input_files("#picture", tmp_path / "notes.jpg")
-        visit.until("#error:text(\"'notes.jpg': not a picture\")")
+        assert visit.shown() == expected_cards(searcher.image(image, 6, 24), 25)
+        (tmp_path / "notes.jpg").write_text("no image")
+        visit.tab.set_input_files("#image", tmp_path / "notes.jpg")
+        visit.until("#error:text(\"'notes.jpg': not an image\")")
         assert visit.shown() == []
         (tmp_path / "big.jpg").write_bytes(bytes(2 * MIB))
-        visit.tab.set_input_files("#picture", tmp_path / "big.jpg")
+        visit.tab.set_input_files("#image", tmp_path / "big.jpg")
         visit.until("#error:text('big.jpg has 2.0 MiB, at most 1 MiB are taken.')")
         encoded = base64.b64encode(asked.read_bytes()).decode()
         dropped = visit.tab.evaluate_handle(
@@ -793,12 +793,12 @@ class TestBrowser:
         )
         visit.tab.dispatch_event("main", "drop", {"dataTransfer": dropped})
         visit.until("#asked-name:text('dropped.tif')").until(".card")
-        assert visit.shown() == expected_cards(searcher.image(picture, 24))
+        assert visit.shown() == expected_cards(searcher.image(image, 24))
         visit.tab.click("#forget")
         visit.until("#asked[hidden]")
         assert [fault for fault in visit.faults if "404" not in fault and "400" not in fault] == []
 
-    def test_a_narrow_window_and_a_picture_that_is_gone(
+    def test_a_narrow_window_and_an_image_that_is_gone(
         self, browser: Any, served: tuple[subprocess.Popen[str], str], searcher: Searcher
     ) -> None:
         visit = Visit(browser, served[1], width=390)

@@ -26,7 +26,7 @@ def written(folder: Path, content: object) -> Path:
 
 def test_the_published_form_is_read(tmp_path: Path) -> None:
     (place,) = read_places(written(tmp_path, [GOOD]))
-    assert (place.picture, place.caption) == ("a/1.tif", "a red roof .")
+    assert (place.image, place.caption) == ("a/1.tif", "a red roof .")
     np.testing.assert_array_equal(place.polygons[0], np.array(TRIANGLE))
 
 
@@ -34,7 +34,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     places = [Place("x.jpg", "ein großes Dach", (np.array(TRIANGLE), np.array(TRIANGLE) + 0.25))] * 2
     write_places(tmp_path / "anno.json", places)
     read = read_places(tmp_path / "anno.json")
-    assert [(place.picture, place.caption) for place in read] == [("x.jpg", "ein großes Dach")] * 2
+    assert [(place.image, place.caption) for place in read] == [("x.jpg", "ein großes Dach")] * 2
     for place in read:
         for found, expected in zip(place.polygons, places[0].polygons, strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -104,7 +104,7 @@ def test_nothing_but_places_or_a_message_comes_of_any_json(content: Any, tmp_pat
     assert all(np.isfinite(polygon).all() for place in places for polygon in place.polygons)
 
 
-def test_points_outside_of_the_picture_are_named() -> None:
+def test_points_outside_of_the_image_are_named() -> None:
     inside = Place("1.tif", "a", (np.array([(0.0, 0.0), (40.0, 0.0), (40.0, 30.0)]),))
     outside = Place("1.tif", "b", (*inside.polygons, np.array([(0, 0), (40.5, 0), (5, 31), (3, -1)], dtype=float)))
     refuse_outside(Path("anno.json"), [inside], [7], 40, 30)

@@ -13,7 +13,7 @@ import preflight.resources as resources
 import pretrain as pretrain_entry
 import train as train_entry
 import vocab
-from data import image_store as picture_store
+from data import image_store as image_store
 from data.annotations import read_annotations
 from data.headers import Header, read_header, read_headers
 from data.images import decode
@@ -53,7 +53,7 @@ class TestHeaders:
     def test_a_cut_file_is_judged_as_decoding_judges_it(self, tmp_path: Path, kind: str) -> None:
         content = io.BytesIO()
         Image.effect_noise((40, 30), 60).convert("RGB").save(content, kind)
-        whole, path = content.getvalue(), tmp_path / "picture"
+        whole, path = content.getvalue(), tmp_path / "image"
         refused = 0
         for kept in [*range(0, len(whole), len(whole) // 12), *range(len(whole) - 6, len(whole) + 1)]:
             path.write_bytes(whole[:kept])
@@ -72,13 +72,13 @@ class TestHeaders:
     def test_a_whole_file_is_not_decoded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("data.headers.decode", None)
         for kind, more in (("JPEG", b"\0" * 100), ("PNG", b""), ("TIFF", b"")):
-            path = tmp_path / f"picture.{kind}"
+            path = tmp_path / f"image.{kind}"
             Image.new("L", (20, 10)).save(path, kind)
             with path.open("ab") as file:
                 file.write(more)  # what some cameras append
             assert read_header(path, LIMIT) == Header(20, 10, "L")
 
-    def test_a_jpeg_of_several_pictures(self, tmp_path: Path) -> None:
+    def test_a_jpeg_of_several_images(self, tmp_path: Path) -> None:
         first, second = Image.new("RGB", (20, 10)), Image.new("RGB", (20, 10), "red")
         first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
         assert read_header(tmp_path / "a.jpg", LIMIT) == Header(20, 10, "RGB")
@@ -98,7 +98,7 @@ class TestHeaders:
 class TestFindings:
     def test_like_faults_are_one_with_a_count(self) -> None:
         found = Findings()
-        found.add_alike("Pictures", [f"{number}.png: cut at byte {number}" for number in range(5)] + ["x.png: empty"])
+        found.add_alike("Images", [f"{number}.png: cut at byte {number}" for number in range(5)] + ["x.png: empty"])
         found.add("Weights", "no file\nmake one")
         found.add("Earlier runs", "no file\nmake one")
         with pytest.raises(InputError) as caught:
@@ -106,7 +106,7 @@ class TestFindings:
         assert str(caught.value).splitlines() == [
             "x.yaml: 7 faults found before any work",
             "",
-            "Pictures",
+            "Images",
             "  1. 0.png: cut at byte 0",
             "     1.png: cut at byte 1",
             "     2.png: cut at byte 2",
@@ -133,10 +133,10 @@ class TestTraining:
         for part in (
             f"{experiment}: no faults. AMFMN with ",
             "2 folds on cpu, at most 2 epochs of 5 steps (batches of 8 pairs, loss triplet)",
-            "A fold trains on 38 captions of 19 pictures and validates on 5 pictures.",
-            "24 pictures with 48 captions in train, 12 pictures with 24 captions in test, 0 captions without a word",
+            "A fold trains on 38 captions of 19 images and validates on 5 images.",
+            "24 images with 48 captions in train, 12 images with 24 captions in test, 0 captions without a word",
             "; 3 scene classes.",
-            "Pictures are 64 x 64 pixels (36 RGB).",
+            "Images are 64 x 64 pixels (36 RGB).",
             # The stop words there, is, a, here of each first caption's six words, and a, that, is of each second's.
             "9 entries; 58.3 % of all words of the captions are unknown to it (5 of 13 different ones).",
             "kept in: ram (633 KiB)",
@@ -150,7 +150,7 @@ class TestTraining:
         for name in (folder / "data" / "train_filename.txt").read_text().split()[:5]:
             content = (images / name).read_bytes()
             (images / name).write_bytes(content[: len(content) // 2])
-        (images / "field_test0.png").write_text("no picture")
+        (images / "field_test0.png").write_text("no image")
         (images / "roof_test1.png").unlink()
         (folder / "glove.txt").write_text("red 1 2 x\n")
         (folder / "blocked").touch()
@@ -163,15 +163,15 @@ class TestTraining:
         )
         assert "found before any work" in message
         assert [line for line in message.splitlines() if line and not line.startswith(" ")][1:] == [
-            "Pictures",
+            "Images",
             "Weights",
             "Output",
         ]
         for part in (
             "1 of 12 images can't be taken from",
-            "the picture is damaged or cut short",
+            "the image is damaged or cut short",
             "... and 2 more like these",
-            "field_test0.png: not a picture of a kind that is read",
+            "field_test0.png: not an image of a kind that is read",
             "model.backbone.pretrained: no file absent.pth",
             "glove.txt:1: expected 16 numbers after 'red'",
             "no checkpoint nothing.pth",
@@ -215,21 +215,21 @@ class TestTraining:
         monkeypatch.setattr(resources, "free_bytes", lambda path: 100)
         monkeypatch.setattr(resources, "available_memory", lambda: 2**19)
         message = check(experiment, "dataset.cache=ram")
-        assert "dataset.cache: ram takes 633 KiB for pictures, 512 KiB are available" in message
+        assert "dataset.cache: ram takes 633 KiB for images, 512 KiB are available" in message
         assert "0 KiB are free; free some space, or set logs.ckpt_save_path" in message
         monkeypatch.setattr(resources, "SHARED_MEMORY", experiment.parent)
         message = check(experiment, "dataset.cache=off", "dataset.workers=3")
-        assert "3 workers hand over up to 689 KiB" in message  # 8 pictures of 70 pixels, two batches for each worker
+        assert "3 workers hand over up to 689 KiB" in message  # 8 images of 70 pixels, two batches for each worker
 
     def test_the_cache_is_what_training_would_choose(
         self, experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         use_small_model(monkeypatch)
-        for module in (resources, picture_store):
+        for module in (resources, image_store):
             # Either size alone takes less than half of it, both together more than half of what the first one leaves.
             monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
         train_entry.main(["--path_opt", str(experiment), "--folds", "0", "--check"])
-        assert "Decoded pictures are kept in: ram (288 KiB) and disk (345 KiB)." in capsys.readouterr().out
+        assert "Decoded images are kept in: ram (288 KiB) and disk (345 KiB)." in capsys.readouterr().out
         options = load_options(experiment)
         images = Media.of(options, [read_annotations(options.dataset.data_path, "train")], torch.device("cpu")).images
         assert [images.open([], size, "")[0].cache for size in (64, 70)] == ["ram", "disk"]
@@ -263,7 +263,7 @@ class TestPretraining:
         pretrain_entry.main(["--path_opt", str(path), "--check", "--device", "cpu"])
         text = capsys.readouterr().out
         assert (
-            "resnet18 learns 3 scene classes from 24 pictures of 64 x 64 pixels (24 RGB), 25 % of them held out" in text
+            "resnet18 learns 3 scene classes from 24 images of 64 x 64 pixels (24 RGB), 25 % of them held out" in text
         )
         assert not (tmp_path / "checkpoint").exists()
         name = (data / "train_filename.txt").read_text().split()[0]
@@ -271,7 +271,7 @@ class TestPretraining:
         with pytest.raises(InputError) as caught:
             pretrain_entry.main(["--path_opt", str(path), "--check", "--set", "backbone.pretrained=absent.pth"])
         assert "2 faults found before any work" in str(caught.value)
-        assert f"{name}: the picture is empty (0 bytes)" in str(caught.value)
+        assert f"{name}: the image is empty (0 bytes)" in str(caught.value)
         assert "no file absent.pth" in str(caught.value)
 
     def test_modalities(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,7 +281,7 @@ class TestPretraining:
         path = write_modalities(tmp_path, data, words)
         pretrain_entry.main(["--path_opt", str(path), "--check"])
         text = capsys.readouterr().out
-        assert "16 pictures of 64 x 64 pixels (16 RGB), 24 spectrograms of 48 x 32 pixels (24 L), 32 captions." in text
+        assert "16 images of 64 x 64 pixels (16 RGB), 24 spectrograms of 48 x 32 pixels (24 L), 32 captions." in text
         spoken = next(folder.glob("*.png"))
         spoken.write_bytes(spoken.read_bytes()[:200])
         with pytest.raises(InputError, match=r"(?s)1 fault found.*Spectrograms.*cut short"):

@@ -25,7 +25,7 @@ from data.prepare.checks import Lists, examine, leave_out
 from data.prepare.fingerprints import MAX_BITS, MAX_GREY, Fingerprints, same_scene
 from data.prepare.known_sets import KNOWN, compare, known_name
 from data.prepare.preparing import MAX_PIXELS, Request, check, main, prepare, split_entries
-from data.prepare.sources import find_pictures
+from data.prepare.sources import find_images
 from utils import InputError
 
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
@@ -39,16 +39,16 @@ def published() -> Path:
     return Path(os.environ["RSR_DATA"]) / "data"
 
 
-def picture(seed: int, size: int = 48) -> Image.Image:
-    """A picture of large blocks that no other seed comes near to."""
+def image(seed: int, size: int = 48) -> Image.Image:
+    """An image of large blocks that no other seed comes near to."""
     blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((size, size), Image.Resampling.NEAREST)
 
 
-def pictures(folder: Path, names: Sequence[str]) -> Path:
+def images(folder: Path, names: Sequence[str]) -> Path:
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        picture(seed).save(folder / name)
+        image(seed).save(folder / name)
     return folder
 
 
@@ -68,13 +68,13 @@ def karpathy(entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 def write_source(folder: Path, form: str, names: Sequence[str], captions: Sequence[str] = CAPTIONS) -> Path:
-    """A source of one form with the same captions under each picture, and its pictures where they belong."""
+    """A source of one form with the same captions under each image, and its images where they belong."""
     if form == "csv":
-        pictures(folder, names)
+        images(folder, names)
         rows = "".join(f'{name},"{caption}"\n' for name in names for caption in captions)
         (folder / "own.csv").write_text("filepath,caption\n" + rows)
         return folder / "own.csv"
-    pictures(folder / "images", names)
+    images(folder / "images", names)
     if form == "json":
         (folder / "own.json").write_text(json.dumps(karpathy([Entry(name, tuple(captions)) for name in names])))
         return folder / "own.json"
@@ -113,7 +113,7 @@ def test_every_source_becomes_a_set_that_loads(tmp_path: Path, form: str, capsys
         check_images(read_annotations(tmp_path / "own_precomp", side), tmp_path / "own_precomp" / "images")
     for name in names:
         copied = Image.open(tmp_path / "own_precomp" / "images" / name)
-        assert np.array_equal(np.asarray(copied), np.asarray(picture(names.index(name))))
+        assert np.array_equal(np.asarray(copied), np.asarray(image(names.index(name))))
     assert "drawn (test_share 0.3, seed 5)" in capsys.readouterr().out
     assert remains(tmp_path) == {"source", "own_precomp"}
 
@@ -132,7 +132,7 @@ def test_val_is_in_train_and_in_the_verify_lists(tmp_path: Path) -> None:
     sides = ("train", "val", "test", "restval", "val")
     entries = [Entry(f"{place}.png", CAPTIONS, side) for place, side in enumerate(sides)]  # type: ignore[arg-type]
     (tmp_path / "own.json").write_text(json.dumps(karpathy(entries)))
-    report = prepare(Request(str(tmp_path / "own.json"), tmp_path / "set", pictures="none"))
+    report = prepare(Request(str(tmp_path / "own.json"), tmp_path / "set", image_files="none"))
     wanted: dict[Split, tuple[str, ...]] = {
         "train": ("0.png", "1.png", "3.png", "4.png"),
         "test": ("2.png",),
@@ -142,13 +142,13 @@ def test_val_is_in_train_and_in_the_verify_lists(tmp_path: Path) -> None:
     for split, names in wanted.items():
         assert read_annotations(tmp_path / "set", split).image_names == names
     assert "of train, 2 are val" in report
-    report = prepare(Request(str(tmp_path / "own.json"), tmp_path / "without", pictures="none", drop=("val",)))
+    report = prepare(Request(str(tmp_path / "own.json"), tmp_path / "without", image_files="none", drop=("val",)))
     assert read_annotations(tmp_path / "without", "train").image_names == ("0.png", "3.png")
     assert not (tmp_path / "without" / "val_filename_verify.txt").exists()
-    assert "2 val pictures are left out" in report
+    assert "2 val images are left out" in report
 
 
-def test_a_val_split_without_test_gives_no_val_picture_away() -> None:
+def test_a_val_split_without_test_gives_no_val_image_away() -> None:
     entries = [Entry(f"{place}.png", CAPTIONS, "val" if place < 5 else "train") for place in range(10)]
     lists, _ = split_entries(entries, 0.4, 0)
     assert len(lists["test"]) == 2
@@ -233,7 +233,7 @@ def test_a_made_set_reads_back_whatever_its_captions_are(captions: dict[str, lis
     with TemporaryDirectory() as folder:
         source = Path(folder) / "own.json"
         source.write_text(json.dumps(karpathy([Entry(name, tuple(texts)) for name, texts in captions.items()])))
-        prepare(Request(str(source), Path(folder) / "set", pictures="none"))
+        prepare(Request(str(source), Path(folder) / "set", image_files="none"))
         made = lists_of(Path(folder) / "set")
         most = max(map(len, captions.values()))
         for names, texts in made.values():
@@ -256,7 +256,7 @@ BAD = {
         '{"images": [{"filename": "a.jpg", "sentences": [{"raw": "x"}]}, {"filename": "a.jpg", "sentences": '
         '[{"raw": "x"}]}]}': r"images\.1: 'a\.jpg' comes again",
         '{"images": [{"filename": "a.jpg", "split": "test", "sentences": [{"raw": "x"}]}, {"filename": "b.jpg", '
-        '"sentences": [{"raw": "x"}]}]}': r"1 of 2 pictures have no split, the first is 'b\.jpg'",
+        '"sentences": [{"raw": "x"}]}]}': r"1 of 2 images have no split, the first is 'b\.jpg'",
         '{"airport": [{"filename": "a.jpg"}]}': r"airport\.0\.raw: Field required",
     },
     "own.csv": {
@@ -266,7 +266,7 @@ BAD = {
         'filepath,caption\na.jpg,"x\n': r"line 2: unexpected end of data",
         "filepath,caption,split\na.jpg,x,train\na.jpg,y,test\n": r"line 3: 'a\.jpg' is in test, before it was in train",
         "filepath,caption\n/etc/a.jpg,x\n": r"line 2: '/etc/a\.jpg' leaves the image folder",
-        "filepath,caption\n": r"no picture with a caption",
+        "filepath,caption\n": r"no image with a caption",
         "": r"line 1: expected the columns",
         "filepath,caption\na.jpg,\udcff\n": r"own\.csv: 1 fault:\n  line 2: byte 0xff at byte 7 is not UTF-8",
     },
@@ -287,14 +287,14 @@ BAD = {
 def test_bad_sources_are_told_and_leave_nothing(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=message):
-        prepare(Request(str(tmp_path / name), tmp_path / "out" / "set", pictures="none"))
+        prepare(Request(str(tmp_path / name), tmp_path / "out" / "set", image_files="none"))
     assert remains(tmp_path) == {name}
 
 
-def test_the_picture_in_no_companion_is_named(tmp_path: Path) -> None:
+def test_the_image_in_no_companion_is_named(tmp_path: Path) -> None:
     (tmp_path / "descriptions_UCM.txt").write_text("1 a roof\n2 a boat\n")
     (tmp_path / "filenames_test.txt").write_text("1.tif\n")
-    with pytest.raises(InputError, match=r"line 2: picture 2 is in none of the filenames_\*\.txt"):
+    with pytest.raises(InputError, match=r"line 2: image 2 is in none of the filenames_\*\.txt"):
         read_descriptions(tmp_path / "descriptions_UCM.txt")
 
 
@@ -335,15 +335,15 @@ def test_a_disk_that_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert remains(tmp_path) == {"source"}
 
 
-def test_missing_and_damaged_pictures_are_named_or_left_out(tmp_path: Path) -> None:
+def test_missing_and_damaged_images_are_named_or_left_out(tmp_path: Path) -> None:
     names = [f"{letter}.png" for letter in "abcdef"]
     source = write_source(tmp_path / "source", "captions", names)
-    (source / "images" / "b.png").write_bytes(b"no picture")
+    (source / "images" / "b.png").write_bytes(b"no image")
     (source / "images" / "d.png").unlink()
-    with pytest.raises(InputError, match=r"2 of 6 pictures are missing or can't be read:") as caught:
+    with pytest.raises(InputError, match=r"2 of 6 images are missing or can't be read:") as caught:
         prepare(Request(str(source), tmp_path / "set"))
-    assert "d.png: there is no such picture" in str(caught.value)
-    assert "b.png: not a picture of a kind that is read" in str(caught.value)
+    assert "d.png: there is no such image" in str(caught.value)
+    assert "b.png: not an image of a kind that is read" in str(caught.value)
     assert remains(tmp_path) == {"source"}
     report = prepare(Request(str(source), tmp_path / "set", test_share=0.5, drop=("unreadable",)))
     made = lists_of(tmp_path / "set")
@@ -352,17 +352,17 @@ def test_missing_and_damaged_pictures_are_named_or_left_out(tmp_path: Path) -> N
     assert "missing or can't be read (2)" in report
 
 
-def test_no_folder_of_pictures_is_told(tmp_path: Path) -> None:
+def test_no_folder_of_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(json.dumps(karpathy([Entry("a.png", CAPTIONS), Entry("b.png", CAPTIONS)])))
-    with pytest.raises(InputError, match=r"where are its pictures\? .*images is not there"):
+    with pytest.raises(InputError, match=r"where are its images\? .*images is not there"):
         prepare(Request(str(tmp_path / "own.json"), tmp_path / "set"))
-    with pytest.raises(InputError, match=r"absent: no such folder of pictures"):
+    with pytest.raises(InputError, match=r"absent: no such folder of images"):
         prepare(Request(str(tmp_path / "own.json"), tmp_path / "set", images=tmp_path / "absent"))
 
 
-def test_too_few_pictures_and_bad_shares_are_told(tmp_path: Path) -> None:
+def test_too_few_images_and_bad_shares_are_told(tmp_path: Path) -> None:
     one = [Entry("a.png", CAPTIONS)]
-    with pytest.raises(InputError, match=r"test 0 pictures with 0 captions: both lists need at least one"):
+    with pytest.raises(InputError, match=r"test 0 images with 0 captions: both lists need at least one"):
         split_entries(one, 0.2, 0)
     for share in (0.0, 1.0, float("nan")):
         with pytest.raises(InputError, match="--test_share must be between 0 and 1"):
@@ -376,12 +376,12 @@ def test_wrong_flags_are_told(flags: list[str], capsys: pytest.CaptureFixture[st
     assert "error:" in capsys.readouterr().err
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------------------------
 
 
 def test_links_share_the_file(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", "captions", ["a.png", "b.png"])
-    prepare(Request(str(source), tmp_path / "set", pictures="link"))
+    prepare(Request(str(source), tmp_path / "set", image_files="link"))
     assert (tmp_path / "set" / "images" / "a.png").samefile(source / "images" / "a.png")
 
 
@@ -391,8 +391,8 @@ def test_links_that_can_not_reach_are_told(tmp_path: Path, monkeypatch: pytest.M
 
     source = write_source(tmp_path / "source", "captions", ["a.png", "b.png"])
     monkeypatch.setattr(os, "link", far)
-    with pytest.raises(InputError, match=r"can't be linked into .* use --pictures copy"):
-        prepare(Request(str(source), tmp_path / "set", pictures="link"))
+    with pytest.raises(InputError, match=r"can't be linked into .* use --images copy"):
+        prepare(Request(str(source), tmp_path / "set", image_files="link"))
     assert remains(tmp_path) == {"source"}
 
 
@@ -403,17 +403,17 @@ def test_classes_beside_the_source_come_along(tmp_path: Path) -> None:
     assert (tmp_path / "set" / "classes.txt").read_text() == "airport\n"
 
 
-def test_pictures_are_found_by_path_then_name_then_without_ending(tmp_path: Path) -> None:
+def test_images_are_found_by_path_then_name_then_without_ending(tmp_path: Path) -> None:
     for name in ("a.jpg", "deep/a.jpg", "deep/b.jpg", "c.png", "x/d.jpg", "y/d.jpg", ".hidden/e.jpg", "f.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    found = find_pictures(tmp_path, ["a.jpg", "b.jpg", "c.tif", "d.jpg", "e.jpg", "f.tif", "f.jpg"])
+    found = find_images(tmp_path, ["a.jpg", "b.jpg", "c.tif", "d.jpg", "e.jpg", "f.tif", "f.jpg"])
     read = {name: path.read_text() for name, path in found.items()}
     assert read == {"a.jpg": "a.jpg", "b.jpg": "deep/b.jpg", "c.tif": "c.png", "f.jpg": "f.jpg"}
 
 
-def test_a_picture_with_another_ending_gives_the_list_its_name(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", ["1.png", "2.png"])
+def test_an_image_with_another_ending_gives_the_list_its_name(tmp_path: Path) -> None:
+    images(tmp_path / "images", ["1.png", "2.png"])
     (tmp_path / "descriptions_UCM.txt").write_text("1 a roof\n2 a boat\n")
     prepare(Request(str(tmp_path / "descriptions_UCM.txt"), tmp_path / "set"))
     made = lists_of(tmp_path / "set")
@@ -444,10 +444,10 @@ def test_same_scene_agrees_with_a_loop(seed: int) -> None:
 
 def troubled(folder: Path) -> Path:
     """A CSV with every kind of trouble: b is a's file, c is a encoded anew, t shows d, f is blank in part."""
-    pictures(folder, ["a.png", "d.png", "e.png", "f.png", "s.png"])
+    images(folder, ["a.png", "d.png", "e.png", "f.png", "s.png"])
     shutil.copy(folder / "a.png", folder / "b.png")
-    picture(0).save(folder / "c.jpg", quality=90)
-    picture(1).save(folder / "t.jpg", quality=90)
+    image(0).save(folder / "c.jpg", quality=90)
+    image(1).save(folder / "t.jpg", quality=90)
     rows = {
         "train": {
             "a.png": ("roof one", "roof two"),
@@ -468,15 +468,15 @@ def test_every_trouble_is_reported(tmp_path: Path) -> None:
     report = prepare(Request(str(troubled(tmp_path / "source")), tmp_path / "set"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.split("\n") if line[:1] == "|"]
     assert rows[2:] == [
-        ["pictures", "6", "2"],
+        ["images", "6", "2"],
         ["captions", "12", "4"],
         ["different captions", "11", "4"],
-        ["pictures with one sentence for all their captions", "1", "0"],
+        ["images with one sentence for all their captions", "1", "0"],
         ["blank captions", "1", "0"],
-        ["pictures that are missing or can't be read", "0", "0"],
-        ["pairs of pictures that show the same", "3", "0"],
+        ["images that are missing or can't be read", "0", "0"],
+        ["pairs of images that show the same", "3", "0"],
     ]
-    assert "1 of 4 test captions (25.0 %) stand word for word in train; 1 of 2 test pictures are in train." in report
+    assert "1 of 4 test captions (25.0 %) stand word for word in train; 1 of 2 test images are in train." in report
     assert "the same in train (3):\n  a.png = b.png\n  a.png ~ c.jpg\n  b.png ~ c.jpg\n" in report
     assert "in train and test (1):\n  d.png ~ t.jpg\n" in report
     assert check(tmp_path / "set").endswith(report.partition("\n\n")[2].rpartition("\n\n")[0])
@@ -484,15 +484,15 @@ def test_every_trouble_is_reported(tmp_path: Path) -> None:
 
 def test_troubles_are_left_out_on_request(tmp_path: Path) -> None:
     request = Request(str(troubled(tmp_path / "source")), tmp_path / "1", drop=("duplicates",))
-    assert "left out of train: 2 pictures, 4 captions" in prepare(request)
+    assert "left out of train: 2 images, 4 captions" in prepare(request)
     assert lists_of(tmp_path / "1")["train"][0] == ("a.png", "d.png", "e.png", "f.png")
 
     report = prepare(replace(request, out=tmp_path / "2", drop=("leaks",)))
     train = lists_of(tmp_path / "2")["train"]
     assert train[0] == ("a.png", "b.png", "c.jpg", "e.png", "f.png")
     assert train[1][6:8] == ("the shore", "the shore")
-    assert "left out of train: 1 pictures, 3 captions" in report
-    assert "1 pictures have fewer than 2 captions" in report
+    assert "left out of train: 1 images, 3 captions" in report
+    assert "1 images have fewer than 2 captions" in report
 
     prepare(replace(request, out=tmp_path / "3", drop=("duplicates", "leaks", "blank")))
     made = lists_of(tmp_path / "3")
@@ -506,11 +506,11 @@ def test_troubles_are_left_out_on_request(tmp_path: Path) -> None:
 
 def test_leaving_all_out_is_told(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a.png\tsame\nb.png\tsame\n")
-    with pytest.raises(InputError, match=r"train 0 pictures with 0 captions.*leave less out"):
-        prepare(Request(str(tmp_path), tmp_path / "set", pictures="none", drop=("leaks",)))
+    with pytest.raises(InputError, match=r"train 0 images with 0 captions.*leave less out"):
+        prepare(Request(str(tmp_path), tmp_path / "set", image_files="none", drop=("leaks",)))
 
 
-def test_a_picture_in_both_lists_is_a_leak_by_its_name() -> None:
+def test_an_image_in_both_lists_is_a_leak_by_its_name() -> None:
     lists: Lists = {"train": [Entry("a.png", CAPTIONS), Entry("b.png", ("x",))], "test": [Entry("a.png", ("y",))]}
     findings = examine(lists, None, MAX_PIXELS)
     assert findings.same == ((("train", "a.png"), ("test", "a.png"), True),)
@@ -538,12 +538,12 @@ def test_known_sets_are_compared_by_count() -> None:
     assert known_name("rsicd150_precomp") is None
     entries = [Entry(f"{place}.tif", CAPTIONS) for place in range(613)]
     assert compare(KNOWN["sydney"], entries[:500], entries[500:]) == [
-        "613 pictures; published: 613 in all",
-        "613 pictures don't have 5 captions: NOT THE SAME",
+        "613 images; published: 613 in all",
+        "613 images don't have 5 captions: NOT THE SAME",
     ]
     assert compare(KNOWN["ucm"], entries[:1], entries[1:])[:2] == [
-        "613 pictures; published: 2,100 in all, 1,890 in the lists that results rest on: NOT THE SAME",
-        "train: 1 pictures, the published list has 1,680: NOT THE SAME",
+        "613 images; published: 2,100 in all, 1,890 in the lists that results rest on: NOT THE SAME",
+        "train: 1 images, the published list has 1,680: NOT THE SAME",
     ]
 
 
@@ -560,7 +560,7 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def parquet_row(seed: int, name: str, captions: Sequence[str] = CAPTIONS) -> dict[str, Any]:
     content = io.BytesIO()
-    picture(seed).save(content, "PNG")
+    image(seed).save(content, "PNG")
     return {"image": {"bytes": content.getvalue(), "path": name}, "filename": name, "captions": list(captions)}
 
 
@@ -578,11 +578,11 @@ def test_parquet_files_become_a_set(tmp_path: Path) -> None:
     assert read_annotations(tmp_path / "set", "val_verify").image_names == ("a_3.png",)
     for place in range(5):
         kept = np.asarray(Image.open(tmp_path / "set" / "images" / f"a_{place}.png"))
-        assert np.array_equal(kept, np.asarray(picture(place)))
-    assert "1 pictures have fewer than 3 captions" in report
+        assert np.array_equal(kept, np.asarray(image(place)))
+    assert "1 images have fewer than 3 captions" in report
 
 
-def test_parquet_pictures_that_are_left_out_leave_no_file(tmp_path: Path) -> None:
+def test_parquet_images_that_are_left_out_leave_no_file(tmp_path: Path) -> None:
     rows = [parquet_row(n, f"{n}.png") for n in (0, 0, 1, 2)]
     rows = [{**row, "filename": f"{place}.png"} for place, row in enumerate(rows)]
     write_parquet(tmp_path / "train.parquet", rows[:3])
@@ -597,7 +597,7 @@ def test_parquet_pictures_that_are_left_out_leave_no_file(tmp_path: Path) -> Non
     [
         ({"filename": 3}, r"train\.parquet: 1 fault:\n  row 1: filename is 3"),
         ({"captions": []}, r"row 1: captions is not a list of texts"),
-        ({"image": {"bytes": None, "path": "a.png"}}, r"train\.parquet, row 1: no picture in the column image"),
+        ({"image": {"bytes": None, "path": "a.png"}}, r"train\.parquet, row 1: no image in the column image"),
     ],
 )
 def test_bad_parquet_rows_are_told(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -642,7 +642,7 @@ def entries_of(folder: Path) -> Iterator[Entry]:
 def test_published_lists_come_back(published: Path, tmp_path: Path, name: str) -> None:
     source = tmp_path / f"dataset_{name}.json"
     source.write_text(json.dumps(karpathy(list(entries_of(published / f"{name}_precomp")))))
-    report = prepare(Request(str(source), tmp_path / f"{name}_precomp", pictures="none"))
+    report = prepare(Request(str(source), tmp_path / f"{name}_precomp", image_files="none"))
     assert lists_of(tmp_path / f"{name}_precomp") == lists_of(published / f"{name}_precomp")
     assert report.count("the published list, to the letter") == 2
     leaks = {"rsicd": 636, "rsitmd": 54, "ucm": 662}[name]
@@ -657,6 +657,6 @@ def test_the_known_problems_of_ucm_are_found(published: Path) -> None:
         if len(row) == 3
     }
     assert cells["different captions"] == ["1,637", "391"]
-    assert cells["pictures that are missing or can't be read"] == ["0", "0"]
-    assert "662 of 1,050 test captions (63.0 %) stand word for word in train; 0 of 210 test pictures" in report
+    assert cells["images that are missing or can't be read"] == ["0", "0"]
+    assert "662 of 1,050 test captions (63.0 %) stand word for word in train; 0 of 210 test images" in report
     assert "the same in train (1):\n  102.jpg = 103.jpg\n" in report

@@ -1,4 +1,4 @@
-"""Pretraining of a backbone: which pictures it sees, that it learns, and that a model starts from what it writes."""
+"""Pretraining of a backbone: which images it sees, that it learns, and that a model starts from what it writes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ import option
 import pretrain as pretrain_entry
 from batches.augmentation import Augmentation, Draws, augment
 from batches.batch import Batch
-from data.image_store import PictureStore
+from data.image_store import ImageStore
 from layers import build_model
 from layers.backbone import SceneClassifier, ViewMatcher, import_torchvision, read_backbone_file
 from option import BackboneOptions
 from option.architecture import RESNETS
-from option.pretraining import BackbonePictures
+from option.pretraining import BackboneImages
 from pretraining.backbone import split_classes
-from pretraining.scenes import list_pictures
+from pretraining.scenes import list_images
 from pretraining.unpaired import Schedule, TwoViewLoader
 from pretraining.views import first_found, view_task
 from runs.builders import read_vocabulary
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 train pictures of 3 classes. The test pictures are gone, so that reading one would fail."""
+    """24 train images of 3 classes. The test images are gone, so that reading one would fail."""
     folder = make_precomp(tmp_path_factory.mktemp("data") / "tiny_precomp")
     for name in (folder / "test_filename.txt").read_text().split():
         (folder / "images" / name).unlink()
@@ -73,9 +73,9 @@ def pretrained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint" / "scenes"
 
 
-class TestPictures:
-    def test_a_data_set_gives_its_train_pictures_only(self, data: Path) -> None:
-        found = list_pictures(BackbonePictures(data_path=data))
+class TestImages:
+    def test_a_data_set_gives_its_train_images_only(self, data: Path) -> None:
+        found = list_images(BackboneImages(data_path=data))
         assert set(found.names) == set((data / "train_filename.txt").read_text().split())
         assert found.classes == ("field", "pond", "roof")
         assert [found.classes[label] for label in found.labels] == [name.split("_")[0] for name in found.names]
@@ -90,7 +90,7 @@ class TestPictures:
             ):
                 (tmp_path / name).parent.mkdir(exist_ok=True)
                 shutil.copy(data / "images" / "pond_train2.png", tmp_path / name)
-        found = list_pictures(BackbonePictures(image_path=tmp_path))
+        found = list_images(BackboneImages(image_path=tmp_path))
         assert found.classes == ("Airport", "Farm land", "port")
         assert len(found.names) == 6
 
@@ -107,29 +107,29 @@ class TestPictures:
         ):
             shutil.copy(data / "images" / "pond_train2.png", tmp_path / "images" / name)
         (tmp_path / "test_filename.txt").write_text("airport_2.jpg\n")
-        found = list_pictures(BackbonePictures(image_path=tmp_path / "images", exclude=tmp_path / "test_filename.txt"))
+        found = list_images(BackboneImages(image_path=tmp_path / "images", exclude=tmp_path / "test_filename.txt"))
         assert "Airport/airport_2.jpg" not in found.names
         assert len(found.names) == 4
-        assert "Left out: 1 excluded pictures." in caplog.text
+        assert "Left out: 1 excluded images." in caplog.text
 
     def test_a_missing_list_of_excluded_names_is_told_with_its_key(self, data: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"none\.txt: can't be read \(No such file .*; check dataset\.exclude$"):
-            list_pictures(BackbonePictures(data_path=data, exclude=tmp_path / "none.txt"))
+            list_images(BackboneImages(data_path=data, exclude=tmp_path / "none.txt"))
 
     @pytest.mark.parametrize(
         ("names", "message"),
         [
-            ([], "no picture there"),
+            ([], "no image there"),
             (["a_1.jpg", "a_2.jpg"], "1 classes"),
-            (["a_1.jpg", "a_2.jpg", "b_1.jpg"], "one picture only in: b"),
-            (["1.jpg", "2.jpg"], "0 pictures with a class"),
+            (["a_1.jpg", "a_2.jpg", "b_1.jpg"], "one image only in: b"),
+            (["1.jpg", "2.jpg"], "0 images with a class"),
         ],
     )
     def test_too_few(self, names: list[str], message: str, tmp_path: Path) -> None:
         for name in names:
             (tmp_path / name).touch()
         with pytest.raises(InputError, match=message):
-            list_pictures(BackbonePictures(image_path=tmp_path))
+            list_images(BackboneImages(image_path=tmp_path))
 
     def test_no_folder_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text("backbone: {}\ndataset: {batch_size: 8}\nlogs: {experiment_name: x}\n")
@@ -242,7 +242,7 @@ class TestViews:
         pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS])
         return folder / "checkpoint" / name
 
-    def test_learns_which_views_are_of_one_picture(self, tmp_path: Path) -> None:
+    def test_learns_which_views_are_of_one_image(self, tmp_path: Path) -> None:
         draw = np.random.default_rng(0)
         (tmp_path / "images").mkdir()
         for number in range(24):  # each of two colours of its own
@@ -278,7 +278,7 @@ class TestViews:
         assert_equal(*(torch.load(run / "backbone.pth", weights_only=True) for run in (whole, parts)))
 
     def test_both_views_are_drawn_as_the_options_say(self, data: Path) -> None:
-        store = PictureStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, 10_000)
+        store = ImageStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, 10_000)
         choice = Augmentation("overhead", 0.3, 0.4)
         loader = TwoViewLoader(
             store, torch.arange(6), Schedule(6, 6, 1), image_size=64, workers=0, device=CPU, augmentation=choice
@@ -295,10 +295,10 @@ class TestViews:
     def test_the_score_is_the_share_whose_other_view_comes_first(self) -> None:
         first = torch.eye(4)
         second = torch.tensor([[0.9, 0.1, 0, 0], [0.8, 0.1, 0, 0], [0, 0, 0.5, 0], [0, 0, 0.5, 0.6]])
-        # The first view of picture 1 ties with both 0 and 1, that of picture 2 with 2 and 3: a tie is no find.
+        # The first view of image 1 ties with both 0 and 1, that of image 2 with 2 and 3: a tie is no find.
         assert first_found(Flat(), Given(first, second), CPU, "off") == {"first_found": 50.0}
         second[2, 0] = math.nan
-        with pytest.raises(InputError, match="1 of 4 picture embeddings are not finite"):
+        with pytest.raises(InputError, match="1 of 4 image embeddings are not finite"):
             first_found(Flat(), Given(first, second), CPU, "off")
 
     @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -332,22 +332,22 @@ class TestViews:
         path = write_options(data.parent, data, name="checked")
         pretrain_entry.main(["--path_opt", str(path), "--check", "--set", *VIEWS])
         printed = capsys.readouterr().out
-        assert "learns which two views are of one picture from 24 pictures" in printed
+        assert "learns which two views are of one image from 24 images" in printed
         assert f"ram ({24 * 3 * 70 * 70 / 1024:.0f} KiB)" in printed
 
     @pytest.mark.parametrize(
         ("share", "sides"),
         [("0.05", "23 would be trained on and 1 held out"), ("0.95", "1 would be trained on and 23")],
     )
-    def test_a_side_of_one_picture_would_say_nothing(self, share: str, sides: str, data: Path, tmp_path: Path) -> None:
+    def test_a_side_of_one_image_would_say_nothing(self, share: str, sides: str, data: Path, tmp_path: Path) -> None:
         path = write_options(tmp_path, data)
         source = ("dataset.data_path=null", f"dataset.image_path={data / 'images'}", f"dataset.val_share={share}")
-        with pytest.raises(InputError, match=rf"24 pictures were found, of which {sides}"):
+        with pytest.raises(InputError, match=rf"24 images were found, of which {sides}"):
             pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS, *source])
 
 
 class Flat(ViewMatcher):
-    """Pictures are their own embeddings."""
+    """Images are their own embeddings."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -357,7 +357,7 @@ class Flat(ViewMatcher):
 
 
 class Given(TwoViewLoader):
-    """Two views of four pictures, in two batches."""
+    """Two views of four images, in two batches."""
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
         self.given = first[:, :, None, None], second[:, :, None, None]

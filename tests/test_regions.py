@@ -129,17 +129,17 @@ class TestFile:
             write_regions(tmp_path / name, arrays(["a", "b"]), "d", "s")
         assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "two.h5").read_bytes()
 
-    def test_pictures_without_regions(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_images_without_regions(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_regions(tmp_path / "r.h5", arrays(["a", "b"]), "d", "s")
         file = read_regions(tmp_path / "r.h5")
         names = ["a.jpg", *(f"{number}.jpg" for number in range(8)), "b.jpg"]
         text = message(file.of, names, "error")
-        assert "8 of 10 pictures have no regions" in text
+        assert "8 of 10 images have no regions" in text
         assert "4.jpg\n  ... and 3 more" in text
         assert "5.jpg" not in text
         assert "dataset.missing_regions=zeros" in text
         found = file.of(names, "zeros")
-        assert "8 of 10 pictures have no regions" in caplog.text
+        assert "8 of 10 images have no regions" in caplog.text
         assert found.nodes.flatten(1).any(dim=1).tolist() == [True] + [False] * 8 + [True]
         assert not found.adjacency[1:9].any()
         assert file.nodes.any(axis=(1, 2)).all()  # the file's own arrays stay
@@ -195,7 +195,7 @@ class TestFile:
     @pytest.mark.parametrize("name", ["a\0b", "a\udce9"])
     def test_a_name_that_can_not_be_stored(self, tmp_path: Path, name: str) -> None:
         given = arrays([name])
-        assert "a picture's name can't be stored" in message(write_regions, tmp_path / "r.h5", given, "d", "s")
+        assert "an image's name can't be stored" in message(write_regions, tmp_path / "r.h5", given, "d", "s")
         assert not (tmp_path / "r.h5").exists()
 
     def test_names(self) -> None:
@@ -341,7 +341,7 @@ def coco(folder: Path, **changes: Any) -> Path:
 
 
 class TestDetections:
-    def test_boxes_in_units_of_the_picture(self, tmp_path: Path) -> None:
+    def test_boxes_in_units_of_the_image(self, tmp_path: Path) -> None:
         found, classes = read_detections(coco(tmp_path))
         assert classes == ["plane", "ship"]
         assert np.allclose(found["a.jpg"].boxes, [[0.2, 0.35, 0.2, 0.5], [0.875, 0.1, 0.25, 0.2]])
@@ -352,7 +352,7 @@ class TestDetections:
     def test_build_and_its_label(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "r.h5"
         commands.main(["build", "--detections", str(coco(tmp_path)), "--out", str(out)])
-        assert "regions of 2 pictures (detections of detections.json), 1.0 per picture, 1 pictures without any" in (
+        assert "regions of 2 images (detections of detections.json), 1.0 per image, 1 images without any" in (
             capsys.readouterr().out
         )
         file = read_regions(out)
@@ -454,35 +454,33 @@ class TestProposals:
         for number in range(3):
             scene(tmp_path / "in" / f"{number}.png", 40 + 10 * number)
         scene(tmp_path / "in" / "deeper" / "x.tif")
-        (tmp_path / "in" / "notes.txt").write_text("no picture")
+        (tmp_path / "in" / "notes.txt").write_text("no image")
         for workers in ("1", "2"):
             out = str(tmp_path / f"{workers}.h5")
             commands.main(["build", "--images", str(tmp_path / "in"), "--out", out, "--workers", workers])
         assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
         assert list(read_regions(tmp_path / "1.h5").row) == ["0", "1", "2", "deeper/x"]
 
-    def test_unreadable_pictures_are_named_and_nothing_is_written(self, tmp_path: Path) -> None:
+    def test_unreadable_images_are_named_and_nothing_is_written(self, tmp_path: Path) -> None:
         scene(tmp_path / "good.png")
         (tmp_path / "bad.jpg").write_bytes(b"")
         arguments = ["build", "--images", str(tmp_path), "--out", str(tmp_path / "r.h5"), "--workers", "1"]
-        assert "1 of 2 pictures can't be read:\n" in (text := message(commands.main, arguments))
-        assert "bad.jpg: the picture is empty" in text
+        assert "1 of 2 images can't be read:\n" in (text := message(commands.main, arguments))
+        assert "bad.jpg: the image is empty" in text
         assert not (tmp_path / "r.h5").exists()
-        assert "no picture there" in message(
-            commands.main, ["build", "--images", str(tmp_path / "none"), *arguments[3:]]
-        )
+        assert "no image there" in message(commands.main, ["build", "--images", str(tmp_path / "none"), *arguments[3:]])
 
 
 class TestShow:
     def test_draws_boxes_and_edges(self, tmp_path: Path) -> None:
-        picture = scene(tmp_path / "a.png")
+        image = scene(tmp_path / "a.png")
         build = ["build", "--images", str(tmp_path), "--out", str(tmp_path / "r.h5"), "--workers", "1"]
         commands.main(build)
-        commands.main(["show", str(picture), "--regions", str(tmp_path / "r.h5"), "--out", str(tmp_path / "s.jpg")])
-        with Image.open(tmp_path / "s.jpg") as picture_of_them:
-            assert picture_of_them.format == "PNG"
-            drawn = np.asarray(picture_of_them)
-        plain = np.asarray(Image.open(picture).resize((640, 640), Image.Resampling.BICUBIC))
+        commands.main(["show", str(image), "--regions", str(tmp_path / "r.h5"), "--out", str(tmp_path / "s.jpg")])
+        with Image.open(tmp_path / "s.jpg") as image_of_them:
+            assert image_of_them.format == "PNG"
+            drawn = np.asarray(image_of_them)
+        plain = np.asarray(Image.open(image).resize((640, 640), Image.Resampling.BICUBIC))
         changed = (drawn[:640, :640] != plain).any(axis=2)
         row = read_regions(tmp_path / "r.h5").nodes[0, 1]
         x, y, width, height = (row[CLASSES:SCORE] * 640).tolist()
@@ -491,14 +489,14 @@ class TestShow:
         assert 0.001 < changed.mean() < 0.1
 
     def test_what_can_not_be_drawn(self, tmp_path: Path) -> None:
-        picture = scene(tmp_path / "a.png")
+        image = scene(tmp_path / "a.png")
         write_regions(tmp_path / "r.h5", arrays(["a"]), "d", "s")
         rest = ["--regions", str(tmp_path / "r.h5"), "--out", str(tmp_path / "s.png")]
-        assert "meaning of its columns is not known" in message(commands.main, ["show", str(picture), *rest])
+        assert "meaning of its columns is not known" in message(commands.main, ["show", str(image), *rest])
         assert "no regions of b" in message(commands.main, ["show", str(tmp_path / "b.png"), *rest])
 
 
-def test_real_pictures_have_regions() -> None:
+def test_real_images_have_regions() -> None:
     if "RSR_DATA" not in os.environ:
         pytest.skip("RSR_DATA is not set")
     folder = Path(os.environ["RSR_DATA"]) / "data" / "ucm_precomp" / "images"

@@ -72,24 +72,24 @@ def test_a_broken_history_is_named(tmp_path: Path, content: str | None) -> None:
         read_history(tmp_path)
 
 
-def test_curves_become_a_picture(tmp_path: Path) -> None:
+def test_curves_become_an_image(tmp_path: Path) -> None:
     history(tmp_path / "run" / "0", [3.0, 2.0, 1.0])
     history(tmp_path / "run" / "1", [3.5, 2.5, 1.5])
     main([str(tmp_path / "run"), "--out", str(tmp_path / "curves.png")])
-    picture = Image.open(tmp_path / "curves.png").convert("RGB")
-    assert picture.size == (1100, 440)
-    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 50  # axes, letters and two smoothed lines
+    image = Image.open(tmp_path / "curves.png").convert("RGB")
+    assert image.size == (1100, 440)
+    assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 50  # axes, letters and two smoothed lines
 
 
 def test_a_pretraining_has_curves_of_its_own_score(tmp_path: Path) -> None:
-    pictures = []
+    images = []
     for last in (40.0, 90.0, 40.0):
         (tmp_path / "history.csv").write_text(f"epoch,loss,val_accuracy\n1,3.0,20.0\n2,2.0,{last}\n")
         draw_curves(tmp_path, tmp_path / "curves.png")
-        pictures.append(np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")))
-    assert pictures[0].shape == (440, 1100, 3)
-    assert np.array_equal(pictures[0], pictures[2])
-    changed = (pictures[0] != pictures[1]).any(axis=(0, 2)).nonzero()[0]
+        images.append(np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")))
+    assert images[0].shape == (440, 1100, 3)
+    assert np.array_equal(images[0], images[2])
+    changed = (images[0] != images[1]).any(axis=(0, 2)).nonzero()[0]
     assert changed.min() > 550  # the right half, where the score is drawn
 
 

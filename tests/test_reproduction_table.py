@@ -51,7 +51,7 @@ def finished(folder: Path, model: dict[str, Any], scores: list[float], record: l
     with h5py.File(folder / "ranks.h5", "w") as archive:
         archive.attrs["format"] = RANKS_FORMAT
         archive["image_names"] = [f"{i}.jpg" for i in range(10)]
-        archive["captions"] = [f"picture {i}" for i in range(10)]
+        archive["captions"] = [f"image {i}" for i in range(10)]
         archive["caption_image"] = np.arange(10)
         for i in range(len(scores)):
             archive[f"fold {i}/image_ranks"] = archive[f"fold {i}/caption_ranks"] = np.full(10, rank)

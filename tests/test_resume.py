@@ -24,7 +24,7 @@ import engine
 import option
 import train as train_entry
 from batches.batch import Batch
-from data.image_store import PictureStore
+from data.image_store import ImageStore
 from dataloader import stored_batches
 from engine import fit
 from layers import build_model
@@ -300,7 +300,7 @@ class TestSignals:
     @pytest.mark.usefixtures("thread_at_fork")
     def test_a_worker_obeys_its_parent_alone(self, tiny: Path) -> None:
         paths = sorted((tiny.parent / "data" / "images").glob("*.png"))[:4]
-        store = PictureStore(paths, 32, "off", None, CPU, 10_000)
+        store = ImageStore(paths, 32, "off", None, CPU, 10_000)
         batches = stored_batches(store, [torch.tensor([place]) for place in (0, 1, 2, 3)] * 5, workers=1)
         next(batches)
         (worker,) = multiprocessing.active_children()
@@ -371,11 +371,11 @@ class TestLocks:
             holder.communicate("\n")
         assert not (run / "train.log").exists()
 
-    def test_runs_that_begin_at_once_share_one_picture_cache(self, tiny: Path, tmp_path: Path) -> None:
+    def test_runs_that_begin_at_once_share_one_image_cache(self, tiny: Path, tmp_path: Path) -> None:
         paths = sorted((tiny.parent / "data" / "images").glob("*.png"))
 
-        def store() -> PictureStore:
-            return PictureStore(paths, 32, "disk", tmp_path, CPU, 10_000)
+        def store() -> ImageStore:
+            return ImageStore(paths, 32, "disk", tmp_path, CPU, 10_000)
 
         (tmp_path / f".{'0' * 16}.uint8.abc.unfinished").touch()  # of another list: its writer may live
         children = []
@@ -390,7 +390,7 @@ class TestLocks:
         every = torch.arange(len(paths))
         shared.load(every)
         assert shared.decoded == 0
-        alone = PictureStore(paths, 32, "ram", None, CPU, 10_000)
+        alone = ImageStore(paths, 32, "ram", None, CPU, 10_000)
         assert torch.equal(shared.batch(every), alone.batch(every))
         assert len(list(tmp_path.glob("*.uint8"))) == 1
 

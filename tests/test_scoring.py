@@ -131,7 +131,7 @@ def test_ties_at_random_stand_below_where_captions_are_equal(
     run(path)
     printed, result = capsys.readouterr().out, result_of(saved)
     assert "Ties broken at random" in printed
-    # One sentence for all 12 pictures: it is found by chance, and counts against every picture but one
+    # One sentence for all 12 images: it is found by chance, and counts against every image but one
     mean, chance = result["mean"], result["chance"]
     assert mean["random_ties_i2t_R@1"] == pytest.approx(chance["i2t_R@1"])
     assert mean["i2t_R@10"] == 0
@@ -150,7 +150,7 @@ def test_scene_recall_stands_below_where_classes_are_known(saved: Path, capsys: 
     printed, result = capsys.readouterr().out, result_of(saved)
     assert printed.index("| chance") < printed.index("Scene recall in %") < printed.index("Protocol")
     assert "without a class" not in printed
-    # Three classes of four pictures each
+    # Three classes of four images each
     assert result["chance"]["i2t_scene_recall@5"] == pytest.approx(100 / 3)
     assert result["scene_class_alone"]["t2i_R@1"] == pytest.approx(25)
     assert f"{result['scene_class_alone']['mR']:.2f}" in printed.split("| scene class alone", 1)[1].splitlines()[0]
@@ -162,7 +162,7 @@ def test_scene_recall_stands_below_where_classes_are_known(saved: Path, capsys: 
 
 
 def renamed_copy(saved: Path, folder: Path, rename: dict[str, str]) -> Path:
-    """The same experiment on a data set whose test pictures' names begin otherwise."""
+    """The same experiment on a data set whose test images' names begin otherwise."""
     data = folder / "data"
     shutil.copytree(saved.parent / "data", data)
     names = []

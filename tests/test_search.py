@@ -1,4 +1,4 @@
-"""Indexing an archive of pictures and searching it exactly: the folder, its damages, resuming, queries, the sheet."""
+"""Indexing an archive of images and searching it exactly: the folder, its damages, resuming, queries, the sheet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from archive.sheet import SIDE as THUMBNAIL
 from batches.augmentation import normalise
 from batches.batch import Batch
 from data.annotations import read_annotations
-from data.audio.spectrogram import mel_power, save_picture, to_picture
+from data.audio.spectrogram import mel_power, save_image, to_image
 from data.images import decode, load_square
 from data.keywords.file import write_keywords
 from data.regions.file import write_regions
@@ -62,7 +62,7 @@ def amfmn(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., 
 
 @pytest.fixture(scope="module")
 def made(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of the cosine model's pictures in shards of 5."""
+    """An index of the cosine model's images in shards of 5."""
     out = tmp_path_factory.mktemp("made") / "index"
     search.main(galr.arguments(out, "--shard", "5"))
     return out
@@ -174,13 +174,13 @@ class TestIndex:
         self, galr: Trained, index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         encoded: list[str] = []
-        pictures = Encoder.pictures
+        images = Encoder.images
 
         def counting(self: Encoder, pixels: Tensor, names: Sequence[str]) -> Tensor:
             encoded.extend(names)
-            return pictures(self, pixels, names)
+            return images(self, pixels, names)
 
-        monkeypatch.setattr(Encoder, "pictures", counting)
+        monkeypatch.setattr(Encoder, "images", counting)
         before = by_name(index)
         search.main(galr.arguments(index, "--shard", "5"))
         assert encoded == []
@@ -195,7 +195,7 @@ class TestIndex:
         for name, embedding in before.items():
             torch.testing.assert_close(after[name], embedding, rtol=1e-5, atol=1e-6)
 
-    def test_takes_new_pictures_and_says_which_are_gone(
+    def test_takes_new_images_and_says_which_are_gone(
         self, galr: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         images = Path(shutil.copytree(galr.images, tmp_path / "images"))
@@ -206,7 +206,7 @@ class TestIndex:
         next((images / "north").iterdir()).unlink()
         with caplog.at_level(logging.WARNING):
             search.main(grown.arguments(tmp_path / "index"))
-        assert "1 pictures of the index are no longer in the folder" in caplog.text
+        assert "1 images of the index are no longer in the folder" in caplog.text
         assert names_of(tmp_path / "index").count("new/é x.TIFF") == 1
         assert len(IndexFolder.open(tmp_path / "index")) == 13
 
@@ -218,7 +218,7 @@ class TestIndex:
         Image.new("RGB", (20, 20), "red").save(images / "good.jpg")
         Image.new("RGB", (200, 101), "red").save(images / "huge.png")
         (images / "empty.tif").touch()
-        (images / "text.jpg").write_text("no picture")
+        (images / "text.jpg").write_text("no image")
         (images / "notes.txt").write_text("not looked at")
         Image.new("RGB", (20, 20), "blue").save(images / "latin.png")
         os.rename(images / "latin.png", os.fsencode(images) + b"/caf\xe9.png")  # a name that is not UTF-8
@@ -226,16 +226,16 @@ class TestIndex:
         found = Trained(galr.options, galr.checkpoint, images)
         with caplog.at_level(logging.WARNING):
             search.main(found.arguments(tmp_path / "index", "--set", "dataset.max_pixels=20000"))
-        assert "4 pictures can't be read and were skipped" in caplog.text
+        assert "4 images can't be read and were skipped" in caplog.text
         listed = (tmp_path / "index" / "skipped-0.txt").read_text().splitlines()
         assert len(listed) == 4
-        assert sum(r"\udce9.png: the picture is empty" in line for line in listed) == 1
+        assert sum(r"\udce9.png: the image is empty" in line for line in listed) == 1
         assert "huge.png: 200 x 101 pixels, at most 20000" in "\n".join(listed)
         assert names_of(tmp_path / "index") == ["caf\udce9.png", "good.jpg"]
         search.main(["query", str(tmp_path / "index"), "red", "--sheet", str(tmp_path / "sheet.png")])
         printed = capsys.readouterr().out
         assert r"'caf\udce9.png'" in printed
-        assert "2 pictures, 128 numbers each" in printed
+        assert "2 images, 128 numbers each" in printed
 
     def test_worker_processes_read_the_same(self, galr: Trained, made: Path, tmp_path: Path) -> None:
         search.main(galr.arguments(tmp_path / "index", "--set", "dataset.workers=1"))
@@ -282,7 +282,7 @@ class TestIndex:
             monkeypatch.setenv(name, value)
         if isinstance(share, Share):
             assert Share.of_environment() == share
-        else:  # a share of less would leave pictures out, and say nothing
+        else:  # a share of less would leave images out, and say nothing
             with pytest.raises(InputError, match=share):
                 Share.of_environment()
 
@@ -317,19 +317,19 @@ class TestRefusals:
     def test_missing_things(self, galr: Trained, tmp_path: Path) -> None:
         out, empty = tmp_path / "index", tmp_path / "empty"
         empty.mkdir()
-        refused(lambda: search.main(Trained(galr.options, galr.checkpoint, empty).arguments(out)), "no picture there")
+        refused(lambda: search.main(Trained(galr.options, galr.checkpoint, empty).arguments(out)), "no image there")
         gone = Trained(galr.options, galr.checkpoint, tmp_path / "gone")
         refused(lambda: search.main(gone.arguments(out)), "no such folder")
         nothing = Trained(galr.options, tmp_path / "gone.pth", galr.images)
         refused(lambda: search.main(nothing.arguments(out)), "no checkpoint")
         assert not out.exists()
 
-    def test_no_picture_that_can_be_read(self, galr: Trained, tmp_path: Path) -> None:
+    def test_no_image_that_can_be_read(self, galr: Trained, tmp_path: Path) -> None:
         images = tmp_path / "images"
         images.mkdir()
         (images / "a.png").touch()
         bad = Trained(galr.options, galr.checkpoint, images)
-        refused(lambda: search.main(bad.arguments(tmp_path / "index")), "none of the 1 pictures can be read")
+        refused(lambda: search.main(bad.arguments(tmp_path / "index")), "none of the 1 images can be read")
 
     def test_arguments_that_do_not_go_together(
         self, galr: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -395,7 +395,7 @@ class TestBrokenIndex:
     @pytest.mark.parametrize(
         ("names", "word"),
         [
-            (["../../etc/passwd"], "leaves the picture folder"),
+            (["../../etc/passwd"], "leaves the image folder"),
             (["a", "b"], "names, expected"),
             ({}, "no list"),
             ([1], "no list"),
@@ -432,7 +432,7 @@ class TestSearcher:
         assert [hit.row for hit in searcher.text("a red field", 3, 1, keep)] == ranked[1::2][1:4]
 
     @pytest.mark.parametrize("fixture", ["made", "made_by_pairs"])
-    def test_a_picture_finds_itself(self, fixture: str, request: pytest.FixtureRequest) -> None:
+    def test_an_image_finds_itself(self, fixture: str, request: pytest.FixtureRequest) -> None:
         folder = request.getfixturevalue(fixture)
         searcher = Searcher.open(folder, "cpu")
         name = names_of(folder)[7]
@@ -458,7 +458,7 @@ class TestSearcher:
         tone = 0.5 * np.sin(np.arange(16_000) / 5) * np.linspace(0, 1, 16_000)
         wavfile.write(tmp_path / "a.wav", 16_000, tone.astype(np.float32))
         searcher = Searcher.open(tmp_path / "index", "cpu")
-        save_picture(tmp_path / "a.png", to_picture(mel_power(tone.astype(np.float32))))
+        save_image(tmp_path / "a.png", to_image(mel_power(tone.astype(np.float32))))
         pixels = torch.from_numpy(load_square(tmp_path / "a.png", 64, 10**7))[None]
         with torch.no_grad():
             heard = searcher.encoder.model.eval().encode_audio(Batch(audio=normalise(pixels)))
@@ -503,7 +503,7 @@ class TestSearcher:
         random = np.random.default_rng(0)
         arrays = {name: tuple(random.random((2, 20, 20), dtype=np.float32)) for name in names}
         write_regions(regions, dict(list(arrays.items())[1:]), "test", "test")
-        refused(lambda: search.main(trained.arguments(tmp_path / "index")), "1 of 12 pictures have no regions")
+        refused(lambda: search.main(trained.arguments(tmp_path / "index")), "1 of 12 images have no regions")
         write_regions(regions, arrays, "test", "test")
         search.main(trained.arguments(tmp_path / "index"))
         searcher = Searcher.open(tmp_path / "index", "cpu")
@@ -532,7 +532,7 @@ class TestCommands:
             assert drawn.width > 4 * THUMBNAIL
             assert drawn.convert("RGB").getcolors(10**6) is not None
 
-    def test_query_with_a_picture(
+    def test_query_with_an_image(
         self,
         amfmn: Trained,
         made_by_pairs: Path,
@@ -546,7 +546,7 @@ class TestCommands:
         assert "cosine of their embeddings" in caplog.text
         assert f"1.0000  north/{image.name}" in capsys.readouterr().out
 
-    def test_a_sheet_shows_the_pictures(self, tmp_path: Path) -> None:
+    def test_a_sheet_shows_the_images(self, tmp_path: Path) -> None:
         for colour in ("red", "lime"):
             Image.new("RGB", (400, 400), colour).save(tmp_path / f"{colour}.png")
         hits = [Hit("red.png", 0.5, 0), Hit("gone.png", 0.4, 1), Hit("lime.png", 0.3, 2), Hit("x" * 300, 0.1, 3)]
@@ -564,7 +564,7 @@ class TestCommands:
 
         refused(query("red", "--top", "0"), "--top 0: expected 1 or more")
         refused(query("red", "--sheet", str(tmp_path / "sheet.jpg")), "expected the name of a .png file")
-        refused(query("--image", str(tmp_path / "none.png")), "no such picture")
+        refused(query("--image", str(tmp_path / "none.png")), "no such image")
         Image.new("1", (20_000, 6_000)).save(tmp_path / "huge.png")
         refused(query("--image", str(tmp_path / "huge.png")), "20000 x 6000 pixels, at most 100000000")
 
@@ -572,7 +572,7 @@ class TestCommands:
         (tmp_path / "captions.txt").write_text("a red field\n\na red field\nthe blue pond\n")
         search.main(["measure", str(made), "--captions", str(tmp_path / "captions.txt")])
         lines = capsys.readouterr().out.splitlines()
-        assert lines[0] == "12 pictures, 2 sentences as queries"
+        assert lines[0] == "12 images, 2 sentences as queries"
         assert lines[-1].split()[::3] == ["exact", "1.0000"]
         (tmp_path / "captions.txt").write_text("\n \n")
         refused(lambda: search.main(["measure", str(made), "--captions", str(tmp_path / "captions.txt")]), "no query")

@@ -300,10 +300,10 @@ def _audio(folder: Path, lists: dict[str, list[str]]) -> Path:
     """Write lists of spectrograms, and the spectrograms below `audios`."""
     audios = folder / "audios"
     audios.mkdir()
-    for name, pictures in lists.items():
-        (folder / name).write_text("".join(f"{picture}\n" for picture in pictures))
-        for picture in pictures:
-            (audios / picture).touch()
+    for name, images in lists.items():
+        (folder / name).write_text("".join(f"{image}\n" for image in images))
+        for image in images:
+            (audios / image).touch()
     return audios
 
 

@@ -22,7 +22,7 @@ from utils import InputError
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """Three pictures of two classes, one of them val, and one test picture; no pictures on disk."""
+    """Three images of two classes, one of them val, and one test image; no images on disk."""
     folder = tmp_path / "small_precomp"
     folder.mkdir()
     files = {
@@ -46,7 +46,7 @@ def cells(text: str) -> dict[str, list[str]]:
 def test_every_number_of_a_small_set(small: Path) -> None:
     found = statistics(small, pairs=10)
     assert found.name == "small"
-    assert found.pictures == {"train": 2, "val": 1, "test": 1}
+    assert found.images == {"train": 2, "val": 1, "test": 1}
     assert found.captions == 8
     assert found.different_captions == 6
     assert found.diversity == (1 + 2 + 2 + 2) / 4
@@ -56,7 +56,7 @@ def test_every_number_of_a_small_set(small: Path) -> None:
     assert moments(found.lengths) == pytest.approx((20 / 8, np.std([3, 3, 0, 4, 2, 2, 4, 2])))
     assert found.classes == {"lake": {"train": 1, "test": 1}, "roof": {"train": 1, "val": 1}}
     rows = cells(class_table(found))
-    assert rows["pictures of small"] == ["train", "val", "test"]
+    assert rows["images of small"] == ["train", "val", "test"]
     assert rows["lake"] == ["1", "0", "1"]
     assert rows["roof"] == ["1", "1", "0"]
 
@@ -65,8 +65,8 @@ def test_table_has_a_column_for_each_set(small: Path) -> None:
     found = statistics(small, pairs=10)
     rows = cells(table([found, found]))
     assert rows["captions"] == ["8", "8"]
-    assert rows["captions of a picture"] == ["2", "2"]
-    assert rows["different captions of a picture"] == ["1.75", "1.75"]
+    assert rows["captions of an image"] == ["2", "2"]
+    assert rows["different captions of an image"] == ["1.75", "1.75"]
     assert rows["words of a caption, mean ± sd"][0] == "2.5 ± 1.2"
     assert rows["words of the longest caption"][0] == "4"
     assert rows["scene classes"][0] == "2"
@@ -98,22 +98,22 @@ def test_bleu_of_known_pairs() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=5), st.integers(0, 99))
 def test_sampled_pairs_are_all_pairs_of_their_kind(shape: list[tuple[int, int]], seed: int) -> None:
-    picture = np.repeat(np.arange(len(shape)), [captions for _, captions in shape])
-    scene = np.array([scene for scene, _ in shape])[picture]
-    zeros, each = np.zeros_like(picture), np.arange(len(picture))
-    for outer, inner in ((picture, each), (scene, picture), (zeros, scene)):
+    image = np.repeat(np.arange(len(shape)), [captions for _, captions in shape])
+    scene = np.array([scene for scene, _ in shape])[image]
+    zeros, each = np.zeros_like(image), np.arange(len(image))
+    for outer, inner in ((image, each), (scene, image), (zeros, scene)):
         allowed = {
             (one, other)
-            for one, other in product(range(len(picture)), repeat=2)
+            for one, other in product(range(len(image)), repeat=2)
             if outer[one] == outer[other] and inner[one] != inner[other]
         }
         first, second = _sample(outer, inner, 3000, np.random.default_rng(seed))
         assert set(zip(first.tolist(), second.tolist(), strict=True)) == allowed
 
 
-def test_pairs_of_a_picture_are_drawn_evenly() -> None:
-    picture = np.repeat(np.arange(2), [3, 2])
-    first, second = _sample(picture, np.arange(5), 40_000, np.random.default_rng(0))
+def test_pairs_of_an_image_are_drawn_evenly() -> None:
+    image = np.repeat(np.arange(2), [3, 2])
+    first, second = _sample(image, np.arange(5), 40_000, np.random.default_rng(0))
     counts = Counter(zip(first.tolist(), second.tolist(), strict=True))
     for (one, _), count in counts.items():
         share = 1 / 5 / (2 if one < 3 else 1)  # a caption, then one of its partners
@@ -122,14 +122,14 @@ def test_pairs_of_a_picture_are_drawn_evenly() -> None:
 
 def test_mean_similarity_keeps_the_kinds_apart() -> None:
     tokens = [["x"], ["x"], ["x"], ["y"], ["y"], ["z"]]
-    picture, scene = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 0, 0, 0, 1, 1])
-    means = mean_similarity(tokens, picture, scene, lambda one, other: float(one == other), 20_000, 0)
-    # Same picture: x x alike, x y not. The others: share of equal ones among the partners of each first caption.
-    assert means["same picture"] == pytest.approx(1 / 2, abs=0.02)
+    image, scene = np.array([0, 0, 1, 1, 2, 3]), np.array([0, 0, 0, 0, 1, 1])
+    means = mean_similarity(tokens, image, scene, lambda one, other: float(one == other), 20_000, 0)
+    # Same image: x x alike, x y not. The others: share of equal ones among the partners of each first caption.
+    assert means["same image"] == pytest.approx(1 / 2, abs=0.02)
     assert means["same class"] == pytest.approx((1 / 2 + 1 / 2 + 1 + 0 + 0 + 0) / 6, abs=0.02)
     assert means["other class"] == pytest.approx((0 + 0 + 0 + 1 / 2 + 1 / 4 + 0) / 6, abs=0.02)
     assert tuple(means) == KINDS
-    again = mean_similarity(tokens, picture, scene, lambda one, other: float(one == other), 20_000, 0)
+    again = mean_similarity(tokens, image, scene, lambda one, other: float(one == other), 20_000, 0)
     assert again == means
 
 
@@ -165,10 +165,10 @@ def test_command_prints_and_draws(small: Path, tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert cells(printed)[""] == ["small", "small (2)"]
     assert "Similarity: mean of 20 sampled pairs of captions (seed 0)." in printed
-    picture = np.asarray(Image.open(out).convert("RGB"))
-    assert picture.shape[1] == 1430
+    image = np.asarray(Image.open(out).convert("RGB"))
+    assert image.shape[1] == 1430
     for colour in ((0x44, 0x77, 0xAA), (0xCC, 0xBB, 0x44), (0xEE, 0x66, 0x77)):  # train, val, test
-        assert (picture == colour).all(axis=2).sum() > 1000
+        assert (image == colour).all(axis=2).sum() > 1000
 
 
 def test_sets_without_classes_are_drawn(small: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def small(vocabulary: Vocabulary, **block: Any) -> SWAN:
 
 
 def pairs(size: int, seed: int = 0) -> Batch:
-    """Random pictures of 64 pixels and captions of 1 to 6 words."""
+    """Random images of 64 pixels and captions of 1 to 6 words."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 7, (size,), generator=draw)
     tokens = torch.randint(1, 20, (size, int(lengths.max())), generator=draw)

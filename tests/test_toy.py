@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from data.annotations import read_annotations
-from data.audio.spectrogram import HOP, WINDOW, mel_power, to_picture
+from data.audio.spectrogram import HOP, WINDOW, mel_power, to_image
 from data.images import decode
 from data.toy.canvas import Canvas
 from data.toy.classes import SCENES
 from data.toy.making import CLASSES, draw_scene, main, make_toy
 from data.toy.places import DETAILS, NUMBERS, Things, place_words
-from data.toy.speech import caption_picture, word_power, word_sound
+from data.toy.speech import caption_image, word_power, word_sound
 from utils import InputError
 from vocab import tokenize
 
@@ -57,28 +57,28 @@ def test_lists_fit_the_precomp_format(toy: Path) -> None:
 
 
 def test_every_caption_has_its_spectrogram(toy: Path) -> None:
-    pictures: dict[str, bytes] = {}
+    images: dict[str, bytes] = {}
     for split in ("train", "test"):
         annotations = read_annotations(toy, split, toy / "audios")
         assert annotations.audio_names is not None
         for caption, name in zip(annotations.captions, annotations.audio_names, strict=True):
             pixels = np.asarray(decode(toy / "audios" / name, 10**6))
-            np.testing.assert_array_equal(pixels[..., 0], caption_picture(caption))
-            assert pictures.setdefault(caption, pixels.tobytes()) == pixels.tobytes()
-    assert len(list((toy / "audios").iterdir())) == len(pictures)
+            np.testing.assert_array_equal(pixels[..., 0], caption_image(caption))
+            assert images.setdefault(caption, pixels.tobytes()) == pixels.tobytes()
+    assert len(list((toy / "audios").iterdir())) == len(images)
 
 
 def test_a_caption_sounds_like_its_words_one_after_the_other() -> None:
     words = ["a", "red", "airplane", "stands", "beside", "it"]
     whole = np.concatenate([word_sound(word) for word in words] + [np.zeros(WINDOW - HOP)])
-    np.testing.assert_array_equal(caption_picture("A red airplane, stands beside it."), to_picture(mel_power(whole)))
+    np.testing.assert_array_equal(caption_image("A red airplane, stands beside it."), to_image(mel_power(whole)))
     assert [len(word_sound(word)) // HOP for word in words] == [6, 6, 14, 10, 10, 6]
 
 
 def test_words_can_be_told_apart_by_their_sounds() -> None:
     captions = [caption for scene_class in CLASSES for caption in draw_scene(scene_class, 1, 32, 0)[1]]
     words = sorted({word for caption in captions for word in re.findall("[a-z]+", caption.lower())})
-    patterns = {word: to_picture(word_power(word)).astype(float) for word in words}
+    patterns = {word: to_image(word_power(word)).astype(float) for word in words}
     assert len(words) > 100
     for one, two in itertools.combinations(words, 2):
         if patterns[one].shape == patterns[two].shape:
@@ -220,7 +220,7 @@ def test_the_sea_lies_on_the_side_that_the_captions_name() -> None:
 
 
 @pytest.mark.parametrize(("quarter_turns", "x", "y"), [(0, 0.2, 0.9), (1, 0.9, 0.8), (2, 0.8, 0.1), (3, 0.1, 0.2)])
-def test_position_words_follow_the_turned_picture(quarter_turns: int, x: float, y: float) -> None:
+def test_position_words_follow_the_turned_image(quarter_turns: int, x: float, y: float) -> None:
     canvas = Canvas(100, np.random.default_rng(0))
     canvas.place("tank", (0.2, 0.9), 0.08, 0.0, "red")
     image = canvas.finish(quarter_turns)
@@ -232,7 +232,7 @@ def test_position_words_follow_the_turned_picture(quarter_turns: int, x: float, 
     assert place_words(0.2, 0.9, quarter_turns) == words
 
 
-def test_captions_tell_pictures_apart_in_words_that_recur() -> None:
+def test_captions_tell_images_apart_in_words_that_recur() -> None:
     captions = [draw_scene(scene_class, number, 32, 0)[1] for scene_class in CLASSES for number in range(1, 17)]
     images_of = Counter(caption for five in captions for caption in set(five))
     words = Counter(token for five in captions for caption in five for token in tokenize(caption))
@@ -319,7 +319,7 @@ def test_a_broken_off_set_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monke
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_a_lost_picture_is_drawn_again(tmp_path: Path) -> None:
+def test_a_lost_image_is_drawn_again(tmp_path: Path) -> None:
     make_toy(tmp_path, 2, 32)
     before = contents(tmp_path)
     for lost in ("images/forest_1.jpg", "audios/forest_1_1.png"):
@@ -360,7 +360,7 @@ def test_out_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "toy").read_text() == "mine"
 
 
-def test_at_least_one_picture_of_a_class_stays_in_each_split(tmp_path: Path) -> None:
+def test_at_least_one_image_of_a_class_stays_in_each_split(tmp_path: Path) -> None:
     for share in (0.01, 0.99):
         make_toy(tmp_path / str(share), 2, 32, test_share=share)
         for split in ("train", "test"):

@@ -15,7 +15,7 @@ from batches.batch import Captions
 from batches.sampling import batches_of
 from data.annotations import read_annotations
 from option import ModalityOptions
-from pretraining.unpaired import CaptionLoader, PictureLoader, Schedule, SpectrogramLoader
+from pretraining.unpaired import CaptionLoader, ImageLoader, Schedule, SpectrogramLoader
 from pretraining.unpaired_sources import Sources, open_sources
 from tests.tiny import add_spectrograms, make_precomp
 from utils import InputError
@@ -27,7 +27,7 @@ SIZE = 64
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 train pictures with two captions each, and the spectrograms of the captions."""
+    """24 train images with two captions each, and the spectrograms of the captions."""
     folder = make_precomp(tmp_path_factory.mktemp("data") / "tiny_precomp")
     add_spectrograms(folder)
     return folder
@@ -88,24 +88,24 @@ def test_no_batch_is_left_with_a_single_item(count: int, sizes: list[int]) -> No
 
 
 class TestViews:
-    def test_pictures_and_spectrograms_come_once_in_two_views(
+    def test_images_and_spectrograms_come_once_in_two_views(
         self, data: Path, words: Vocabulary, tmp_path: Path
     ) -> None:
         sources = opened(tmp_path, data, words)
-        pictures = sources.train["image"]
-        assert isinstance(pictures, PictureLoader)
+        images = sources.train["image"]
+        assert isinstance(images, ImageLoader)
         seen = []
-        for first, second in pictures.views(0, 0):
+        for first, second in images.views(0, 0):
             assert torch.equal(first.need("image_ids"), second.need("image_ids"))
             assert first.need("images").shape == second.need("images").shape == (len(first), 3, SIZE, SIZE)
             assert not (first.need("images") == second.need("images")).flatten(1).all(dim=1).any()
             seen += first.need("image_ids").tolist()
         assert sorted(seen) == list(range(18))
-        assert [len(batch) for batch in pictures.epoch(0)] == [8, 8, 2]
+        assert [len(batch) for batch in images.epoch(0)] == [8, 8, 2]
         spectrograms = sources.train["audio"]
         assert isinstance(spectrograms, SpectrogramLoader)
         assert spectrograms.store.size == audio_margin_size(SIZE)
-        assert pictures.store.size == margin_size(SIZE)
+        assert images.store.size == margin_size(SIZE)
         for first, second in spectrograms.views(0, 0):
             assert first.need("audio").shape == second.need("audio").shape == (len(first), 3, SIZE, SIZE)
             assert not torch.equal(first.need("audio"), second.need("audio"))
@@ -165,10 +165,10 @@ class TestSources:
         for modality in ("image", "text", "audio"):
             sides = [loaders[modality] for loaders in (sources.train, sources.val)]
             assert [loader.schedule.items for loader in sides] == [18, 6]  # type: ignore[attr-defined]
-        pictures = [loaders["image"].rows.tolist() for loaders in (sources.train, sources.val)]  # type: ignore[attr-defined]
-        assert sorted(pictures[0] + pictures[1]) == list(range(24))
+        images = [loaders["image"].rows.tolist() for loaders in (sources.train, sources.val)]  # type: ignore[attr-defined]
+        assert sorted(images[0] + images[1]) == list(range(24))
 
-    def test_a_folder_of_pictures_alone_will_do(
+    def test_a_folder_of_images_alone_will_do(
         self, data: Path, words: Vocabulary, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         sources = opened(tmp_path, data, words, data_path=None, audio_path=None, image_path=str(data / "images"))

@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[...
 
 @pytest.fixture(scope="module")
 def made(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of its pictures."""
+    """An index of its images."""
     out = tmp_path_factory.mktemp("made") / "index"
     search.main(trained.arguments(out, "--shard", "5"))
     return out
@@ -80,14 +80,14 @@ class TestFaiss:
 
     def test_too_few_for_codes(self, made: Path) -> None:
         pytest.importorskip("faiss")
-        with pytest.raises(InputError, match="needs at least 256 pictures to learn its codes, found 12: use flat"):
+        with pytest.raises(InputError, match="needs at least 256 images to learn its codes, found 12: use flat"):
             search.main(["build", str(made), "--kind", "ivfpq"])
 
     def test_queries_by_a_built_index(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.importorskip("faiss")
         for kind in ("flat", "hnsw"):
             search.main(["build", str(made), "--kind", kind])
-            assert "12 pictures" in capsys.readouterr().out
+            assert "12 images" in capsys.readouterr().out
             hits = Searcher.open(made, "cpu", kind).text("a red field", 4, offset=1)
             expected = Searcher.open(made, "cpu").text("a red field", 4, offset=1)
             assert [hit.name for hit in hits] == [hit.name for hit in expected]
@@ -97,7 +97,7 @@ class TestFaiss:
         assert sorted(hit.row or 0 for hit in kept) == [0, 2, 4, 6, 8, 10]
         search.main(["measure", str(made), "--queries", "3"])
         table = [line.split() for line in capsys.readouterr().out.splitlines()]
-        assert table[0] == ["12", "pictures,", "3", "pictures", "as", "queries"]
+        assert table[0] == ["12", "images,", "3", "images", "as", "queries"]
         assert [(row[0], row[3]) for row in table[2:]] == [("exact", "1.0000"), ("flat", "1.0000"), ("hnsw", "1.0000")]
 
     def test_what_is_not_built_outdated_or_damaged(self, trained: Trained, made: Path, tmp_path: Path) -> None:
@@ -221,14 +221,14 @@ class TestStore:
         with pytest.raises(InputError, match="an index of its own"):
             search.main(["build", str(folder), "--kind", "flat"])
 
-    def test_a_store_that_lacks_pictures(self, server: str, trained: Trained, made: Path, tmp_path: Path) -> None:
+    def test_a_store_that_lacks_images(self, server: str, trained: Trained, made: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(made, tmp_path / "index"))
         content = json.loads((folder / "index.json").read_text())
         (folder / "index.json").write_text(json.dumps(content | {"store": server, "created": "another"}))
         IndexFolder.open(folder)
         content["images"] = "elsewhere"
         (folder / "index.json").write_text(json.dumps(content | {"store": server}))
-        with pytest.raises(InputError, match="holds 0 of 12 pictures"):
+        with pytest.raises(InputError, match="holds 0 of 12 images"):
             Searcher.open(folder, "cpu")
 
     def test_nothing_answers(self, trained: Trained, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ SIDE = 64
 
 
 def make_precomp(folder: Path, train: int = 24, test: int = 12) -> Path:
-    """Write plain coloured pictures with a shape in each, two captions per picture, in the precomp format."""
+    """Write plain coloured images with a shape in each, two captions per image, in the precomp format."""
     images = folder / "images"
     images.mkdir(parents=True)
     random = np.random.default_rng(0)

@@ -134,7 +134,7 @@ def train_epoch(
 
     for step, batch in enumerate(meter.timed(bar), start=done + 1):
         losses = backward_in_memory(state, batch, backward, plan.on_oom)
-        meter.add(losses, batch.items, batch.pictures)
+        meter.add(losses, batch.items, batch.image_count)
         if step % plan.print_freq == 0 or step == steps:
             means = meter.means()
             check_finite(means["loss"], state.epoch + 1, step, meter.take_recent())

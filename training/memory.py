@@ -69,7 +69,7 @@ def parts_of(batch: Batch, parts: int) -> list[Batch]:
 
 
 def _rows(batch: Batch, rows: Tensor) -> Batch:
-    """Consecutive pictures and their captions, or pairs, or items."""
+    """Consecutive images and their captions, or pairs, or items."""
     start, stop = int(rows[0]), int(rows[-1]) + 1
     captions = slice(start, stop) if batch.whole is None else batch.whole.captions_of(start, stop)
     chosen: dict[str, Any] = {

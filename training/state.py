@@ -21,14 +21,14 @@ PLAIN = ("parts", "epoch", "best", "best_epoch", "validations_since_best", "hist
 
 
 class Meter:
-    """Running sums of an epoch: losses, items and pictures of all ranks, and how long the loop waited for batches."""
+    """Running sums of an epoch: losses, items and images of all ranks, and how long the loop waited for batches."""
 
     def __init__(self) -> None:
         """Start the clock."""
         self.sums: dict[str, Tensor | float] = defaultdict(float)
         self.recent: list[Tensor] = []
         self.items = 0
-        self.pictures = 0
+        self.images = 0
         self.waited = 0.0
         self.started = time.perf_counter()
 
@@ -48,10 +48,10 @@ class Meter:
                 return
             yield batch
 
-    def add(self, losses: dict[str, Tensor], items: int, pictures: int) -> None:
+    def add(self, losses: dict[str, Tensor], items: int, images: int) -> None:
         """Add the summed losses of a batch; they stay on the device, so that nothing waits for it."""
         self.items += items
-        self.pictures += pictures
+        self.images += images
         self.recent.append(losses["loss"].detach())
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value.detach()  # not in place: resumed sums lie on the CPU
@@ -65,18 +65,19 @@ class Meter:
         """Losses per item (of pairs, per pair) so far, images per second, share of waiting."""
         seconds = self.seconds
         means = {name: float(value) / self.items for name, value in self.sums.items()}
-        return means | {"images_per_second": self.pictures / seconds, "data_wait_share": self.waited / seconds}
+        return means | {"images_per_second": self.images / seconds, "data_wait_share": self.waited / seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
-        counts = {"items": self.items, "pictures": self.pictures}
+        counts = {"items": self.items, "images": self.images}
         return {"sums": dict(self.sums), **counts, "waited": self.waited, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; the clock runs on from there."""
         self.sums = defaultdict(float, state["sums"])
         self.items, self.waited = state["items"], state["waited"]
-        self.pictures = state.get("pictures", self.items)  # absent where each item had a picture of its own
+        earlier = state.get("pictures", self.items)  # an older name; absent where each item had an image of its own
+        self.images = state.get("images", earlier)
         self.started = time.perf_counter() - state["seconds"]
 
 

@@ -2,7 +2,7 @@
 
 const at = (id) => document.getElementById(id);
 const MIB = 2 ** 20;
-const HINT = "Say what the picture shows, or drop a picture anywhere on this page.";
+const HINT = "Say what the image shows, or drop an image anywhere on this page.";
 
 let about = null; // what is searched, as the server tells
 let asked = { q: "", scene: "", page: 1, file: null }; // what the page shows; file: key of `files`
@@ -36,7 +36,7 @@ function create(name, className, text = "") {
 }
 
 function gone() {
-  return create("span", "gone", "This picture can't be read.");
+  return create("span", "gone", "This image can't be read.");
 }
 
 function frame(hit) {
@@ -55,12 +55,12 @@ function frame(hit) {
 
 function card(hit) {
   const item = document.createElement("li");
-  const link = create(hit.picture ? "a" : "div", "card");
+  const link = create(hit.image ? "a" : "div", "card");
   const line = create("span", "line");
   line.append(create("span", "rank", String(hit.rank)), create("span", "score", hit.score.toFixed(4)));
   link.append(frame(hit), line, create("span", "name", hit.name));
-  if (hit.picture) {
-    link.href = hit.picture;
+  if (hit.image) {
+    link.href = hit.image;
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
@@ -72,9 +72,9 @@ function card(hit) {
 }
 
 function view(hit) {
-  at("whole").src = hit.picture;
+  at("whole").src = hit.image;
   at("whole").alt = hit.name;
-  at("alone").href = hit.picture;
+  at("alone").href = hit.image;
   at("whole-name").textContent = `${hit.rank}: ${hit.name}, score ${hit.score.toFixed(4)}`;
   at("viewer").showModal();
 }
@@ -111,7 +111,7 @@ function request() {
     throw new Error(`${upload.file.name} has ${size} MiB, at most ${about.max_upload / MIB} MiB are taken.`);
   }
   const body = new FormData();
-  body.append(upload.sound ? "sound" : "picture", upload.file);
+  body.append(upload.sound ? "sound" : "image", upload.file);
   return [`api/search/${upload.sound ? "audio" : "image"}?${parameters}`, { method: "POST", body }];
 }
 
@@ -153,7 +153,7 @@ function show(found) {
   const last = found.hits.length ? found.hits[found.hits.length - 1].rank : 0;
   const first = last - found.hits.length + 1;
   const times = `encoded in ${found.encode_ms.toFixed(1)} ms, searched in ${found.search_ms.toFixed(1)} ms`;
-  at("status").textContent = `${first} to ${last} of ${found.total.toLocaleString("en")} pictures, ${times}`;
+  at("status").textContent = `${first} to ${last} of ${found.total.toLocaleString("en")} images, ${times}`;
   at("place").textContent = `Page ${found.page} of ${found.pages}`;
   at("previous").disabled = found.page <= 1;
   at("next").disabled = found.page >= found.pages;
@@ -176,7 +176,7 @@ function askWith(file) {
   if (!file) return;
   const sound = file.type.startsWith("audio/") || /\.wav$/i.test(file.name);
   if (sound && !about.audio) {
-    say("error", `${file.name}: ${about.model} has no audio encoder; ask with a sentence or a picture.`);
+    say("error", `${file.name}: ${about.model} has no audio encoder; ask with a sentence or an image.`);
     return;
   }
   const key = crypto.randomUUID?.() ?? String(Math.random());
@@ -206,7 +206,7 @@ function listen() {
   at("previous").addEventListener("click", () => ask({ page: asked.page - 1 }));
   at("next").addEventListener("click", () => ask({ page: asked.page + 1 }));
   at("forget").addEventListener("click", () => ask({ file: null }));
-  for (const [button, input] of [["choose", "picture"], ["choose-sound", "sound"]]) {
+  for (const [button, input] of [["choose", "image"], ["choose-sound", "sound"]]) {
     at(button).addEventListener("click", () => at(input).click());
     at(input).addEventListener("change", () => {
       askWith(at(input).files[0]);
@@ -235,12 +235,12 @@ async function start() {
     say("error", fault.message);
     return;
   }
-  at("about").textContent = `${about.pictures.toLocaleString("en")} pictures · ${about.model} · ${about.search} search`;
+  at("about").textContent = `${about.images.toLocaleString("en")} images · ${about.model} · ${about.search} search`;
   at("query").maxLength = about.longest_query;
   at("choose-sound").hidden = !about.audio;
   at("scene-label").hidden = !about.scenes.length;
   for (const scene of about.scenes) {
-    const choice = create("option", "", `${scene.name} (${scene.pictures})`);
+    const choice = create("option", "", `${scene.name} (${scene.images})`);
     choice.value = scene.name;
     at("scene").append(choice);
   }

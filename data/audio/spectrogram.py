@@ -1,4 +1,4 @@
-"""Log-mel pictures of sounds. Letters: n samples, T frames, F frequencies, M mel bands."""
+"""Log-mel images of sounds. Letters: n samples, T frames, F frequencies, M mel bands."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def mel_power(sound: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks, axis=1)
 
 
-def to_picture(power: np.ndarray) -> np.ndarray:
+def to_image(power: np.ndarray) -> np.ndarray:
     """Power as brightness: decibels down to 80 below the loudest point, stretched to 0..255.
 
     Args:
@@ -84,13 +84,13 @@ def to_picture(power: np.ndarray) -> np.ndarray:
     return np.rint(stretched[::-1]).astype(np.uint8)
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture [M, T] uint8 as a grey PNG.
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write an image [M, T] uint8 as a grey PNG.
 
     Raises:
         InputError: it can't be written.
     """
     try:
-        write_atomic(path, partial(Image.fromarray(picture).save, format="PNG"))
+        write_atomic(path, partial(Image.fromarray(image).save, format="PNG"))
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror})") from error

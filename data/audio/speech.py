@@ -21,7 +21,7 @@ PROGRAM = "espeak-ng"
 
 _SECONDS_TO_SPEAK = 60
 _LETTERS_IN_NAME = 40
-_FORM = 1  # raised when another way of speaking or drawing makes earlier pictures outdated
+_FORM = 1  # raised when another way of speaking or drawing makes earlier images outdated
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Speaker:
     voice: str = "en-us"
     speed: int = 175
 
-    def picture_name(self, caption: str) -> str:
-        """The file name of a caption's picture, the same for the same words, voice and speed."""
+    def image_name(self, caption: str) -> str:
+        """The file name of a caption's image, the same for the same words, voice and speed."""
         text = plain(caption)
         content = f"{_FORM}\n{self.voice}\n{self.speed}\n{text}"
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]

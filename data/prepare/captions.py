@@ -1,4 +1,4 @@
-"""Readers of the forms in which captioned picture sets are published; each gives the same list of entries."""
+"""Readers of the forms in which captioned image sets are published; each gives the same list of entries."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Row = tuple[str, str, Sequence[str], str | None]
 
 SIDES: dict[str, Side] = {
     "train": "train",
-    "restval": "train",  # Karpathy's name for val pictures that are trained on
+    "restval": "train",  # Karpathy's name for val images that are trained on
     "val": "val",
     "valid": "val",
     "validation": "val",
     "dev": "val",
     "test": "test",
 }
-DESCRIBED_ENDING = ".tif"  # of the pictures that the description files of UCM and Sydney number
+DESCRIBED_ENDING = ".tif"  # of the images that the description files of UCM and Sydney number
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture and its captions.
+    """An image and its captions.
 
     Attributes:
-        name: file name, relative to the folder of pictures.
+        name: file name, relative to the folder of images.
         captions: at least one, each without line breaks; may be blank.
         side: which list the source puts it in; None where it doesn't say.
     """
@@ -122,7 +122,7 @@ def read_json(path: Path) -> list[Entry]:
 def read_csv(path: Path) -> list[Entry]:
     """Read a CSV with the columns `filepath` and `caption`, one row per caption, and `split` if it has one.
 
-    The rows of a picture belong together wherever they stand.
+    The rows of an image belong together wherever they stand.
 
     Raises:
         InputError: the file can't be read, or a row is faulty; the message names the lines.
@@ -148,7 +148,7 @@ def read_csv(path: Path) -> list[Entry]:
 
 
 def read_descriptions(path: Path) -> list[Entry]:
-    """Read `descriptions_UCM.txt` or `descriptions_SYDNEY.txt`: a picture's number, a blank, a sentence, on each line.
+    """Read `descriptions_UCM.txt` or `descriptions_SYDNEY.txt`: an image's number, a blank, a sentence, on each line.
 
     The split is taken from `filenames_train.txt`, `filenames_val.txt` and `filenames_test.txt` beside it, where these
     files exist: one file name a line, which also gives the ending.
@@ -171,7 +171,7 @@ def read_descriptions(path: Path) -> list[Entry]:
         if not (number.isascii() and number.isdigit()):
             faults.append(f"line {line}: expected a number, a blank and a sentence, found {shown(text)}")
         elif listed and number not in listed:
-            faults.append(f"line {line}: picture {number} is in none of the filenames_*.txt beside this file")
+            faults.append(f"line {line}: image {number} is in none of the filenames_*.txt beside this file")
         else:
             name, given = listed.get(number, (number + DESCRIBED_ENDING, None))
             rows.append((f"line {line}", name, [sentence], given))
@@ -226,14 +226,14 @@ def gather_entries(path: Path, rows: Iterable[Row], repeats: bool = False) -> li
             faults.append(f"{place}: {shown(name)} is in {side}, before it was in {sides[name]}")
         else:
             captions.setdefault(name, []).extend(one_line(sentence) for sentence in sentences)
-    refuse_faults(path, faults, "Each picture has one file name, relative to the folder of pictures, and one split.")
+    refuse_faults(path, faults, "Each image has one file name, relative to the folder of images, and one split.")
     if not captions:
-        raise InputError(f"{path}: no picture with a caption is in it")
+        raise InputError(f"{path}: no image with a caption is in it")
     unsplit = [name for name, side in sides.items() if side is None]
     if 0 < len(unsplit) < len(sides):
         raise InputError(
-            f"{path}: {len(unsplit)} of {len(sides)} pictures have no split, the first is {shown(unsplit[0])}; give "
-            "each picture one, or none"
+            f"{path}: {len(unsplit)} of {len(sides)} images have no split, the first is {shown(unsplit[0])}; give "
+            "each image one, or none"
         )
     return [Entry(name, tuple(captions[name]), sides[name]) for name in captions]
 

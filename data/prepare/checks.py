@@ -1,4 +1,4 @@
-"""What is wrong with a captioned set of pictures: said and, where asked, left out."""
+"""What is wrong with a captioned set of images: said and, where asked, left out."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DROPS = ("unreadable", "duplicates", "leaks", "blank", "val")
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found about the pictures; about captions the lists tell everything.
+    """What was found about the images; about captions the lists tell everything.
 
     Attributes:
-        looked_at: whether the pictures were decoded and compared.
-        unreadable: what is wrong with a picture's file.
+        looked_at: whether the images were decoded and compared.
+        unreadable: what is wrong with an image's file.
         same: pairs that show the same, the earlier one first (train stands before test), and whether the files are
             equal.
     """
@@ -34,11 +34,11 @@ class Findings:
 
 
 def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> Findings:
-    """Decode and compare the pictures of both lists.
+    """Decode and compare the images of both lists.
 
     Args:
         lists: both lists.
-        paths: the file of each name; names without a file are missing. None to look at no picture.
+        paths: the file of each name; names without a file are missing. None to look at no image.
         max_pixels: see `data.images.decode`.
     """
     places = [(side, entry.name) for side, entries in lists.items() for entry in entries]
@@ -48,7 +48,7 @@ def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> 
         return Findings(False, {}, tuple(sorted(same)))
     files = {place: paths[place[1]] for place in places if place[1] in paths}
     prints, faults = take_fingerprints(files, max_pixels)
-    unreadable = {place: f"{place[1]}: there is no such picture" for place in places if place not in files} | faults
+    unreadable = {place: f"{place[1]}: there is no such image" for place in places if place not in files} | faults
     read = [place for place in files if place not in faults]
     same |= {(read[earlier], read[later], equal) for earlier, later, equal in same_scene(prints)}
     order = {place: index for index, place in enumerate(places)}
@@ -58,10 +58,10 @@ def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> 
 def describe(lists: Lists, findings: Findings) -> str:
     """A table of both lists, then what was found, in words."""
     counts: dict[str, Callable[[list[Entry]], int]] = {
-        "pictures": len,
+        "images": len,
         "captions": lambda entries: len(captions_of(entries)),
         "different captions": lambda entries: len(set(captions_of(entries))),
-        "pictures with one sentence for all their captions": lambda entries: sum(_monotonous(e) for e in entries),
+        "images with one sentence for all their captions": lambda entries: sum(_monotonous(e) for e in entries),
         "blank captions": lambda entries: sum(not tokenize(caption) for caption in captions_of(entries)),
     }
     cells = [["", *lists]] + [
@@ -71,16 +71,16 @@ def describe(lists: Lists, findings: Findings) -> str:
     across = [pair for pair in findings.same if pair[0][0] != pair[1][0]]
     if findings.looked_at:
         broken = [sum(place[0] == side for place in findings.unreadable) for side in lists]
-        cells.append(["pictures that are missing or can't be read", *(f"{count:,}" for count in broken)])
-        cells.append(["pairs of pictures that show the same", *(f"{len(pairs):,}" for pairs in within.values())])
+        cells.append(["images that are missing or can't be read", *(f"{count:,}" for count in broken)])
+        cells.append(["pairs of images that show the same", *(f"{len(pairs):,}" for pairs in within.values())])
     known, asked = set(captions_of(lists["train"])), captions_of(lists["test"])
     leaked = sum(caption in known for caption in asked)
     share = 100 * leaked / max(len(asked), 1)
-    pictures = f"{len({later for _, later, _ in across}):,} of {len(lists['test']):,} test pictures"
+    images = f"{len({later for _, later, _ in across}):,} of {len(lists['test']):,} test images"
     lines = [
         markdown(cells),
-        f"\nLeaks: {leaked:,} of {len(asked):,} test captions ({share:.1f} %) stand word for word in train; {pictures} "
-        f"are in train{'' if findings.looked_at else ' by their names; the pictures were not looked at'}.",
+        f"\nLeaks: {leaked:,} of {len(asked):,} test captions ({share:.1f} %) stand word for word in train; {images} "
+        f"are in train{'' if findings.looked_at else ' by their names; the images were not looked at'}.",
         *_named("missing or can't be read", [fault.partition("\n")[0] for fault in findings.unreadable.values()]),
     ]
     for title, pairs in (*((f"the same in {side}", within[side]) for side in lists), ("in train and test", across)):
@@ -96,9 +96,9 @@ def leave_out(lists: Lists, findings: Findings, what: Collection[str]) -> tuple[
     Args:
         lists: both lists.
         findings: see `examine`.
-        what: "unreadable": pictures without a sound file; "duplicates": pictures that show the same as an earlier one
-            of their list; "leaks": train pictures that show the same as a test picture, and train captions that stand
-            in test (test stays as it is); "blank": captions without a word. A picture left without captions goes, too.
+        what: "unreadable": images without a sound file; "duplicates": images that show the same as an earlier one
+            of their list; "leaks": train images that show the same as a test image, and train captions that stand
+            in test (test stays as it is); "blank": captions without a word. An image left without captions goes, too.
             "val" is nothing to this function: see `data.prepare.preparing.split_entries`.
 
     Returns:
@@ -120,10 +120,10 @@ def leave_out(lists: Lists, findings: Findings, what: Collection[str]) -> tuple[
         kept[side] = [entry for entry in thinned if entry.captions]
     report = []
     for side, entries in lists.items():
-        pictures = len(entries) - len(kept[side])
+        images = len(entries) - len(kept[side])
         captions = len(captions_of(entries)) - len(captions_of(kept[side]))
-        if pictures or captions:
-            report.append(f"left out of {side}: {pictures:,} pictures, {captions:,} captions")
+        if images or captions:
+            report.append(f"left out of {side}: {images:,} images, {captions:,} captions")
     return kept, report
 
 

@@ -1,4 +1,4 @@
-"""Finds pictures that are in a data set more than once: equal files, and different files of the same scene."""
+"""Finds images that are in a data set more than once: equal files, and different files of the same scene."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.images import decode
 from utils import InputError
 
 ROWS, COLUMNS = 16, 17  # of the thumbnail: a bit per pair of neighbours, 256 in all
-# Chosen by the distances found in UCM and in RSICD's AID pictures: between the few pairs within both (encoded twice, or
+# Chosen by the distances found in UCM and in RSICD's AID images: between the few pairs within both (encoded twice, or
 # shifted by some pixels) and the next ones there is a gap.
 MAX_BITS = 32
 MAX_GREY = 4.0
@@ -27,7 +27,7 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True, eq=False)
 class Fingerprints:
-    """What N pictures are compared by.
+    """What N images are compared by.
 
     Attributes:
         digests: SHA-256 of each file, hexadecimal.
@@ -39,18 +39,18 @@ class Fingerprints:
 
 
 def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fingerprints, dict[Place, str]]:
-    """Decode every picture once.
+    """Decode every image once.
 
     Args:
-        paths: each picture's file.
+        paths: each image's file.
         max_pixels: see `data.images.decode`.
 
     Returns:
-        The fingerprints of the pictures that can be read, in the order given, and what is wrong with the others.
+        The fingerprints of the images that can be read, in the order given, and what is wrong with the others.
     """
     digests, thumbnails = [], []
     faults: dict[Place, str] = {}
-    for place, path in tqdm(paths.items(), desc="pictures", unit="picture", disable=None):
+    for place, path in tqdm(paths.items(), desc="images", unit="image", disable=None):
         try:
             grey = decode(path, max_pixels).convert("L").resize((COLUMNS, ROWS), Image.Resampling.BOX)
             digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
@@ -62,9 +62,9 @@ def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fin
 
 
 def same_scene(prints: Fingerprints) -> list[tuple[int, int, bool]]:
-    """Pairs of pictures that show the same.
+    """Pairs of images that show the same.
 
-    Two files of the same bytes, or two pictures whose difference hashes (is a thumbnail's pixel brighter than its left
+    Two files of the same bytes, or two images whose difference hashes (is a thumbnail's pixel brighter than its left
     neighbour?) differ in at most 32 of 256 bits and whose thumbnails differ by at most 4 of 255 on average. A turned or
     mirrored copy is not found.
 

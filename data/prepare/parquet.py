@@ -71,16 +71,16 @@ def read_parquet(path: Path) -> list[Entry]:
     return gather_entries(path, rows)
 
 
-def write_pictures(path: Path, entries: list[Entry], folder: Path) -> None:
-    """Write the pictures of all rows as files, byte for byte.
+def write_images(path: Path, entries: list[Entry], folder: Path) -> None:
+    """Write the images of all rows as files, byte for byte.
 
     Args:
         path: as for `read_parquet`.
         entries: what it returned.
-        folder: where the pictures go.
+        folder: where the images go.
 
     Raises:
-        InputError: a row holds no picture; the message names file and row.
+        InputError: a row holds no image; the message names file and row.
     """
     names = iter(entries)
     for file in parquet_files(path):
@@ -89,7 +89,7 @@ def write_pictures(path: Path, entries: list[Entry], folder: Path) -> None:
             content = image.get("bytes") if isinstance(image, dict) else image
             if not isinstance(content, bytes):
                 raise InputError(
-                    f"{file}, row {number}: no picture in the column image: expected bytes, or a struct with the key "
+                    f"{file}, row {number}: no image in the column image: expected bytes, or a struct with the key "
                     "bytes. A data set that only has paths is read from its folder: give a CSV or captions.txt"
                 )
             write_atomic(folder / next(names).name, lambda out, content=content: out.write(content))  # type: ignore[misc]

@@ -16,12 +16,12 @@ from data.lists import first_faults, refuse_outside
 from data.prepare.captions import Entry
 from data.prepare.checks import DROPS, Findings, Lists, describe, examine, leave_out
 from data.prepare.known_sets import KNOWN, compare, known_name
-from data.prepare.parquet import write_pictures
-from data.prepare.sources import FORMS, Source, find_pictures, open_source, pictures_folder
-from data.prepare.writer import compare_record, new_folder, put_pictures, refuse_taken, write_lists
+from data.prepare.parquet import write_images
+from data.prepare.sources import FORMS, Source, find_images, images_folder, open_source
+from data.prepare.writer import compare_record, new_folder, put_images, refuse_taken, write_lists
 from utils import InputError
 
-PICTURES = ("copy", "link", "none")
+IMAGE_FILES = ("copy", "link", "none")
 MAX_PIXELS = 100_000_000
 _SIDES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 
@@ -33,18 +33,18 @@ class Request:
     Attributes:
         source: file or folder of the captions, or `owner/name` on the Hugging Face hub.
         out: the new data set's folder.
-        images: folder of the pictures; None for the one that belongs to the source.
-        pictures: "copy" or "link" (hard links) them into the set, or "none" to make the lists alone.
-        test_share: share of the pictures that become test where the source names none, between 0 and 1.
+        images: folder of the images; None for the one that belongs to the source.
+        image_files: "copy" or "link" (hard links) them into the set, or "none" to make the lists alone.
+        test_share: share of the images that become test where the source names none, between 0 and 1.
         seed: of that choice, 0 or more.
         drop: what to leave out, see `data.prepare.checks.leave_out`.
-        max_pixels: larger pictures count as unreadable.
+        max_pixels: larger images count as unreadable.
     """
 
     source: str
     out: Path
     images: Path | None = None
-    pictures: str = "copy"
+    image_files: str = "copy"
     test_share: float = 0.2
     seed: int = 0
     drop: tuple[str, ...] = ()
@@ -58,21 +58,21 @@ def prepare(request: Request) -> str:
         The report.
 
     Raises:
-        InputError: something is wrong with the source, its pictures, or the place of the new set.
+        InputError: something is wrong with the source, its images, or the place of the new set.
     """
     refuse_taken(request.out)
     source = open_source(request.source)
     lists, note = split_entries(source.entries, request.test_share, request.seed, "val" not in request.drop)
     report = [f"split: {note}", compare_known(request.out, lists)]
     with new_folder(request.out) as folder:
-        lists, paths = _with_pictures(request, source, lists, folder)
+        lists, paths = _with_images(request, source, lists, folder)
         findings = examine(lists, paths, request.max_pixels)
         report.append(describe(lists, findings))
         lists, left_out = leave_out(lists, findings, request.drop)
         _refuse_unreadable(source, lists, findings)
         lists, repeated = equal_counts(lists)
         if paths is not None:
-            put_pictures(lists, paths, folder, link=request.pictures == "link")
+            put_images(lists, paths, folder, link=request.image_files == "link")
         classes = source.path.parent / "classes.txt"
         if classes.is_file():
             refuse_outside([classes], classes.parent)
@@ -84,13 +84,13 @@ def prepare(request: Request) -> str:
 
 
 def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_val: bool = True) -> tuple[Lists, str]:
-    """Train and test; test is drawn where the source names no test picture. Val stays with train and is never drawn.
+    """Train and test; test is drawn where the source names no test image. Val stays with train and is never drawn.
 
     Args:
         entries: as read.
-        test_share: share of the pictures that aren't val; at least one and not all.
+        test_share: share of the images that aren't val; at least one and not all.
         seed: of the choice, 0 or more.
-        keep_val: leave val pictures in train; else they are in neither list.
+        keep_val: leave val images in train; else they are in neither list.
 
     Returns:
         Both lists in the order of the entries, and a line that says how they were split.
@@ -106,23 +106,23 @@ def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_v
         count = max(min(max(round(len(free) * test_share), 1), len(free) - 1), 0)
         chosen = {free[place] for place in np.random.default_rng(seed).permutation(len(free))[:count]}
         entries = [replace(entry, side="test") if index in chosen else entry for index, entry in enumerate(entries)]
-        note = f"the source names no test pictures, so they were drawn (test_share {test_share}, seed {seed})"
+        note = f"the source names no test images, so they were drawn (test_share {test_share}, seed {seed})"
     lists = {
         "train": [entry for entry in entries if entry.side != "test" and (keep_val or entry.side != "val")],
         "test": [entry for entry in entries if entry.side == "test"],
     }
     if not lists["train"] or not lists["test"]:
-        raise InputError(f"{_counts(lists)}: both lists need at least one picture")
+        raise InputError(f"{_counts(lists)}: both lists need at least one image")
     val = sum(entry.side == "val" for entry in entries)
     if not val:
         return lists, note
     if not keep_val:
-        return lists, f"{note}; {val:,} val pictures are left out"
+        return lists, f"{note}; {val:,} val images are left out"
     return lists, f"{note}; of train, {val:,} are val, also in the *_verify.txt lists (k_fold.strategy: fixed)"
 
 
 def equal_counts(lists: Lists) -> tuple[Lists, list[str]]:
-    """The lists with as many captions for each picture as the richest has, since the format holds no other number.
+    """The lists with as many captions for each image as the richest has, since the format holds no other number.
 
     The captions of the others are repeated in their order, as RSICD's authors did.
 
@@ -130,14 +130,14 @@ def equal_counts(lists: Lists) -> tuple[Lists, list[str]]:
         InputError: a list is empty.
     """
     if not all(lists.values()):
-        raise InputError(f"{_counts(lists)}: both lists need at least one picture; leave less out (--drop)")
+        raise InputError(f"{_counts(lists)}: both lists need at least one image; leave less out (--drop)")
     most = max(len(entry.captions) for entries in lists.values() for entry in entries)
     fewer = sum(len(entry.captions) < most for entries in lists.values() for entry in entries)
     filled = {
         side: [replace(entry, captions=(entry.captions * most)[:most]) for entry in entries]
         for side, entries in lists.items()
     }
-    note = f"{fewer:,} pictures have fewer than {most} captions: theirs are repeated until there are {most}"
+    note = f"{fewer:,} images have fewer than {most} captions: theirs are repeated until there are {most}"
     return filled, [note] if fewer else []
 
 
@@ -152,11 +152,11 @@ def check(folder: Path, images: Path | None = None, max_pixels: int = MAX_PIXELS
 
     Args:
         folder: the data set.
-        images: its folder of pictures; None for `images/` in it, where that is there.
-        max_pixels: larger pictures count as unreadable.
+        images: its folder of images; None for `images/` in it, where that is there.
+        max_pixels: larger images count as unreadable.
 
     Raises:
-        InputError: the lists can't be read, or the folder of pictures is not there.
+        InputError: the lists can't be read, or the folder of images is not there.
     """
     lists: Lists = {}
     for side in _SIDES:
@@ -166,32 +166,30 @@ def check(folder: Path, images: Path | None = None, max_pixels: int = MAX_PIXELS
             Entry(name, listed.captions[each * index : each * (index + 1)])
             for index, name in enumerate(listed.image_names)
         ]
-    place = pictures_folder(images, [folder / "images"])
+    place = images_folder(images, [folder / "images"])
     names = [entry.name for entries in lists.values() for entry in entries]
     paths = None if place is None else {name: place / name for name in names if (place / name).is_file()}
     findings = examine(lists, paths, max_pixels)
     return "\n\n".join(filter(None, [compare_known(folder, lists), compare_record(folder), describe(lists, findings)]))
 
 
-def _with_pictures(
-    request: Request, source: Source, lists: Lists, folder: Path
-) -> tuple[Lists, dict[str, Path] | None]:
-    """The file of each picture by name, and the lists with the endings that the files have.
+def _with_images(request: Request, source: Source, lists: Lists, folder: Path) -> tuple[Lists, dict[str, Path] | None]:
+    """The file of each image by name, and the lists with the endings that the files have.
 
-    Pictures inside of parquet files are written into the new set.
+    Images inside of parquet files are written into the new set.
     """
-    if request.pictures == "none":
+    if request.image_files == "none":
         return lists, None
     if not source.folders:
-        write_pictures(source.path, source.entries, folder / "images")
+        write_images(source.path, source.entries, folder / "images")
         return lists, {entry.name: folder / "images" / entry.name for entry in source.entries}
-    place = pictures_folder(request.images, source.folders)
+    place = images_folder(request.images, source.folders)
     if place is None:
         raise InputError(
-            f"{source.path}: where are its pictures? {' or '.join(map(str, source.folders))} is not there; give "
-            "--images FOLDER, or --pictures none to make the lists alone"
+            f"{source.path}: where are its images? {' or '.join(map(str, source.folders))} is not there; give "
+            "--images FOLDER, or --images none to make the lists alone"
         )
-    found = find_pictures(place, [entry.name for entry in source.entries])
+    found = find_images(place, [entry.name for entry in source.entries])
     actual = {name: str(PurePosixPath(name).with_suffix(path.suffix)) for name, path in found.items()}
     renamed = {
         side: [replace(entry, name=actual.get(entry.name, entry.name)) for entry in entries]
@@ -201,19 +199,19 @@ def _with_pictures(
 
 
 def _refuse_unreadable(source: Source, lists: Lists, findings: Findings) -> None:
-    """Raise an InputError if pictures of the lists have no sound file."""
+    """Raise an InputError if images of the lists have no sound file."""
     left = {(side, entry.name) for side, entries in lists.items() for entry in entries}
     faults = [fault for place, fault in findings.unreadable.items() if place in left]
     if faults:
         raise InputError(
-            f"{source.path}: {len(faults)} of {len(left)} pictures are missing or can't be read:"
-            f"{first_faults(faults)}\nCheck --images, mend the pictures, or leave them out: --drop unreadable."
+            f"{source.path}: {len(faults)} of {len(left)} images are missing or can't be read:"
+            f"{first_faults(faults)}\nCheck --images, mend the images, or leave them out: --drop unreadable."
         )
 
 
 def _counts(lists: Lists) -> str:
     return ", ".join(
-        f"{side} {len(entries):,} pictures with {sum(len(entry.captions) for entry in entries):,} captions"
+        f"{side} {len(entries):,} images with {sum(len(entry.captions) for entry in entries):,} captions"
         for side, entries in lists.items()
     )
 
@@ -233,12 +231,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", nargs="?", help=f"{FORMS}; or owner/name on the Hugging Face hub")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the new data set, such as data/rsicd_precomp")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only report on a data set that is there")
-    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the pictures (default: images/ of the source)")
-    parser.add_argument("--pictures", choices=PICTURES, default="copy", help="copy, hard-link or leave out pictures")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="the images (default: images/ of the source)")
+    parser.add_argument(
+        "--image_files", "--pictures", choices=IMAGE_FILES, default="copy", help="copy, hard-link or leave out images"
+    )
     parser.add_argument("--test_share", type=float, default=0.2, help="where the source has no test split (0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of that split (0)")
     parser.add_argument("--drop", type=_drops, default=(), metavar="WHAT", help=f"some of {','.join(DROPS)}")
-    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="refuse larger pictures (1e8)")
+    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="refuse larger images (1e8)")
     given = parser.parse_args(arguments)
     if given.check is not None and given.source is None and given.out is None:
         print(check(given.check, given.images, given.max_pixels))

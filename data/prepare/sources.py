@@ -1,4 +1,4 @@
-"""Finds out which form a source of captions has, and where its pictures are."""
+"""Finds out which form a source of captions has, and where its images are."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FORMS = "a .json (RSICD, RSITMD, NWPU), a .csv, descriptions_*.txt, captions.txt
 
 @dataclass(frozen=True)
 class Source:
-    """Captions that were read, and where their pictures are.
+    """Captions that were read, and where their images are.
 
     Attributes:
         path: the file or folder that was read.
-        entries: the pictures with their captions.
-        folders: where the pictures may be; empty where they are inside of the parquet files.
+        entries: the images with their captions.
+        folders: where the images may be; empty where they are inside of the parquet files.
     """
 
     path: Path
@@ -61,18 +61,18 @@ def open_source(given: str) -> Source:
     raise InputError(f"{path}: not a source that is known. Expected {FORMS}")
 
 
-def pictures_folder(given: Path | None, usual: Sequence[Path]) -> Path | None:
-    """The folder of pictures that was given, else the first of the usual ones that exists, else None.
+def images_folder(given: Path | None, usual: Sequence[Path]) -> Path | None:
+    """The folder of images that was given, else the first of the usual ones that exists, else None.
 
     Raises:
         InputError: the folder that was given is not there.
     """
     if given is not None and not given.is_dir():
-        raise InputError(f"{given}: no such folder of pictures; check --images")
+        raise InputError(f"{given}: no such folder of images; check --images")
     return given or next((folder for folder in usual if folder.is_dir()), None)
 
 
-def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+def find_images(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """The file of each name: at its path, else anywhere below by file name, else by file name without ending.
 
     Args:

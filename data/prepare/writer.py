@@ -52,11 +52,11 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def put_pictures(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool) -> None:
-    """Copy or hard-link the pictures of both lists into `images/`; what else is there is removed.
+def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool) -> None:
+    """Copy or hard-link the images of both lists into `images/`; what else is there is removed.
 
     Raises:
-        InputError: hard links can't reach from the pictures to the new set.
+        InputError: hard links can't reach from the images to the new set.
     """
     target = folder / "images"
     target.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def put_pictures(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bo
             if not link or error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
             raise InputError(
-                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --pictures copy"
+                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --images copy"
             ) from error
 
 
@@ -82,7 +82,7 @@ def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
     """Write the lists, those of a val split, and the record; then read train and test back.
 
     Args:
-        lists: both lists, as many captions for each picture.
+        lists: both lists, as many captions for each image.
         folder: the new data set.
         record: what the set was made from.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.images import decode, picture_names
+from data.images import decode, image_names
 from data.lists import first_faults
 from data.regions.coco import read_detections
 from data.regions.drawing import draw_regions
@@ -28,10 +28,10 @@ MAX_PIXELS = 100_000_000
 
 
 def by_region_name(image_names: Iterable[str]) -> dict[str, str]:
-    """Picture names without endings -> picture names.
+    """Image names without endings -> image names.
 
     Raises:
-        InputError: two pictures differ in their ending alone.
+        InputError: two images differ in their ending alone.
     """
     found: dict[str, str] = {}
     for name in image_names:
@@ -41,27 +41,27 @@ def by_region_name(image_names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def from_pictures(folder: Path, workers: int, max_pixels: int, max_iou: float, max_cosine: float) -> dict[str, Arrays]:
-    """Regions of every picture below a folder by the built-in proposals; the same for any number of workers.
+def from_images(folder: Path, workers: int, max_pixels: int, max_iou: float, max_cosine: float) -> dict[str, Arrays]:
+    """Regions of every image below a folder by the built-in proposals; the same for any number of workers.
 
     Args:
-        folder: pictures, also in folders below it.
+        folder: images, also in folders below it.
         workers: processes; 1 stays in this one.
         max_pixels: see `data.images.decode`.
         max_iou: see `data.regions.graph.region_arrays`, and `max_cosine`.
         max_cosine: the same.
 
     Returns:
-        Nodes and adjacency by picture name without ending.
+        Nodes and adjacency by image name without ending.
 
     Raises:
-        InputError: there is no picture, or some can't be read; names the first five and counts the rest.
+        InputError: there is no image, or some can't be read; names the first five and counts the rest.
     """
-    files = picture_names(folder)
+    files = image_names(folder)
     paths = [folder / file for file in files]
     names = by_region_name(files)
-    work = partial(_of_picture, max_pixels=max_pixels, max_iou=max_iou, max_cosine=max_cosine)
-    bar = partial(tqdm, total=len(paths), desc="regions", unit="picture", disable=None)
+    work = partial(_of_image, max_pixels=max_pixels, max_iou=max_iou, max_cosine=max_cosine)
+    bar = partial(tqdm, total=len(paths), desc="regions", unit="image", disable=None)
     if workers > 1:
         # Not forked: a copy of a process in which torch has started its threads can hang.
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -70,12 +70,12 @@ def from_pictures(folder: Path, workers: int, max_pixels: int, max_iou: float, m
         results = list(bar(map(work, paths)))
     faults = [result for result in results if isinstance(result, str)]
     if faults:
-        raise InputError(f"{len(faults)} of {len(paths)} pictures can't be read:{first_faults(faults)}")
+        raise InputError(f"{len(faults)} of {len(paths)} images can't be read:{first_faults(faults)}")
     return {name: result for name, result in zip(names, results, strict=True) if not isinstance(result, str)}
 
 
-def _of_picture(path: Path, max_pixels: int, max_iou: float, max_cosine: float) -> Arrays | str:
-    """Regions of one picture, or what is wrong with it."""
+def _of_image(path: Path, max_pixels: int, max_iou: float, max_cosine: float) -> Arrays | str:
+    """Regions of one image, or what is wrong with it."""
     try:
         return region_arrays(propose(path, max_pixels), max_iou, max_cosine)
     except InputError as error:
@@ -86,13 +86,13 @@ def convert(given: argparse.Namespace) -> None:
     """`convert PUBLISHED.npy OUT.h5`."""
     arrays = read_published(given.published)
     write_regions(given.out, arrays, CONVERTED, given.published.name)
-    print(f"{given.out}: regions of {len(arrays)} pictures")
+    print(f"{given.out}: regions of {len(arrays)} images")
 
 
 def build(given: argparse.Namespace) -> None:
     """`build --images FOLDER` or `build --detections JSON`, with `--out OUT.h5`."""
     if given.images is not None:
-        arrays = from_pictures(given.images, given.workers, given.max_pixels, given.max_iou, given.max_cosine)
+        arrays = from_images(given.images, given.workers, given.max_pixels, given.max_iou, given.max_cosine)
         source, classes = "built-in proposals: segments of even colour scored by contrast", list(APPEARANCES)
     else:
         detections, classes = read_detections(given.detections)
@@ -104,8 +104,8 @@ def build(given: argparse.Namespace) -> None:
     write_regions(given.out, arrays, DESIGN, source, classes)
     found = [int((nodes != 0).any(axis=1).sum()) for nodes, _ in arrays.values()]
     print(
-        f"{given.out}: regions of {len(arrays)} pictures ({source}), {np.mean(found):.1f} per picture, "
-        f"{found.count(0)} pictures without any. This is our own design, not the published DREA."
+        f"{given.out}: regions of {len(arrays)} images ({source}), {np.mean(found):.1f} per image, "
+        f"{found.count(0)} images without any. This is our own design, not the published DREA."
     )
 
 
@@ -116,12 +116,12 @@ def show(given: argparse.Namespace) -> None:
     names = [region_name("/".join(parts[start:])) for start in range(len(parts))]
     name = next((name for name in names if name in regions.row), None)
     if name is None:
-        raise InputError(f"{given.regions}: no regions of {names[-1]} ({len(regions.row)} other pictures are there).")
+        raise InputError(f"{given.regions}: no regions of {names[-1]} ({len(regions.row)} other images are there).")
     if not regions.classes:
         raise InputError(f"{given.regions}: the meaning of its columns is not known, so no boxes can be drawn.")
     row = regions.row[name]
-    picture = decode(given.image, given.max_pixels)
-    drawn = draw_regions(picture, regions.nodes[row], regions.adjacency[row], regions.classes)
+    image = decode(given.image, given.max_pixels)
+    drawn = draw_regions(image, regions.nodes[row], regions.adjacency[row], regions.classes)
     write_atomic(given.out, lambda file: drawn.save(file, format="PNG"))
     print(given.out)
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     building = command("build", build, "build regions and their graph (our own design)")
     source = building.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, metavar="FOLDER", help="propose regions in every picture below a folder")
+    source.add_argument("--images", type=Path, metavar="FOLDER", help="propose regions in every image below a folder")
     source.add_argument("--detections", type=Path, metavar="JSON", help="take a detector's output in COCO's form")
     building.add_argument("--out", type=Path, required=True, metavar="OUT.h5")
     building.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all cores)")
@@ -156,11 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="drop an object whose row is closer to a better one (0.999)",
     )
 
-    showing = command("show", show, "draw a picture's regions and their graph")
+    showing = command("show", show, "draw an image's regions and their graph")
     showing.add_argument("image", type=Path, metavar="IMAGE")
     showing.add_argument("--regions", type=Path, required=True, metavar="OUT.h5")
     showing.add_argument("--out", type=Path, required=True, metavar="PNG")
     for reading in (building, showing):
-        reading.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger pictures (1e8)")
+        reading.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (1e8)")
     given = parser.parse_args(arguments)
     given.run(given)

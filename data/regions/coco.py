@@ -54,7 +54,7 @@ class _Coco(_Entry):
 def read_detections(path: Path) -> tuple[dict[str, Detections], list[str]]:
     """Read a COCO file: `images`, `annotations` (an annotation without `score` counts as 1) and `categories`.
 
-    Boxes are cut at the picture's edge; what lies outside of it is left out. Up to 15 categories have a column each, in
+    Boxes are cut at the image's edge; what lies outside of it is left out. Up to 15 categories have a column each, in
     the order of their ids.
 
     Args:

@@ -1,4 +1,4 @@
-"""Draws a picture's regions and their graph."""
+"""Draws an image's regions and their graph."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ PALETTE = (
 
 
 def draw_regions(
-    picture: Image.Image, nodes: NDArray[np.float32], adjacency: NDArray[np.float32], classes: Sequence[str]
+    image: Image.Image, nodes: NDArray[np.float32], adjacency: NDArray[np.float32], classes: Sequence[str]
 ) -> Image.Image:
-    """The picture with a numbered box per region, its two strongest edges, and a legend of the classes.
+    """The image with a numbered box per region, its two strongest edges, and a legend of the classes.
 
     Args:
-        picture: RGB.
+        image: RGB.
         nodes: [20, 20] as `data.regions.graph` makes them.
         adjacency: [20, 20].
         classes: name of each class column.
 
     Returns:
-        A new picture, its longer side 640 pixels, the legend to its right.
+        A new image, its longer side 640 pixels, the legend to its right.
     """
-    scale = SIDE / max(picture.size)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    scale = SIDE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     found = nodes[nodes[:, SCORE] > 0]
     kinds = found[:, :CLASSES].argmax(axis=1)
     canvas = Image.new("RGB", (width + 190, max(height, 40 + 14 * len(found))), "white")
-    canvas.paste(picture.resize((width, height), Image.Resampling.BICUBIC))
+    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC))
     draw = ImageDraw.Draw(canvas)
     boxes = found[:, BOX] * (width, height, width, height)
     _draw_edges(draw, boxes[:, :2], adjacency[: len(found), : len(found)])

@@ -1,6 +1,6 @@
 """GaLR's region files: their HDF5 form, written by `python -m data.regions` and read once per experiment.
 
-A file holds `nodes` [N, 20, 20] and `adjacency` [N, 20, 20] of float32, and `names`, the N pictures' file names without
+A file holds `nodes` [N, 20, 20] and `adjacency` [N, 20, 20] of float32, and `names`, the N images' file names without
 their endings, as texts of a fixed width. The attributes `design` and `source` say how it was made, `classes` names the
 class columns.
 """
@@ -33,14 +33,14 @@ Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of N pictures: nodes [N, 20, 20] and adjacency [N, 20, 20]."""
+    """The regions of N images: nodes [N, 20, 20] and adjacency [N, 20, 20]."""
 
     nodes: Tensor
     adjacency: Tensor
 
 
 def region_fields(regions: Regions | None, image_ids: Tensor) -> dict[str, Any]:
-    """The fields of a batch of pictures [B]: `nodes` and `adjacency`, or none where there are no regions."""
+    """The fields of a batch of images [B]: `nodes` and `adjacency`, or none where there are no regions."""
     return {} if regions is None else {"nodes": regions.nodes[image_ids], "adjacency": regions.adjacency[image_ids]}
 
 
@@ -50,7 +50,7 @@ class RegionFile:
 
     Attributes:
         path: the file.
-        row: picture name without ending -> its row.
+        row: image name without ending -> its row.
         nodes: [N, 20, 20].
         adjacency: [N, 20, 20].
         classes: names of the class columns; empty where the columns' meaning is not known.
@@ -63,32 +63,32 @@ class RegionFile:
     classes: tuple[str, ...]
 
     def of(self, image_names: Sequence[str], missing: str) -> Regions:
-        """The regions of some pictures, in their order.
+        """The regions of some images, in their order.
 
         Args:
             image_names: N file names.
-            missing: `zeros` gives a picture that the file lacks zeros, with one warning; `error` raises.
+            missing: `zeros` gives an image that the file lacks zeros, with one warning; `error` raises.
 
         Raises:
-            InputError: the file lacks some pictures; names the first five and counts the rest.
+            InputError: the file lacks some images; names the first five and counts the rest.
         """
         self.check(image_names, missing)
         return self.take(image_names)
 
     def check(self, image_names: Sequence[str], missing: str) -> None:
-        """Raise or warn as `of` does where the file lacks some pictures."""
+        """Raise or warn as `of` does where the file lacks some images."""
         lacking = [name for name in image_names if region_name(name) not in self.row]
         if lacking:
-            text = f"{self.path}: {len(lacking)} of {len(image_names)} pictures have no regions"
+            text = f"{self.path}: {len(lacking)} of {len(image_names)} images have no regions"
             if missing == "error":
                 raise InputError(
-                    f"{text}:{first_faults(lacking)}\nBuild the file from all pictures (python -m data.regions build), "
+                    f"{text}:{first_faults(lacking)}\nBuild the file from all images (python -m data.regions build), "
                     "or train with zeros in their place (--set dataset.missing_regions=zeros)."
                 )
             logger.warning("%s and get zeros (dataset.missing_regions): %s", text, _names(lacking))
 
     def take(self, image_names: Sequence[str]) -> Regions:
-        """The regions of some pictures; zeros for those that the file lacks."""
+        """The regions of some images; zeros for those that the file lacks."""
         rows = np.array([self.row.get(region_name(name), -1) for name in image_names], dtype=np.int64)
         chosen = []
         for values in (self.nodes, self.adjacency):
@@ -105,7 +105,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def region_name(image_name: str) -> str:
-    """A picture's name in a region file: its path in the image folder without the ending."""
+    """An image's name in a region file: its path in the image folder without the ending."""
     return PurePosixPath(image_name).with_suffix("").as_posix()
 
 
@@ -116,7 +116,7 @@ def write_regions(
 
     Args:
         path: where to.
-        arrays: nodes [20, 20] and adjacency [20, 20] by picture name without ending.
+        arrays: nodes [20, 20] and adjacency [20, 20] by image name without ending.
         design: what the columns and the graph are.
         source: what they were made from.
         classes: names of the class columns, if they have any.
@@ -134,7 +134,7 @@ def write_regions(
             file.attrs.update({"design": design, "source": source, "classes": _fixed_width(classes)})
     except ValueError as error:
         raise InputError(
-            f"{path}: a picture's name can't be stored ({first_line(error)}): rename it, to UTF-8 text without NUL."
+            f"{path}: an image's name can't be stored ({first_line(error)}): rename it, to UTF-8 text without NUL."
         ) from error
     try:
         write_atomic(path, lambda out: out.write(content.getbuffer()))

@@ -1,7 +1,7 @@
 """From detected objects to GaLR's region nodes and graph.
 
 This design is our own. The published GaLR reads finished arrays; the formulas behind them (DREA) and the meaning of
-their 20 columns were never published. Letters: n detections of one picture, R regions per picture (20).
+their 20 columns were never published. Letters: n detections of one image, R regions per image (20).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_IOU = 0.5
 MAX_COSINE = 0.999
 DESIGN = (
     "RSRetrieval's own design, not the published DREA: row = 15 class entries holding the score, centre x, centre y, "
-    "width, height (share of the picture), score; adjacency = cosine of the rows times the other's saliency "
+    "width, height (share of the image), score; adjacency = cosine of the rows times the other's saliency "
     "(score x area, the greatest 1), self-loops 1, rows normalised"
 )
 
@@ -29,10 +29,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The objects that were found in one picture.
+    """The objects that were found in one image.
 
     Attributes:
-        boxes: [n, 4] centre x, centre y, width, height in units of the picture, 0..1.
+        boxes: [n, 4] centre x, centre y, width, height in units of the image, 0..1.
         classes: [n] int, 0..14.
         scores: [n] 0..1.
     """
@@ -54,7 +54,7 @@ class Detections:
 def region_arrays(
     detections: Detections, max_iou: float = MAX_IOU, max_cosine: float = MAX_COSINE
 ) -> tuple[Floats, Floats]:
-    """The nodes and the graph of a picture.
+    """The nodes and the graph of an image.
 
     Args:
         detections: its objects, any number of them.

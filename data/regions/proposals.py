@@ -1,7 +1,7 @@
-"""Region proposals for pictures without a detector: segments of even colour, scored by their contrast.
+"""Region proposals for images without a detector: segments of even colour, scored by their contrast.
 
 This method is our own, on the segmentation of Felzenszwalb and Huttenlocher, "Efficient Graph-Based Image
-Segmentation", IJCV 2004. It draws nothing at random. Letters: S side of the picture in pixels, K segments.
+Segmentation", IJCV 2004. It draws nothing at random. Letters: S side of the image in pixels, K segments.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from data.regions.graph import Detections
 SIDE = 96  # pixels; a car of UCM (30 cm per pixel) still covers 2 x 4 of them
 EVENNESS = 300.0  # greater: larger segments (the paper's k, in grey levels)
 SMALLEST = 12  # pixels of a segment
-LARGEST_SHARE = 0.5  # of the picture, box of a segment; what is larger is the ground, not an object on it
+LARGEST_SHARE = 0.5  # of the image, box of a segment; what is larger is the ground, not an object on it
 COLOURS = ("dark", "grey", "green", "blue", "warm")
 SHAPES = ("small", "long", "broad")
 APPEARANCES = tuple(f"{shape} {colour}" for shape in SHAPES for colour in COLOURS)
-SMALL_SHARE = 0.01  # of the picture
+SMALL_SHARE = 0.01  # of the image
 THICK = 4.0  # pixels across a segment whose score is not lowered
 LONG_RATIO = 2.5  # longer axis to shorter axis
 DARKEST = 60  # greatest channel of a dark colour
@@ -29,10 +29,10 @@ GREYEST = 16  # range of the channels of a grey colour
 
 
 def propose(path: Path, max_pixels: int) -> Detections:
-    """Objects of a picture, each of one of the 15 `APPEARANCES`.
+    """Objects of an image, each of one of the 15 `APPEARANCES`.
 
     Args:
-        path: the picture.
+        path: the image.
         max_pixels: see `data.images.decode`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Prior similarity of captions and pictures, which AMFMN's dynamic margin starts from.
+"""Prior similarity of captions and images, which AMFMN's dynamic margin starts from.
 
 Yuan et al., "Exploring a Fine-Grained Multiscale Method for Cross-Modal Remote Sensing Image Retrieval", TGRS 2022.
 Letters: N images, C captions per image, M captions. A feature is a stemmed n-gram and the number of times that it was

@@ -1,4 +1,4 @@
-"""How alike captions are: of one picture, of pictures of one class, of pictures of different classes."""
+"""How alike captions are: of one image, of images of one class, of images of different classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from nltk.translate.meteor_score import single_meteor_score
 
 Score = Callable[[list[str], list[str]], float]
-KINDS = ("same picture", "same class", "other class")
+KINDS = ("same image", "same class", "other class")
 _SMOOTHING = SmoothingFunction().method1  # short captions often share no 4-gram, which would make BLEU 0
 
 
@@ -34,14 +34,14 @@ def scores_at_hand() -> dict[str, Score]:
 
 
 def mean_similarity(
-    tokens: Sequence[list[str]], picture: np.ndarray, scene: np.ndarray, score: Score, pairs: int, seed: int
+    tokens: Sequence[list[str]], image: np.ndarray, scene: np.ndarray, score: Score, pairs: int, seed: int
 ) -> dict[str, float]:
     """Mean score of sampled pairs of captions.
 
     Args:
         tokens: M captions, each with at least one token.
-        picture: [M] int64, the picture of each caption; ascending.
-        scene: [M] int64, the class of each caption's picture.
+        image: [M] int64, the image of each caption; ascending.
+        scene: [M] int64, the class of each caption's image.
         score: of two captions.
         pairs: how many to sample of each kind.
         seed: of the sample.
@@ -52,8 +52,8 @@ def mean_similarity(
     means = {}
     random = np.random.default_rng(seed)
     # A pair is a caption and another of the same outer group that is not of the same inner group.
-    everything, each = np.zeros_like(picture), np.arange(len(picture))
-    for kind, outer, inner in zip(KINDS, (picture, scene, everything), (each, picture, scene), strict=True):
+    everything, each = np.zeros_like(image), np.arange(len(image))
+    for kind, outer, inner in zip(KINDS, (image, scene, everything), (each, image, scene), strict=True):
         first, second = _sample(outer, inner, pairs, random)
         values = [score(tokens[one], tokens[other]) for one, other in zip(first, second, strict=True)]
         means[kind] = float(np.mean(values)) if values else float("nan")

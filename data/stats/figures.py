@@ -1,4 +1,4 @@
-"""The numbers that describe a captioned data set; its pictures aren't needed."""
+"""The numbers that describe a captioned data set; its images aren't needed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Statistics:
 
     Attributes:
         name: of its folder, without `_precomp`.
-        pictures: by split; val is what the folder ships (`val_filename_verify.txt`), and not counted as train.
+        images: by split; val is what the folder ships (`val_filename_verify.txt`), and not counted as train.
         captions: how many.
         different_captions: how many.
-        diversity: different captions of a picture, mean.
+        diversity: different captions of an image, mean.
         words: tokens of all captions.
         different_words: how many.
         lengths: [longest + 1], captions by their number of tokens.
         similarity: score -> kind of pair -> mean in [0, 1].
-        classes: scene class -> pictures by split; empty where file names tell no classes.
+        classes: scene class -> images by split; empty where file names tell no classes.
     """
 
     name: str
-    pictures: Mapping[str, int]
+    images: Mapping[str, int]
     captions: int
     different_captions: int
     diversity: float
@@ -70,13 +70,13 @@ def statistics(folder: Path, pairs: int = 2000, seed: int = 0) -> Statistics:
     labels = np.unique(scenes, return_inverse=True)[1] if known else np.arange(len(scenes))
 
     captions = [caption.strip() for caption in (*train.captions, *test.captions)]
-    picture = np.concatenate([train.caption_image, test.caption_image + len(train.image_names)])
+    image = np.concatenate([train.caption_image, test.caption_image + len(train.image_names)])
     tokens = [tokenize(caption) for caption in captions]
     spoken = np.array([bool(words) for words in tokens])
-    pairs_of = np.unique(np.column_stack([picture, np.unique(captions, return_inverse=True)[1]]), axis=0)
+    pairs_of = np.unique(np.column_stack([image, np.unique(captions, return_inverse=True)[1]]), axis=0)
     return Statistics(
         name=folder.resolve().name.removesuffix("_precomp"),
-        pictures=Counter(splits),
+        images=Counter(splits),
         captions=len(captions),
         different_captions=len(set(captions)),
         diversity=len(pairs_of) / len(splits),
@@ -85,7 +85,7 @@ def statistics(folder: Path, pairs: int = 2000, seed: int = 0) -> Statistics:
         lengths=np.bincount([len(words) for words in tokens]),
         similarity={
             label: mean_similarity(
-                [words for words in tokens if words], picture[spoken], labels[picture[spoken]], score, pairs, seed
+                [words for words in tokens if words], image[spoken], labels[image[spoken]], score, pairs, seed
             )
             for label, score in scores_at_hand().items()
         },

@@ -37,7 +37,7 @@ def draw(sets: Sequence[Statistics], out: Path) -> None:
     figure = Figure(figsize=(13, sum(heights)), layout="constrained")
     bands = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     sizes, lengths, diversity, similarity = bands[0].subplots(1, 4, width_ratios=(1, 1.2, 1, 1.4))
-    _draw_pictures(sizes, sets)
+    _draw_images(sizes, sets)
     _draw_lengths(lengths, sets)
     _draw_diversity(diversity, sets)
     _draw_similarity(similarity, sets)
@@ -47,10 +47,10 @@ def draw(sets: Sequence[Statistics], out: Path) -> None:
     write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def _draw_pictures(axes: Any, sets: Sequence[Statistics]) -> None:
-    """Pictures of each set, a bar in the colours of its splits."""
-    _stack(axes, [_short(each.name) for each in sets], [each.pictures for each in sets])
-    axes.set(title="pictures")
+def _draw_images(axes: Any, sets: Sequence[Statistics]) -> None:
+    """Images of each set, a bar in the colours of its splits."""
+    _stack(axes, [_short(each.name) for each in sets], [each.images for each in sets])
+    axes.set(title="images")
     axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(SPLITS), frameon=False)
 
 
@@ -64,13 +64,13 @@ def _draw_lengths(axes: Any, sets: Sequence[Statistics]) -> None:
 
 
 def _draw_diversity(axes: Any, sets: Sequence[Statistics]) -> None:
-    """Different captions of a picture, within the bar of all its captions."""
+    """Different captions of an image, within the bar of all its captions."""
     places = range(len(sets))
-    axes.barh(places, [each.captions / sum(each.pictures.values()) for each in sets], color="#dddddd")
+    axes.barh(places, [each.captions / sum(each.images.values()) for each in sets], color="#dddddd")
     bars = axes.barh(places, [each.diversity for each in sets], color=[_colour(place) for place in places])
     axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
     axes.set_yticks(places, [_short(each.name) for each in sets])
-    axes.set(title="captions of a picture", xlabel="different ones (grey: all)")
+    axes.set(title="captions of an image", xlabel="different ones (grey: all)")
     axes.invert_yaxis()
 
 
@@ -91,9 +91,9 @@ def _draw_similarity(axes: Any, sets: Sequence[Statistics]) -> None:
 
 
 def _draw_classes(axes: Any, each: Statistics) -> None:
-    """Pictures of every class."""
+    """Images of every class."""
     _stack(axes, [_short(scene) for scene in each.classes], list(each.classes.values()))
-    axes.set(title=f"{_short(each.name)}: {len(each.classes)} classes", xlabel="pictures")
+    axes.set(title=f"{_short(each.name)}: {len(each.classes)} classes", xlabel="images")
     axes.tick_params(axis="y", labelsize="small")
     axes.margins(y=0.01)
 

@@ -18,13 +18,13 @@ def table(sets: Sequence[Statistics]) -> str:
     """A Markdown table with a column for each data set."""
     cells = [["", *(each.name for each in sets)]]
     for split in SPLITS:
-        if any(split in each.pictures for each in sets):
-            cells.append([f"pictures, {split}", *(f"{each.pictures.get(split, 0):,}" for each in sets)])
+        if any(split in each.images for each in sets):
+            cells.append([f"images, {split}", *(f"{each.images.get(split, 0):,}" for each in sets)])
     cells += [
         ["captions", *(f"{each.captions:,}" for each in sets)],
         ["different captions", *(f"{each.different_captions:,}" for each in sets)],
-        ["captions of a picture", *(f"{each.captions / sum(each.pictures.values()):.4g}" for each in sets)],
-        ["different captions of a picture", *(f"{each.diversity:.2f}" for each in sets)],
+        ["captions of an image", *(f"{each.captions / sum(each.images.values()):.4g}" for each in sets)],
+        ["different captions of an image", *(f"{each.diversity:.2f}" for each in sets)],
         ["words", *(f"{each.words:,}" for each in sets)],
         ["different words", *(f"{each.different_words:,}" for each in sets)],
         ["words of a caption, mean ± sd", *("{:.1f} ± {:.1f}".format(*moments(each.lengths)) for each in sets)],
@@ -39,12 +39,12 @@ def table(sets: Sequence[Statistics]) -> str:
 
 
 def class_table(each: Statistics) -> str:
-    """A Markdown table of the pictures of every class by split; "" where no classes are known."""
+    """A Markdown table of the images of every class by split; "" where no classes are known."""
     if not each.classes:
         return ""
-    splits = [split for split in SPLITS if split in each.pictures]
+    splits = [split for split in SPLITS if split in each.images]
     rows = [[scene, *(f"{counts.get(split, 0):,}" for split in splits)] for scene, counts in each.classes.items()]
-    return markdown([[f"pictures of {each.name}", *splits], *rows])
+    return markdown([[f"images of {each.name}", *splits], *rows])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "METEOR" not in sets[0].similarity:
         notes.append("No METEOR: NLTK's wordnet is not installed (python -m nltk.downloader wordnet).")
     if not all(each.classes for each in sets):
-        notes.append('Where no classes are known, "other class" is any other picture.')
+        notes.append('Where no classes are known, "other class" is any other image.')
     print("\n\n".join([table(sets), " ".join(notes), *filter(None, map(class_table, sets))]))
     if given.out is not None:
         draw(sets, given.out)

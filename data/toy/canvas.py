@@ -179,12 +179,12 @@ OBJECTS: dict[str, tuple[float, list[tuple[float | str, list[Point]]]]] = {
 
 
 class Canvas:
-    """A square picture in the making. Points are fractions of the frame, (0, 0) top left; y runs down.
+    """A square image in the making. Points are fractions of the frame, (0, 0) top left; y runs down.
 
-    The amount of randomness used while drawing does not depend on `size`, so a picture shows the same at any size.
+    The amount of randomness used while drawing does not depend on `size`, so an image shows the same at any size.
 
     Args:
-        size: edge of the finished picture, pixels.
+        size: edge of the finished image, pixels.
         random: source of the texture, the light and small differences between objects of one colour.
     """
 
@@ -208,7 +208,7 @@ class Canvas:
         return (noise - noise.mean()) / noise.std()
 
     def _pixels(self, points: Any) -> list[Point]:
-        """Frame units to pixels of the oversampled picture."""
+        """Frame units to pixels of the oversampled image."""
         return [(float(x), float(y)) for x, y in np.asarray(points, dtype=float) * self._edge]
 
     def cover(
@@ -269,7 +269,7 @@ class Canvas:
             name: a key of `OBJECTS`.
             centre: point [2].
             radius: half the object's length, frame units.
-            heading: radians, clockwise on the picture, 0 faces right.
+            heading: radians, clockwise on the image, 0 faces right.
             colour: a key of `COLOURS`, or red, green and blue.
         """
         height, parts = OBJECTS[name]
@@ -283,7 +283,7 @@ class Canvas:
             self.polygon(points, (red, green, blue), height * radius if index == 0 else 0.0)
 
     def finish(self, quarter_turns: int) -> Image.Image:
-        """The finished RGB picture [size, size], turned counter-clockwise, under slightly uneven light."""
+        """The finished RGB image [size, size], turned counter-clockwise, under slightly uneven light."""
         small = np.asarray(self._image.reduce(OVERSAMPLE), dtype=np.float32)
         position = np.linspace(-1, 1, self.size, dtype=np.float32)
         slope_x, slope_y, gain = self.random.normal(0, (0.03, 0.03, 0.05))

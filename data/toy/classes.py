@@ -1,4 +1,4 @@
-"""The scene classes of the toy data set, and a picture with its five captions of any of them."""
+"""The scene classes of the toy data set, and an image with its five captions of any of them."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ SCENES: dict[str, SceneClass] = {
 }
 CLASSES = tuple(SCENES)
 
-# Each names the counted things and at least one more fact, so that it tells a picture from others of its class.
+# Each names the counted things and at least one more fact, so that it tells an image from others of its class.
 CAPTIONS = (
     "{subject} {are} {state} beside {border}",
     "{subject} {are} {state} and {border} lies {side}",
@@ -245,16 +245,16 @@ CAPTIONS = (
 
 
 def draw_scene(scene_class: str, number: int, size: int = 128, seed: int = 0) -> tuple[Image.Image, list[str]]:
-    """Draw one picture; it depends on nothing but the arguments.
+    """Draw one image; it depends on nothing but the arguments.
 
     Args:
         scene_class: one of `CLASSES`.
-        number: number of the picture within its class.
+        number: number of the image within its class.
         size: edge, pixels; changes neither what is drawn nor the captions.
         seed: root of the randomness.
 
     Returns:
-        The RGB picture [size, size] and five different captions.
+        The RGB image [size, size] and five different captions.
     """
     random = np.random.default_rng([seed, zlib.crc32(scene_class.encode()), number])
     scene = SCENES[scene_class]

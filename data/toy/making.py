@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.toy.classes import CLASSES, draw_scene
-from data.toy.speech import caption_picture
+from data.toy.speech import caption_image
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_atomic, write_text_atomic
 
@@ -53,13 +53,13 @@ class _Flags:
         if not good:
             raise InputError(f"--{flag} must be {wanted}; {given} was given")
 
-    def pictures(self, scene_class: str) -> list[str]:
-        """File names of one class's pictures; the first is number 1."""
+    def images(self, scene_class: str) -> list[str]:
+        """File names of one class's images; the first is number 1."""
         return [f"{scene_class}_{number}.jpg" for number in range(1, self.images_per_class + 1)]
 
     def files(self) -> set[str]:
         """Every file of the data set but the marker and the spectrograms, relative to its folder."""
-        return {f"images/{name}" for scene_class in self.classes for name in self.pictures(scene_class)} | set(LISTS)
+        return {f"images/{name}" for scene_class in self.classes for name in self.images(scene_class)} | set(LISTS)
 
     def all_files(self) -> set[str]:
         """The same with every spectrogram that may be there: one that shares its caption with an earlier one is not."""
@@ -73,7 +73,7 @@ class _Flags:
 
 
 def _audio_name(scene_class: str, number: int, position: int) -> str:
-    """File name of the spectrogram of a picture's caption; position 1 is its first."""
+    """File name of the spectrogram of an image's caption; position 1 is its first."""
     return f"{scene_class}_{number}_{position}.png"
 
 
@@ -88,15 +88,15 @@ def make_toy(
 ) -> None:
     """Draw the toy data set; where it is already there, made with the same flags, nothing is done.
 
-    A picture depends on `seed`, its class, its number and `size` alone, so the same flags give the same bytes (with the
-    same versions of NumPy and Pillow), and a larger set contains the pictures of a smaller one.
+    An image depends on `seed`, its class, its number and `size` alone, so the same flags give the same bytes (with the
+    same versions of NumPy and Pillow), and a larger set contains the images of a smaller one.
 
     Args:
         folder: an empty or new folder, or a toy data set.
-        images_per_class: pictures of each class, at least 2.
-        size: edge of the pictures, pixels.
+        images_per_class: images of each class, at least 2.
+        size: edge of the images, pixels.
         seed: root of the randomness.
-        test_share: share of each class's pictures that goes into the test lists, at least one and not all.
+        test_share: share of each class's images that goes into the test lists, at least one and not all.
         progress: show a progress bar.
         force: replace a toy data set that was made with other flags.
 
@@ -112,7 +112,7 @@ def make_toy(
 
 
 def _write(folder: Path, flags: _Flags, progress: bool) -> None:
-    """Draw all pictures, then speak the captions and write the lists."""
+    """Draw all images, then speak the captions and write the lists."""
     captions: dict[str, list[str]] = {"train": [], "test": []}
     names: dict[str, list[str]] = {"train": [], "test": []}
     audio_names: dict[str, str] = {}
@@ -120,7 +120,7 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
     count = len(flags.classes) * flags.images_per_class
     with tqdm(total=count, unit="image", disable=None if progress else True) as bar:
         for scene_class in flags.classes:
-            for number, name in enumerate(flags.pictures(scene_class), start=1):
+            for number, name in enumerate(flags.images(scene_class), start=1):
                 image, five = draw_scene(scene_class, number, flags.size, flags.seed)
                 write_atomic(folder / "images" / name, partial(image.save, format="JPEG", quality=92))
                 split = "test" if number > flags.images_per_class - tests else "train"
@@ -142,7 +142,7 @@ def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None
     folder.mkdir(exist_ok=True)
     for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=None if progress else True):
         # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
-        Image.fromarray(caption_picture(caption)).save(folder / name)
+        Image.fromarray(caption_image(caption)).save(folder / name)
 
 
 def _lines(entries: Sequence[str]) -> str:
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(prog="python -m data.toy", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/toy_precomp"), metavar="FOLDER")
     parser.add_argument("--images-per-class", type=int, default=40, metavar="N", help="at least 2 (default: 40)")
-    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="edge of a picture (default: 128)")
+    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="edge of an image (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="root of the randomness (default: 0)")
     parser.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="of each class (default: 0.2)")
     parser.add_argument("--force", action="store_true", help="replace a toy data set made with other flags")

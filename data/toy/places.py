@@ -11,7 +11,7 @@ import numpy as np
 from data.toy.canvas import COLOURS, MATERIALS, Canvas, rectangle
 
 # Every scene is drawn the same way up: a border down to BORDER_END, the scene itself from ZONE_START to ZONE_END, and
-# other objects about DETAIL_Y; the finished picture is then turned. Fractions of the frame.
+# other objects about DETAIL_Y; the finished image is then turned. Fractions of the frame.
 BORDER_END, ZONE_START, ZONE_END, DETAIL_Y = 0.23, 0.27, 0.76, 0.88
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

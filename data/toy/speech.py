@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from data.audio.spectrogram import HOP, RATE, WINDOW, hertz_to_mel, mel_power, mel_to_hertz, to_picture
+from data.audio.spectrogram import HOP, RATE, WINDOW, hertz_to_mel, mel_power, mel_to_hertz, to_image
 from utils import derive_seed
 
 PITCH = 100  # Hz: a period is a hop long, so that a held sound looks the same in every frame
@@ -17,14 +17,14 @@ _FORMANTS = 3
 _LOWEST, _HIGHEST = hertz_to_mel(200), hertz_to_mel(7000)
 
 
-def caption_picture(caption: str) -> np.ndarray:
+def caption_image(caption: str) -> np.ndarray:
     """The spectrogram [M, T] uint8 of a caption, spoken in syllables of our own.
 
     It equals that of the words' sounds one after the other, but each different word is transformed only once: the
     last frame of a word ends within the pause before the next.
     """
     words = re.findall("[a-z]+", caption.lower())
-    return to_picture(np.concatenate([word_power(word) for word in words], axis=1))
+    return to_image(np.concatenate([word_power(word) for word in words], axis=1))
 
 
 @cache

@@ -69,7 +69,7 @@ class Report:
             command: that made the report.
 
         Raises:
-            InputError: a picture can't be read, or the file can't be written.
+            InputError: an image can't be read, or the file can't be written.
             ValueError: no fold was added.
         """
         if self.gallery is None:

@@ -56,8 +56,8 @@ class TestSet:
             return {}
         return dict(sorted(zip(self.scenes.tolist(), scene_classes(self.annotations), strict=True)))
 
-    def picture(self, image: int) -> Image.Image:
-        """The picture of an image, as large as its file has it."""
+    def decoded(self, image: int) -> Image.Image:
+        """The image of an image, as large as its file has it."""
         path = self.options.dataset.image_folder / self.annotations.image_names[image]
         return decode(path, self.options.dataset.max_pixels)
 
@@ -87,9 +87,9 @@ class Example:
 
     Attributes:
         caption: its number.
-        attention: [H, W] over its picture.
+        attention: [H, W] over its image.
         words: its words as the model reads them (`<unk>` for an unknown one), each with its share.
-        regions: the picture with its regions drawn.
+        regions: the image with its regions drawn.
     """
 
     caption: int
@@ -172,7 +172,7 @@ def explain(subject: TestSet, model: RetrievalModel, captions: Sequence[int]) ->
     """What the model weighed in some captions and their images; nothing if it has nothing to show.
 
     Raises:
-        InputError: a picture or the region file can't be read.
+        InputError: an image or the region file can't be read.
     """
     ids = torch.tensor(captions)
     batch = _pairs(subject.loader, ids)
@@ -197,7 +197,7 @@ def explain(subject: TestSet, model: RetrievalModel, captions: Sequence[int]) ->
 def _pairs(loader: EvaluationLoader, captions: Tensor) -> Batch:
     """Some captions and the image of each, on the device."""
     images = loader.text_image[captions]
-    stored = loader.store.batch(loader.picture_ids[images]).to(loader.device)
+    stored = loader.store.batch(loader.image_ids[images]).to(loader.device)
     batch = replace(loader.distinct.batch(loader.caption_row[captions]), caption_ids=captions, image_ids=images)
     return replace(batch, images=normalise(stored), **region_fields(loader.regions, images)).to(loader.device)
 
@@ -210,12 +210,12 @@ def _words(subject: TestSet, caption: int, shares: Sequence[float]) -> list[tupl
 
 
 def _drawn_regions(subject: TestSet, images: Sequence[int]) -> list[Image.Image]:
-    """The pictures with their regions, where the model reads regions whose classes are known; else none."""
+    """The images with their regions, where the model reads regions whose classes are known; else none."""
     regions, path = subject.loader.regions, subject.options.dataset.local_path
     classes = () if regions is None or path is None else read_regions(path).classes
     if regions is None or not classes:
         return []
     return [
-        draw_regions(subject.picture(image), regions.nodes[image].numpy(), regions.adjacency[image].numpy(), classes)
+        draw_regions(subject.decoded(image), regions.nodes[image].numpy(), regions.adjacency[image].numpy(), classes)
         for image in images
     ]

@@ -196,7 +196,7 @@ def principal_plane(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, list
     centred = together - together.mean(dim=0)
     variances, axes = torch.linalg.eigh(centred.T @ centred)  # rising
     plane = axes[:, -2:].flip(1)
-    # An axis has no direction of its own; its largest number is made positive, so that the picture is always the same.
+    # An axis has no direction of its own; its largest number is made positive, so that the image is always the same.
     plane = plane * plane.gather(0, plane.abs().argmax(dim=0, keepdim=True)).sign()
     shares = 100.0 * variances[-2:].flip(0) / variances.sum().clamp(min=1e-300)
     points = centred @ plane

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, and attention laid over them."""
+"""Images as data URIs, and attention laid over them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ OPACITY = 0.5
 FLAT = 1e-6  # attention that differs less than this shows nothing
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as JPEG inside a URI."""
+def data_uri(image: Image.Image) -> str:
+    """An image as JPEG inside a URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=80)
+    image.save(buffer, format="JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def overlay(picture: Image.Image, attention: Tensor) -> Image.Image:
-    """Lay attention [H, W] over a picture, stretched from its lowest value (blue) to its highest (yellow)."""
+def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
+    """Lay attention [H, W] over an image, stretched from its lowest value (blue) to its highest (yellow)."""
     values = attention.numpy().astype(np.float32)
     spread = float(values.max() - values.min())
     values = (values - values.min()) / spread if spread > FLAT else np.zeros_like(values)
-    resized = Image.fromarray(values).resize(picture.size, Image.Resampling.BILINEAR)
+    resized = Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)
     heat = _colours(np.asarray(resized).clip(0, 1))
-    mixed = (1 - OPACITY) * np.asarray(picture, dtype=np.float64) + OPACITY * heat
+    mixed = (1 - OPACITY) * np.asarray(image, dtype=np.float64) + OPACITY * heat
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""The page: its head, its sections about numbers, and its foot; `reports.html.sights` has the sections of pictures."""
+"""The page: its head, its sections about numbers, and its foot; `reports.html.sights` has the sections of images."""
 
 from __future__ import annotations
 

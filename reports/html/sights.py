@@ -1,4 +1,4 @@
-"""The sections of a page that show pictures: queries, the plane of the common space, what the model weighed."""
+"""The sections of a page that show images: queries, the plane of the common space, what the model weighed."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def _image_query(subject: TestSet, query: Query, kind: str) -> Markup:
     if not any(answer.right for answer in query.found):
         mine = dict.fromkeys(captions[int(own)] for own in (subject.loader.text_image == query.number).nonzero())
         content.append(tag("p", "Its own: ", " / ".join(mine)))
-    picture = _image(_square(subject, query.number, THUMBNAIL), f"query image {name}", "thumb")
-    return tag("article", picture, tag("div", tag("h5", name), *content), class_=f"query {kind}")
+    thumb = _image(_square(subject, query.number, THUMBNAIL), f"query image {name}", "thumb")
+    return tag("article", thumb, tag("div", tag("h5", name), *content), class_=f"query {kind}")
 
 
 def _counted(query: Query) -> Iterator[tuple[int, Found]]:
@@ -85,17 +85,17 @@ def _verdict(query: Query, items: int) -> Markup:
 
 def _thumb(subject: TestSet, image: int, text: str, right: bool) -> Markup:
     name = subject.annotations.image_names[image]
-    picture = _image(_square(subject, image, THUMBNAIL), f"{name}, {text}", "thumb")
-    return tag("li", picture, text, class_="right" if right else "")
+    thumb = _image(_square(subject, image, THUMBNAIL), f"{name}, {text}", "thumb")
+    return tag("li", thumb, text, class_="right" if right else "")
 
 
 def _square(subject: TestSet, image: int, side: int) -> Image.Image:
-    """The picture squeezed into a square, as the model sees it."""
-    return subject.picture(image).resize((side, side), Image.Resampling.BILINEAR)
+    """The image squeezed into a square, as the model sees it."""
+    return subject.decoded(image).resize((side, side), Image.Resampling.BILINEAR)
 
 
-def _image(picture: Image.Image, alt: str, style: str) -> Markup:
-    return tag("img", src=data_uri(picture), alt=alt, class_=style, width=picture.width, height=picture.height)
+def _image(image: Image.Image, alt: str, style: str) -> Markup:
+    return tag("img", src=data_uri(image), alt=alt, class_=style, width=image.width, height=image.height)
 
 
 def plane_section(subject: TestSet, gallery: Gallery, fold: str) -> list[Markup]:
@@ -141,7 +141,7 @@ def _points(points: Tensor) -> Sequence[tuple[float, float]]:
 def examples_section(subject: TestSet, gallery: Gallery, fold: str) -> list[Markup]:
     """What the model of one fold weighed in some pairs."""
     notes = {
-        "Yellow is where the most of the picture passes the sigmoid of multiscale self-attention, dark blue where the "
+        "Yellow is where the most of the image passes the sigmoid of multiscale self-attention, dark blue where the "
         "least does, stretched from each map's lowest to its highest value.": "attention",
         "The stronger the shade of a word and its number (%), the more of it the last word takes, which becomes the "
         "caption's vector; <unk> is a word that the vocabulary lacks.": "words",
@@ -157,10 +157,10 @@ def _example(subject: TestSet, example: Example) -> Markup:
     image = int(subject.loader.text_image[example.caption])
     name = subject.annotations.image_names[image]
     plain = _square(subject, image, LARGE)
-    pictures = [_image(plain, name, "")]
+    images = [_image(plain, name, "")]
     note = []
     if example.attention is not None:
-        pictures.append(_image(overlay(plain, example.attention), f"attention over {name}", ""))
+        images.append(_image(overlay(plain, example.attention), f"attention over {name}", ""))
         low, high = float(example.attention.min()), float(example.attention.max())
         note.append(tag("p", f"attention from {low:.2f} to {high:.2f}"))
     if example.words is not None:
@@ -168,7 +168,7 @@ def _example(subject: TestSet, example: Example) -> Markup:
     if example.regions is not None:
         note.append(_image(example.regions, f"regions of {name}", ""))
     caption = tag("figcaption", subject.annotations.captions[example.caption])
-    return tag("figure", caption, tag("div", *pictures, class_="pair"), *note)
+    return tag("figure", caption, tag("div", *images, class_="pair"), *note)
 
 
 def _shaded(words: Sequence[tuple[str, float]]) -> list[Markup]:

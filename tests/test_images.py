@@ -91,7 +91,7 @@ RAW_CASES = {
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", RAW_CASES)
-def test_raw_pictures(tmp_path: Path, case: str) -> None:
+def test_raw_images(tmp_path: Path, case: str) -> None:
     content, expected = RAW_CASES[case]
     (tmp_path / "x").write_bytes(content)
     assert _pixels(tmp_path / "x") == expected
@@ -139,13 +139,13 @@ def test_orientation(tmp_path: Path) -> None:
     assert np.asarray(turned)[:, :, 0].tolist() == [[3, 0], [4, 1], [5, 2]]
 
 
-def test_the_first_picture_of_a_file_counts(tmp_path: Path) -> None:
+def test_the_first_image_of_a_file_counts(tmp_path: Path) -> None:
     path = _saved(tmp_path / "x.tif", _of("L", 5), save_all=True, append_images=[_of("L", 6)])
     assert _pixels(path) == [[5] * 3]
 
 
 def _cut(missing: int, kind: str) -> Callable[[Path], object]:
-    """Writes a picture of noise without its last bytes."""
+    """Writes an image of noise without its last bytes."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
     def make(path: Path) -> None:
@@ -160,24 +160,24 @@ def _write(content: bytes) -> Callable[[Path], object]:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda path: None, "no such picture"),
+    "missing": (lambda path: None, "no such image"),
     "folder": (lambda path: path.mkdir(), "can't be read (Is a directory)"),
-    "empty": (_write(b""), "the picture is empty (0 bytes): copy it again"),
-    "text": (_write(b"<html>not found</html>"), "not a picture of a kind that is read: expected JPEG, PNG, or TIFF"),
-    "gif": (lambda path: _of("L", 5).save(path, "GIF"), "not a picture of a kind that is read"),
+    "empty": (_write(b""), "the image is empty (0 bytes): copy it again"),
+    "text": (_write(b"<html>not found</html>"), "not an image of a kind that is read: expected JPEG, PNG, or TIFF"),
+    "gif": (lambda path: _of("L", 5).save(path, "GIF"), "not an image of a kind that is read"),
     "5 bands": (_write(_tiff(8, 5, bytes(5))), "TIFF with at most four bands of 8 or 16 bits; convert it"),
-    "cut JPEG": (_cut(1000, "JPEG"), "the picture is damaged or cut short (OSError: image file is truncated"),
-    "cut PNG": (_cut(500, "PNG"), "the picture is damaged or cut short (OSError: image file is truncated"),
+    "cut JPEG": (_cut(1000, "JPEG"), "the image is damaged or cut short (OSError: image file is truncated"),
+    "cut PNG": (_cut(500, "PNG"), "the image is damaged or cut short (OSError: image file is truncated"),
     "PNG cut in its header": (_write(RAW_CASES["palette"][0][:30]), "or copy it again if it is damaged"),
     "wrong PNG": (_write(RAW_CASES["palette"][0].replace(b"IDAT", b"IDOT")), "copy it again"),
-    "cut TIFF": (_write(_tiff(8, 3, b"\1")), "the picture is damaged or cut short ("),
+    "cut TIFF": (_write(_tiff(8, 3, b"\1")), "the image is damaged or cut short ("),
     "32-bit": (lambda path: _of("I", 5).save(path, "TIFF"), "pixels of kind 'I' (Pillow's name) have no known range"),
     "signed 16-bit": (_write(_tiff(16, 1, struct.pack("<h", -5), sample_format=2)), "pixels of kind 'I'"),
-    "float": (lambda path: _of("F", 0.5).save(path, "TIFF"), "convert the picture to 8-bit RGB or 16-bit grey"),
+    "float": (lambda path: _of("F", 0.5).save(path, "TIFF"), "convert the image to 8-bit RGB or 16-bit grey"),
     "Lab": (lambda path: _of("LAB", (1, 2, 3)).save(path, "TIFF"), "pixels of kind 'LAB'"),
     "large": (
         lambda path: Image.new("1", (101, 100)).save(path, "PNG"),
-        "101 x 100 pixels, at most 10000 are allowed (dataset.max_pixels): scale the picture down",
+        "101 x 100 pixels, at most 10000 are allowed (dataset.max_pixels): scale the image down",
     ),
 }
 
@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_faults(tmp_path: Path, case: str) -> None:
     make, expected = FAULTS[case]
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     make(path)
     with pytest.raises(InputError) as caught:
         decode(path, LIMIT)

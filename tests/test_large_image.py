@@ -1,4 +1,4 @@
-"""Pictures read in parts: the same colours as Pillow decodes, coordinates kept, one message for each fault."""
+"""Images read in parts: the same colours as Pillow decodes, coordinates kept, one message for each fault."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_bands(path: Path, bands: NDArray[Any], **form: Any) -> Path:
     return path
 
 
-def pictures() -> dict[str, Image.Image]:
+def images() -> dict[str, Image.Image]:
     colour = Image.fromarray(RGB)
     return {
         "RGB": colour,
@@ -49,16 +49,16 @@ def pictures() -> dict[str, Image.Image]:
 
 @pytest.mark.parametrize(
     ("kind", "ending"),
-    [(kind, ending) for kind in pictures() for ending in (".tif", ".png") if kind != "CMYK"] + [("CMYK", ".tif")],
+    [(kind, ending) for kind in images() for ending in (".tif", ".png") if kind != "CMYK"] + [("CMYK", ".tif")],
 )
 def test_a_part_has_the_colours_that_pillow_decodes(kind: str, ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"picture{ending}"
-    pictures()[kind].save(path)
+    path = tmp_path / f"image{ending}"
+    images()[kind].save(path)
     whole = np.asarray(decode(path, MAX_PIXELS))
-    with open_large(path, MAX_PIXELS) as picture:
-        assert (picture.height, picture.width) == (40, 56)
-        np.testing.assert_array_equal(np.asarray(picture.read(3, 20, 17, 36)), whole[3:20, 20:56])
-        np.testing.assert_array_equal(np.asarray(picture.overview(56)), whole)
+    with open_large(path, MAX_PIXELS) as image:
+        assert (image.height, image.width) == (40, 56)
+        np.testing.assert_array_equal(np.asarray(image.read(3, 20, 17, 36)), whole[3:20, 20:56])
+        np.testing.assert_array_equal(np.asarray(image.overview(56)), whole)
 
 
 @pytest.mark.parametrize(
@@ -72,37 +72,37 @@ def test_a_part_has_the_colours_that_pillow_decodes(kind: str, ending: str, tmp_
     ids=str,
 )
 def test_tiles_strips_and_bands(form: dict[str, Any], tmp_path: Path) -> None:
-    path = write_bands(tmp_path / "picture.tif", RGB.transpose(2, 0, 1), photometric="RGB", **form)
-    with open_large(path, MAX_PIXELS) as picture:
-        np.testing.assert_array_equal(np.asarray(picture.read(5, 9, 30, 40)), RGB[5:35, 9:49])
-        assert picture.georeference is None
+    path = write_bands(tmp_path / "image.tif", RGB.transpose(2, 0, 1), photometric="RGB", **form)
+    with open_large(path, MAX_PIXELS) as image:
+        np.testing.assert_array_equal(np.asarray(image.read(5, 9, 30, 40)), RGB[5:35, 9:49])
+        assert image.georeference is None
 
 
 def test_16_bits_per_colour_keep_the_upper_8(tmp_path: Path) -> None:
     deep = RANDOM.integers(0, 2**16, (3, 8, 9), dtype=np.uint16)
     path = write_bands(tmp_path / "deep.tif", deep, photometric="RGB")
-    with open_large(path, MAX_PIXELS) as picture:
-        np.testing.assert_array_equal(np.asarray(picture.read(0, 0, 8, 9)), (deep >> 8).transpose(1, 2, 0))
+    with open_large(path, MAX_PIXELS) as image:
+        np.testing.assert_array_equal(np.asarray(image.read(0, 0, 8, 9)), (deep >> 8).transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("ending", [".tif", ".png"])
 def test_an_overview_is_the_mean_of_the_pixels(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"picture{ending}"
+    path = tmp_path / f"image{ending}"
     Image.fromarray(RGB).save(path)
     blocks = RGB.reshape(5, 8, 7, 8, 3).mean(axis=(1, 3))
-    with open_large(path, MAX_PIXELS) as picture:
-        small = picture.overview(7)
+    with open_large(path, MAX_PIXELS) as image:
+        small = image.overview(7)
         assert small.size == (7, 5)
         np.testing.assert_allclose(np.asarray(small, dtype=float), blocks, atol=1)
 
 
-def test_a_map_keeps_the_coordinates_of_its_picture(tmp_path: Path) -> None:
+def test_a_map_keeps_the_coordinates_of_its_image(tmp_path: Path) -> None:
     transform = from_origin(500_000, 4_600_000, 0.5, 0.5)
     path = write_bands(tmp_path / "utm.tif", RGB.transpose(2, 0, 1), crs="EPSG:32633", transform=transform)
     levels = RANDOM.integers(0, 256, (40, 56), dtype=np.uint8)
-    with open_large(path, MAX_PIXELS) as picture:
-        assert picture.georeference is not None
-        write_geotiff(tmp_path / "map.tif", levels, picture.georeference, "two planes")
+    with open_large(path, MAX_PIXELS) as image:
+        assert image.georeference is not None
+        write_geotiff(tmp_path / "map.tif", levels, image.georeference, "two planes")
     with rasterio.open(tmp_path / "map.tif") as written:
         assert written.crs.to_epsg() == 32633
         assert written.transform == transform
@@ -144,31 +144,31 @@ def test_too_many_pixels_are_refused(ending: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 3, 6, 100, 3000])
 @pytest.mark.parametrize("ending", [".tif", ".png"])
-def test_a_picture_cut_short_ends_in_one_message(ending: str, kept: int, tmp_path: Path) -> None:
+def test_an_image_cut_short_ends_in_one_message(ending: str, kept: int, tmp_path: Path) -> None:
     path = tmp_path / f"short{ending}"
     Image.fromarray(RGB).save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match=re.escape(str(path))), open_large(path, MAX_PIXELS) as picture:
-        picture.read(0, 0, 40, 56)
+    with pytest.raises(InputError, match=re.escape(str(path))), open_large(path, MAX_PIXELS) as image:
+        image.read(0, 0, 40, 56)
 
 
 def test_a_tiff_without_its_last_rows_is_noticed_when_they_are_read(tmp_path: Path) -> None:
     path = write_bands(tmp_path / "short.tif", RGB.transpose(2, 0, 1), photometric="RGB", blockysize=4)
     path.write_bytes(path.read_bytes()[:-2000])
-    with open_large(path, MAX_PIXELS) as picture:
-        np.testing.assert_array_equal(np.asarray(picture.read(0, 0, 20, 56)), RGB[:20])
+    with open_large(path, MAX_PIXELS) as image:
+        np.testing.assert_array_equal(np.asarray(image.read(0, 0, 20, 56)), RGB[:20])
         with pytest.raises(InputError, match="damaged or cut short"):
-            picture.read(20, 0, 20, 56)
+            image.read(20, 0, 20, 56)
 
 
 @pytest.mark.parametrize("name", ["nothing.tif", "."])
-def test_a_picture_that_is_not_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no such picture|can't be read"), open_large(tmp_path / name, MAX_PIXELS):
+def test_an_image_that_is_not_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no such image|can't be read"), open_large(tmp_path / name, MAX_PIXELS):
         pass
 
 
 def test_without_rasterio_a_tiff_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(RGB).save(tmp_path / "picture.tif")
+    Image.fromarray(RGB).save(tmp_path / "image.tif")
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(InputError, match=r"environment\.sh geo"), open_large(tmp_path / "picture.tif", MAX_PIXELS):
+    with pytest.raises(InputError, match=r"environment\.sh geo"), open_large(tmp_path / "image.tif", MAX_PIXELS):
         pass

@@ -1,4 +1,4 @@
-"""Batches of pictures with all their captions: what they hold, the loss of several captions per picture."""
+"""Batches of images with all their captions: what they hold, the loss of several captions per image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 import option
 from batches.batch import Batch
 from batches.pairs import Pairs, PairSource
-from batches.sampling import PairSampler, PictureSampler, Sample, batches_of
+from batches.sampling import ImageSampler, PairSampler, Sample, batches_of
 from data.annotations import Annotations, read_annotations
 from data.similarity.prior import PriorSimilarity
 from layers import build_model
@@ -55,17 +55,17 @@ def listed(caption_image: list[int]) -> Annotations:
 
 
 class TestSampling:
-    """Which pictures and captions make a batch."""
+    """Which images and captions make a batch."""
 
     @given(
         st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30), st.integers(1, 4), st.randoms()
     )
-    def test_pictures_come_with_all_their_usable_captions(
+    def test_images_come_with_all_their_usable_captions(
         self, captions: list[tuple[int, bool]], ranks: int, random: object
     ) -> None:
         caption_image = torch.tensor([image for image, _ in captions])
         usable = torch.tensor([good for _, good in captions])
-        sampler = PictureSampler(caption_image, usable)
+        sampler = ImageSampler(caption_image, usable)
         assert len(sampler) == len(set(caption_image[usable].tolist()))
         items = torch.randperm(len(sampler))
         sample = sampler.sample(items)
@@ -142,7 +142,7 @@ def naive_contrastive(
 
 
 @st.composite
-def picture_batches(draw: st.DrawFn) -> tuple[list[int], Tensor, Tensor, Tensor]:
+def image_batches(draw: st.DrawFn) -> tuple[list[int], Tensor, Tensor, Tensor]:
     """Owner of each text, scores, margins and matches [N, M], own pairs and some more."""
     counts = draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     owner = [image for image, count in enumerate(counts) for _ in range(count)]
@@ -155,7 +155,7 @@ def picture_batches(draw: st.DrawFn) -> tuple[list[int], Tensor, Tensor, Tensor]
 class TestLosses:
     """Images with several texts each."""
 
-    @given(given_batch=picture_batches(), hardest=st.booleans())
+    @given(given_batch=image_batches(), hardest=st.booleans())
     def test_triplets_equal_their_slow_twin(
         self, given_batch: tuple[list[int], Tensor, Tensor, Tensor], hardest: bool
     ) -> None:
@@ -164,7 +164,7 @@ class TestLosses:
         expected = naive_triplet(scores.tolist(), owner, margins.tolist(), hardest, matches.tolist())
         assert [part.item() for part in found] == pytest.approx(expected, abs=1e-12)
 
-    @given(given_batch=picture_batches(), smoothing=st.sampled_from([0.0, 0.2]))
+    @given(given_batch=image_batches(), smoothing=st.sampled_from([0.0, 0.2]))
     def test_contrastive_equals_its_slow_twin(
         self, given_batch: tuple[list[int], Tensor, Tensor, Tensor], smoothing: float
     ) -> None:
@@ -211,13 +211,13 @@ class TestPairSource:
         assert image.matches is not None
         assert caption.matches is not None
         assert image.matches.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
-        # Captions 4 and 0 are equal, so that each matches the other's picture, too.
+        # Captions 4 and 0 are equal, so that each matches the other's image, too.
         assert caption.matches.int().tolist() == [[1, 1, 1, 0], [1, 0, 1, 1]]
         assert (image.masked_share().item(), caption.masked_share().item()) == (0.0, 0.5)
         assert caption.image_rows is not None
         assert caption.image_rows.tolist() == [0, 0, 1, 1]
 
-    def test_the_prior_stands_at_picture_and_caption(self) -> None:
+    def test_the_prior_stands_at_image_and_caption(self) -> None:
         found = self.of("none").prior
         assert found is not None
         expected = PriorSimilarity.build(listed([0, 0, 1, 1, 2, 2])).between(np.array([2, 0]), np.array([4, 5, 0, 1]))
@@ -225,23 +225,21 @@ class TestPairSource:
 
 
 @pytest.mark.parametrize("name", sorted(registered()))
-def test_every_model_learns_from_pictures(
+def test_every_model_learns_from_images(
     name: str, tiny_options: Callable[..., Options], vocabulary: Vocabulary
 ) -> None:
     loss = {"triplet": 1.0, "dynamic": 1.0, "contrastive": 1.0}
     options = tiny_options(name, {"optim.loss": loss, "optim.mask": "caption"})
     model, objective = build_model(options, vocabulary), build_objective(options.optim)
     annotations = listed([0, 0, 1, 1, 2, 2])
-    sample = PictureSampler(torch.from_numpy(annotations.caption_image), torch.ones(6) > 0).sample(torch.arange(3))
+    sample = ImageSampler(torch.from_numpy(annotations.caption_image), torch.ones(6) > 0).sample(torch.arange(3))
     items = random_batch(6)
-    pictures = ("images", "second_view", "nodes", "adjacency")
-    fewer: dict[str, Any] = {field: items.need(field)[:3] for field in pictures}
+    images = ("images", "second_view", "nodes", "adjacency")
+    fewer: dict[str, Any] = {field: items.need(field)[:3] for field in images}
     batch = replace(items, **fewer)
     batch = replace(batch, image_ids=sample.images, image_rows=sample.rows, whole=sample)
     losses = Losses(model, objective, PairSource(annotations, "caption", PriorSimilarity.build(annotations)))(batch)
-    assert losses["masked_share"].item() == pytest.approx(
-        6 * 6 / 12
-    )  # each picture also matches a caption of the others
+    assert losses["masked_share"].item() == pytest.approx(6 * 6 / 12)  # each image also matches a caption of the others
     losses["loss"].backward()
     assert losses["loss"].isfinite()
     broken = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -250,12 +248,12 @@ def test_every_model_learns_from_pictures(
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     return write_experiment(folder, make_precomp(folder / "data"))
 
 
 def batches(experiment: Path, batching: str, each: int) -> list[Batch]:
-    """An epoch of the train list, of which only the first `each` captions of a picture are usable."""
+    """An epoch of the train list, of which only the first `each` captions of an image are usable."""
     options = option.load_options(experiment, [f"dataset.batching={batching}"])
     vocabulary = Vocabulary.load(Path(options.dataset.vocab_path))
     whole = read_annotations(options.dataset.data_path, "train")
@@ -264,30 +262,30 @@ def batches(experiment: Path, batching: str, each: int) -> list[Batch]:
     return list(train_loader(options, 0, vocabulary, annotations, Media.of(options, [annotations], CPU), CPU).epoch(0))
 
 
-def test_with_one_caption_per_picture_batches_are_those_of_pairs(experiment: Path) -> None:
-    for pairs, pictures in zip(batches(experiment, "pairs", 1), batches(experiment, "images", 1), strict=True):
+def test_with_one_caption_per_image_batches_are_those_of_pairs(experiment: Path) -> None:
+    for pairs, images in zip(batches(experiment, "pairs", 1), batches(experiment, "images", 1), strict=True):
         for field in ("images", "tokens", "lengths", "image_ids", "caption_ids"):
-            assert torch.equal(pairs.need(field), pictures.need(field)), field
-        assert pictures.need("image_rows").tolist() == list(range(8))
+            assert torch.equal(pairs.need(field), images.need(field)), field
+        assert images.need("image_rows").tolist() == list(range(8))
 
 
-def test_each_picture_is_encoded_once_for_its_captions(experiment: Path) -> None:
+def test_each_image_is_encoded_once_for_its_captions(experiment: Path) -> None:
     found = batches(experiment, "images", 2)
-    assert [(batch.pictures, batch.items, len(batch.need("images"))) for batch in found] == [(8, 16, 8)] * 3
+    assert [(batch.image_count, batch.items, len(batch.need("images"))) for batch in found] == [(8, 16, 8)] * 3
     assert sorted(torch.cat([batch.need("image_ids") for batch in found]).tolist()) == list(range(24))
     assert sorted(torch.cat([batch.need("caption_ids") for batch in found]).tolist()) == list(range(48))
 
 
-def test_training_on_pictures(experiment: Path) -> None:
+def test_training_on_images(experiment: Path) -> None:
     train_main(["--path_opt", str(experiment), "--folds", "0", "--set", "dataset.batching=images", "optim.epochs=3"])
     rows = read_checkpoint(experiment.parent / "checkpoint" / "tiny" / "0" / "last.pth")["history"]
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
-def test_a_batch_that_does_not_fit_is_cut_between_pictures(experiment: Path) -> None:
+def test_a_batch_that_does_not_fit_is_cut_between_images(experiment: Path) -> None:
     batch = batches(experiment, "images", 2)[0]
     parts = parts_of(batch, 3)
-    assert [(part.pictures, part.items, len(part.need("tokens"))) for part in parts] == [
+    assert [(part.image_count, part.items, len(part.need("tokens"))) for part in parts] == [
         (3, 6, 6),
         (3, 6, 6),
         (2, 4, 4),

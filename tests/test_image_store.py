@@ -1,4 +1,4 @@
-"""The store that decodes each picture at most once, in memory and on disk."""
+"""The store that decodes each image at most once, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data import image_store as picture_store
-from data.image_store import PictureStore, choose_cache
+from data import image_store as image_store
+from data.image_store import ImageStore, choose_cache
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ SIZE = 8
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Six pictures of one grey each: 10, 20, ... 60."""
+    """Six images of one grey each: 10, 20, ... 60."""
     folder = tmp_path / "images"
     folder.mkdir()
     return [_grey(folder / f"{i}.png", 10 * (i + 1), 10 + i) for i in range(COUNT)]
@@ -37,8 +37,8 @@ def _grey(path: Path, value: int, width: int = 10) -> Path:
     return path
 
 
-def _store(paths: list[Path], cache: str, folder: Path | None = None) -> PictureStore:
-    return PictureStore(paths, SIZE, cache, folder and folder.parent / "cache", CPU, LIMIT)
+def _store(paths: list[Path], cache: str, folder: Path | None = None) -> ImageStore:
+    return ImageStore(paths, SIZE, cache, folder and folder.parent / "cache", CPU, LIMIT)
 
 
 def _greys(batch: Tensor) -> list[int]:
@@ -49,7 +49,7 @@ def _greys(batch: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("cache", ["ram", "device", "disk"])
-def test_each_picture_is_decoded_once(tmp_path: Path, paths: list[Path], cache: str) -> None:
+def test_each_image_is_decoded_once(tmp_path: Path, paths: list[Path], cache: str) -> None:
     store = _store(paths, cache, paths[0].parent)
     assert [store.holds(i) for i in range(COUNT)] == [False] * COUNT
     store.load([3, 1, 3])
@@ -82,7 +82,7 @@ def test_a_batch_does_not_alias_the_store(paths: list[Path]) -> None:
 
 
 def test_load_in_several_chunks(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_store, "_CHUNK", 4)
+    monkeypatch.setattr(image_store, "_CHUNK", 4)
     store = _store(paths, "ram")
     store.load(torch.arange(COUNT))
     assert store.decoded == COUNT
@@ -91,36 +91,36 @@ def test_load_in_several_chunks(paths: list[Path], monkeypatch: pytest.MonkeyPat
 
 def test_progress_bar(paths: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     store = _store(paths, "ram")
-    store.load([0], progress="pictures of train")
+    store.load([0], progress="images of train")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     store.load([1])
     assert capsys.readouterr().err == ""
-    store.load(range(COUNT), progress="pictures of train")
+    store.load(range(COUNT), progress="images of train")
     shown = capsys.readouterr().err
-    assert "pictures of train: 100%" in shown
+    assert "images of train: 100%" in shown
     assert "4/4" in shown
-    store.load(range(COUNT), progress="pictures of train")
+    store.load(range(COUNT), progress="images of train")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_unreadable_pictures_are_told_together(paths: list[Path], cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_store, "_CHUNK", 2)
+def test_unreadable_images_are_told_together(paths: list[Path], cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_store, "_CHUNK", 2)
     for path in paths[:1] + paths[2:]:
         path.write_bytes(b"")
     store = _store([*paths, paths[0].parent / "missing.png"], cache, paths[0].parent)
     with pytest.raises(InputError) as caught:
         store.load(range(COUNT + 1))
     lines = str(caught.value).split("\n")
-    assert lines[0] == "6 of 7 pictures can't be read:"
-    assert lines[1:6] == [f"  {path}: the picture is empty (0 bytes): copy it again" for path in paths[:1] + paths[2:]]
+    assert lines[0] == "6 of 7 images can't be read:"
+    assert lines[1:6] == [f"  {path}: the image is empty (0 bytes): copy it again" for path in paths[:1] + paths[2:]]
     assert lines[6] == "  ... and 1 more"
     assert [store.holds(i) for i in range(COUNT + 1)] == [False, True] + [False] * 5
     assert store.decoded == 1
-    with pytest.raises(InputError, match=r"1 of 2 pictures can't be read:\n.*0\.png"):
+    with pytest.raises(InputError, match=r"1 of 2 images can't be read:\n.*0\.png"):
         store.batch(torch.tensor([0, 1]))
-    with pytest.raises(InputError, match=r"1 of 2 pictures can't be read:\n.*0\.png"):
+    with pytest.raises(InputError, match=r"1 of 2 images can't be read:\n.*0\.png"):
         _store(paths, "off").batch(torch.tensor([0, 1]))
 
 
@@ -138,7 +138,7 @@ def test_a_later_run_reuses_the_disk(paths: list[Path]) -> None:
     assert third.decoded == 0
 
 
-def test_the_disk_follows_changed_pictures(paths: list[Path]) -> None:
+def test_the_disk_follows_changed_images(paths: list[Path]) -> None:
     folder = paths[0].parent
     _store(paths, "disk", folder).load(range(COUNT))
     _grey(paths[4], 99, width=30)
@@ -155,17 +155,17 @@ def test_other_lists_and_sizes_have_their_own_place_on_disk(paths: list[Path]) -
     cache = paths[0].parent.parent / "cache"
     _store(paths, "disk", paths[0].parent).load(range(COUNT))
     assert _greys(_store(paths[::-1], "disk", paths[0].parent).batch(torch.tensor([0]))) == [60]
-    other = PictureStore(paths, 4, "disk", cache, CPU, LIMIT)
+    other = ImageStore(paths, 4, "disk", cache, CPU, LIMIT)
     assert not other.holds(0)
     assert other.batch(torch.tensor([5])).shape == (1, 3, 4, 4)
     assert all(_store(paths, "disk", paths[0].parent).holds(i) for i in range(COUNT))
     assert len(list(cache.glob("*.uint8"))) == 3
 
 
-def test_a_picture_that_came_later_is_decoded(paths: list[Path]) -> None:
+def test_an_image_that_came_later_is_decoded(paths: list[Path]) -> None:
     content = paths[3].read_bytes()
     paths[3].unlink()
-    with pytest.raises(InputError, match=r"1 of 6 pictures can't be read:\n.*3\.png: no such picture"):
+    with pytest.raises(InputError, match=r"1 of 6 images can't be read:\n.*3\.png: no such image"):
         _store(paths, "disk", paths[0].parent).load(range(COUNT))
     paths[3].write_bytes(content)
     store = _store(paths, "disk", paths[0].parent)
@@ -173,7 +173,7 @@ def test_a_picture_that_came_later_is_decoded(paths: list[Path]) -> None:
     assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
 
 
-def test_a_picture_that_changes_during_a_run_is_decoded_by_the_next(paths: list[Path]) -> None:
+def test_an_image_that_changes_during_a_run_is_decoded_by_the_next(paths: list[Path]) -> None:
     store = _store(paths, "disk", paths[0].parent)
     _grey(paths[2], 31)
     os.utime(paths[2], ns=(1, 1))
@@ -224,19 +224,19 @@ def test_a_full_disk_is_told_at_the_start(paths: list[Path], monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(InputError, match=r"no room for a picture cache of 0\.0 GiB \(No space left on device\)"):
+    with pytest.raises(InputError, match=r"no room for an image cache of 0\.0 GiB \(No space left on device\)"):
         _store(paths, "disk", paths[0].parent)
 
 
-def test_nothing_is_written_beside_the_pictures(paths: list[Path]) -> None:
+def test_nothing_is_written_beside_the_images(paths: list[Path]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in paths[0].parent.iterdir()}
     for cache in ("ram", "device", "disk", "off"):
         _store(paths, cache, paths[0].parent).batch(torch.arange(COUNT))
     assert {path.name: path.stat().st_mtime_ns for path in paths[0].parent.iterdir()} == before
 
 
-class _Pictures(Dataset[Tensor]):
-    def __init__(self, store: PictureStore) -> None:
+class _Images(Dataset[Tensor]):
+    def __init__(self, store: ImageStore) -> None:
         self.store = store
 
     def __getitem__(self, index: int) -> Tensor:
@@ -250,7 +250,7 @@ class _Pictures(Dataset[Tensor]):
 def test_workers_of_a_loader(paths: list[Path], cache: str) -> None:
     store = _store(paths, cache, paths[0].parent)
     store.load([0])
-    loader = DataLoader(_Pictures(store), batch_size=2, num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(_Images(store), batch_size=2, num_workers=2, multiprocessing_context="fork")
     assert [_greys(batch) for batch in loader] == [[10, 20], [30, 40], [50, 60]]
     # What workers decode onto the disk is there for this process too.
     assert [store.holds(i) for i in range(COUNT)] == [cache == "disk"] * COUNT
@@ -277,9 +277,9 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_cache("device", 10, 256, CPU) == "ram"
     assert choose_cache("device", 10**9, 256, cuda) == "device"
 
-    picture = 3 * 256 * 256
-    monkeypatch.setattr(picture_store, "available_memory", lambda: 201 * picture)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * picture, 1000 * picture))
+    image = 3 * 256 * 256
+    monkeypatch.setattr(image_store, "available_memory", lambda: 201 * image)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * image, 1000 * image))
     assert choose_cache("auto", 100, 256, CPU) == "ram"
     assert choose_cache("auto", 101, 256, CPU) == "disk"
     assert choose_cache("auto", 30, 256, cuda) == "device"
@@ -288,13 +288,13 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_promised_to_other_stores_counts(monkeypatch: pytest.MonkeyPatch, paths: list[Path]) -> None:
-    picture, cuda = 3 * 256 * 256, torch.device("cuda")
-    monkeypatch.setattr(picture_store, "available_memory", lambda: 201 * picture)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * picture, 200 * picture))
-    assert choose_cache("auto", 70, 256, CPU, promised={"ram": 60 * picture}) == "ram"
-    assert choose_cache("auto", 71, 256, CPU, promised={"ram": 60 * picture}) == "disk"
-    assert choose_cache("auto", 10, 256, CPU, 2, {"ram": 90 * picture}) == "disk"
-    assert choose_cache("auto", 30, 256, cuda, promised={"device": 10 * picture}) == "ram"
+    image, cuda = 3 * 256 * 256, torch.device("cuda")
+    monkeypatch.setattr(image_store, "available_memory", lambda: 201 * image)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * image, 200 * image))
+    assert choose_cache("auto", 70, 256, CPU, promised={"ram": 60 * image}) == "ram"
+    assert choose_cache("auto", 71, 256, CPU, promised={"ram": 60 * image}) == "disk"
+    assert choose_cache("auto", 10, 256, CPU, 2, {"ram": 90 * image}) == "disk"
+    assert choose_cache("auto", 30, 256, cuda, promised={"device": 10 * image}) == "ram"
     store = _store(paths, "ram")
     assert store.promised == COUNT * 3 * SIZE**2
     store.load([3, 1])
@@ -304,16 +304,16 @@ def test_what_was_promised_to_other_stores_counts(monkeypatch: pytest.MonkeyPatc
 
 def test_available_memory(tmp_path: Path) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    machine = picture_store.available_memory(tmp_path)
+    machine = image_store.available_memory(tmp_path)
     assert 2**20 < machine <= total
     (tmp_path / "memory.max").write_text("max\n")
-    assert picture_store.available_memory(tmp_path) > machine / 2
+    assert image_store.available_memory(tmp_path) > machine / 2
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.stat").write_text("anon 400000\nfile 500000\n")
-    assert picture_store.available_memory(tmp_path) == 600_000
+    assert image_store.available_memory(tmp_path) == 600_000
 
 
-def test_bad_arguments_and_too_many_pictures(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_arguments_and_too_many_images(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for cache in ("auto", "disk"):
         with pytest.raises(ValueError, match="cache must be one of"):
             _store(paths, cache)
@@ -322,16 +322,16 @@ def test_bad_arguments_and_too_many_pictures(paths: list[Path], monkeypatch: pyt
         raise RuntimeError("can't allocate memory")
 
     monkeypatch.setattr(torch, "empty", refuse)
-    with pytest.raises(InputError, match=r"6 pictures of 8 x 8 need 0\.0 GiB on cpu, which are not free; set dataset"):
+    with pytest.raises(InputError, match=r"6 images of 8 x 8 need 0\.0 GiB on cpu, which are not free; set dataset"):
         _store(paths, "ram")
 
 
 @pytest.mark.skipif("RSR_DATA" not in os.environ, reason="RSR_DATA is not set")
-def test_published_pictures() -> None:
-    """The first UCM pictures, as the published transform (RGB, then resized by Pillow) gives them."""
+def test_published_images() -> None:
+    """The first UCM images, as the published transform (RGB, then resized by Pillow) gives them."""
     folder = Path(os.environ["RSR_DATA"]) / "data/ucm_precomp/images"
     names = [folder / f"{number}.jpg" for number in range(1, 41)]
-    store = PictureStore(names, 256, "ram", None, CPU, 100_000_000)
+    store = ImageStore(names, 256, "ram", None, CPU, 100_000_000)
     batch = store.batch(torch.arange(40))
     for row, name in zip(batch, names, strict=True):
         with Image.open(name) as image:
