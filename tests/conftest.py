@@ -13,11 +13,11 @@ import torch
 from layers.registry import registered
 from option import Options
 from option.schema import Dataset, KFold, Optim, leaves
+from tests import ROOT
 from tests.reference_inputs import WORDS
 from utils import logger
 from vocab import Vocabulary
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "seq2vec.arch": "gru",
     "seq2vec.word_dim": 16,

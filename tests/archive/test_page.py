@@ -1,0 +1,819 @@
+"""The page of an archive: its answers against the searcher's, its limits, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import wavfile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message
+from torch import Tensor
+
+import archive
+import search
+from archive import page, serve, thumbnails
+from archive.name_rows import NameRows
+from archive.page import make_app
+from archive.page_limits import STRICT, RateLimit, Turns, client_of
+from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
+from archive.searcher import Searcher
+from archive.store import StoreFault
+from archive.uploads import FORM_BYTES, read_upload
+from data.audio.sounds import read_sound
+from data.audio.spectrogram import RATE
+from data.images import decode
+from option import Options
+from tests import ROOT
+from tests.archives import Trained, make_trained
+from utils import InputError
+
+MIB = 2**20
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+MANY = 30  # images, which fill two of the page's pages
+
+
+@pytest.fixture(scope="module")
+def galr(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
+    return make_trained(tmp_path_factory.mktemp("galr"), tiny_options, "GaLR")
+
+
+@pytest.fixture(scope="module")
+def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one gone since."""
+    folder = tmp_path_factory.mktemp("many")
+    random = np.random.default_rng(0)
+    names = [f"{'north' if number % 3 else 'south'}/{number}.png" for number in range(MANY - 2)]
+    for name in [*names, HOSTILE, "north/last.tif"]:
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colours = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((96, 64), Image.Resampling.NEAREST).save(path)
+    search.main(Trained(galr.options, galr.checkpoint, folder / "images").arguments(folder / "index"))
+    (folder / "images" / "north" / "1.png").unlink()
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def searcher(many: Path) -> Searcher:
+    return Searcher.open(many, "cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes(searcher: Searcher) -> Scenes:
+    return find_scenes(searcher.index.names(), searcher.images)
+
+
+def client_with(searcher: Searcher, scenes: Scenes, **limits: int) -> TestClient:
+    return TestClient(make_app(searcher, scenes, ["testserver"], **{"max_upload": MIB, "rate": 1000} | limits))
+
+
+@pytest.fixture(scope="module")
+def client(searcher: Searcher, scenes: Scenes) -> TestClient:
+    return client_with(searcher, scenes)
+
+
+def row_of(searcher: Searcher, name: str) -> int:
+    return searcher.index.names().index(name)
+
+
+def told(response: httpx2.Response, status: int, *words: str) -> None:
+    """The response is a refusal in one message, without a path of the server."""
+    assert response.status_code == status, response.text
+    (message,) = response.json().values()
+    for word in words:
+        assert word in message
+    assert tempfile.gettempdir() not in message
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG whose header announces what its data do not hold."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg(side: int = 64) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 80).save(file, format="JPEG")
+    return file.getvalue()
+
+
+class TestSearch:
+    def test_about(self, client: TestClient) -> None:
+        assert client.get("/api/about").json() == {
+            "images": MANY,
+            "model": "GaLR",
+            "search": "exact",
+            "audio": False,
+            "scenes": [
+                {"name": "<img src=x onerror=alert(1)>", "images": 1},
+                {"name": "north", "images": 19},
+                {"name": "south", "images": 10},
+            ],
+            "per_page": 24,
+            "longest_query": 1000,
+            "max_upload": MIB,
+        }
+
+    def test_pages_are_the_searchers_with_an_offset(self, client: TestClient, searcher: Searcher) -> None:
+        answer = client.get("/api/search", params={"q": "a red field", "page": 3, "per_page": 7}).json()
+        expected = searcher.text("a red field", 7, offset=14)
+        assert [(hit["row"], hit["name"]) for hit in answer["hits"]] == [(hit.row, hit.name) for hit in expected]
+        assert [hit["score"] for hit in answer["hits"]] == pytest.approx([hit.score for hit in expected])
+        assert [hit["rank"] for hit in answer["hits"]] == list(range(15, 22))
+        assert (answer["total"], answer["pages"], answer["page"]) == (30, 5, 3)
+        assert answer["encode_ms"] > 0
+        assert answer["search_ms"] > 0
+        assert len(client.get("/api/search", params={"q": "a red field", "page": 5, "per_page": 7}).json()["hits"]) == 2
+
+    def test_a_scene_filters_as_keep_does(self, client: TestClient, searcher: Searcher) -> None:
+        keep = np.array([name.startswith("south/") for name in searcher.index.names()])
+        parameters = {"q": "a red field", "scene": "south", "page": "2", "per_page": "4"}
+        answer = client.get("/api/search", params=parameters).json()
+        assert [hit["row"] for hit in answer["hits"]] == [hit.row for hit in searcher.text("a red field", 4, 4, keep)]
+        assert {hit["scene"] for hit in answer["hits"]} == {"south"}
+        assert (answer["total"], answer["pages"]) == (10, 3)
+
+    def test_an_image(self, client: TestClient, searcher: Searcher) -> None:
+        path = searcher.images / "north/last.tif"
+        sent = client.post("/api/search/image?per_page=5", files={"image": ("a.tif", path.read_bytes())}).json()
+        expected = searcher.image(decode(path, 10**6), 5)
+        assert [hit["row"] for hit in sent["hits"]] == [hit.row for hit in expected]
+        assert sent["hits"][0]["name"] == "north/last.tif"
+        kind, _, preview = sent["preview"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(preview))) as shown:
+            assert (shown.format, shown.size) == ("JPEG", (96, 64))
+        assert sent["note"] is None
+
+    def test_a_model_that_scores_pairs_says_how_images_are_compared(
+        self, client: TestClient, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(searcher.encoder.model, "scores_by_cosine", lambda: False)
+        assert "cosine" in client.post("/api/search/image", files={"image": jpeg()}).json()["note"]
+        assert client.get("/api/search?q=a+red+field").json()["note"] is None
+
+    def test_a_sound(
+        self, client: TestClient, searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def heard(path: Path) -> Tensor:
+            return searcher.encoder.text("a red field" if len(read_sound(path)) == 8_000 else "a blue pond")
+
+        monkeypatch.setattr(searcher.encoder, "sound", heard)
+        monkeypatch.setattr(searcher.encoder.model, "uses_audio", True)
+        assert client.get("/api/about").json()["audio"] is True
+        wavfile.write(tmp_path / "a.wav", RATE, np.zeros(8_000, np.float32))
+        sound = (tmp_path / "a.wav").read_bytes()
+        answer = client.post("/api/search/audio?per_page=6", files={"sound": sound}).json()
+        assert [hit["row"] for hit in answer["hits"]] == [hit.row for hit in searcher.text("a red field", 6)]
+        told(client.post("/api/search/audio", files={"sound": ("b.wav", b"RIFF")}), 400, "'b.wav': not a readable WAV")
+        told(client.post("/api/search/audio", files={"sound": bytes(MIB + 1)}), 413, "at most 1 MiB")
+
+    def test_words_that_the_model_does_not_know(self, client: TestClient) -> None:
+        found = client.get("/api/search", params={"q": "the red zeppelin"}).json()
+        assert found["unknown_words"] == ["zeppelin"]
+
+    @pytest.mark.parametrize(
+        ("query", "status", "word"),
+        [
+            ("q=zeppelin", 400, "knows no word of 'zeppelin'"),
+            ("q=%20", 400, "knows no word"),
+            ("", 422, "q: Field required"),
+            ("q=", 422, "q: String should have at least 1 character"),
+            (f"q={'red' * 334}", 422, "q: String should have at most 1000 characters"),
+            ("q=red&page=0", 422, "page: Input should be greater than or equal to 1"),
+            ("q=red&page=x", 422, "page: Input should be a valid integer"),
+            ("q=red&per_page=101", 422, "per_page: Input should be less than or equal to 100"),
+            ("q=red&page=3", 404, "there is no page 3: 30 images fill 2"),
+            ("q=red&scene=west", 404, "no scene class 'west'"),
+        ],
+    )
+    def test_refused_queries(self, client: TestClient, query: str, status: int, word: str) -> None:
+        told(client.get(f"/api/search?{query}"), status, word)
+
+    def test_no_sound_where_the_model_hears_nothing(self, client: TestClient) -> None:
+        told(client.post("/api/search/audio", files={"sound": b"RIFF"}), 400, "GaLR has no audio encoder")
+
+    def test_no_deeper_than_the_limit(
+        self, searcher: Searcher, scenes: Scenes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(page, "DEEPEST", 10)
+        client = client_with(searcher, scenes)
+        assert client.get("/api/search?q=red&per_page=6").json()["total"] == 10
+        assert len(client.get("/api/search?q=red&per_page=6&page=2").json()["hits"]) == 4
+        told(client.get("/api/search?q=red&per_page=6&page=3"), 404, "no page 3")
+
+
+class FakeStore:
+    def __init__(self, found: Sequence[tuple[str, float]] | None) -> None:
+        self.found = found
+
+    def search(self, vector: Any, k: int) -> list[tuple[str, float]]:
+        if self.found is None:
+            raise StoreFault("the vector store http://10.0.0.7:19530 does not work")
+        return list(self.found[:k])
+
+
+class TestStore:
+    @pytest.fixture
+    def stored(self, many: Path, monkeypatch: pytest.MonkeyPatch) -> Searcher:
+        searcher = Searcher.open(many, "cpu")
+        monkeypatch.setattr(searcher, "kind", "store")
+        monkeypatch.setattr(searcher, "_store", FakeStore([("south/3.png", 0.75), ("new.png", 0.5)]))
+        return searcher
+
+    def test_hits_get_their_rows_by_name(self, stored: Searcher) -> None:
+        client = client_with(stored, no_scenes(MANY))
+        assert client.get("/api/about").json()["scenes"] == []
+        known, unknown = client.get("/api/search?q=red").json()["hits"]
+        assert known["row"] == row_of(stored, "south/3.png")
+        assert (unknown["name"], unknown["row"], unknown["thumbnail"]) == ("new.png", None, None)
+
+    def test_its_fault_does_not_tell_its_address(
+        self, stored: Searcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(stored, "_store", FakeStore(None))
+        response = client_with(stored, no_scenes(MANY)).get("/api/search?q=red")
+        told(response, 503, "does not answer")
+        assert "10.0.0.7" not in response.text
+        assert "10.0.0.7" in caplog.text
+
+    def test_rows_of_names(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = searcher.index.names()
+        rows = NameRows(searcher.index)
+        assert [rows.row(name) for name in names] == list(range(MANY))
+        assert rows.row("absent") is None
+        monkeypatch.setattr("archive.name_rows._digest", len)  # nearly all collide
+        rows = NameRows(searcher.index)
+        assert [rows.row(name) for name in names] == list(range(MANY))
+        assert rows.row("south/x.png") is None
+
+
+class TestImages:
+    def test_are_made_anew_for_the_browser(self, client: TestClient, searcher: Searcher) -> None:
+        row = row_of(searcher, "north/last.tif")
+        for path in (f"/thumbnail/{row}", f"/image/{row}"):
+            response = client.get(path)
+            assert response.headers["content-type"] == "image/jpeg"
+            with Image.open(io.BytesIO(response.content)) as shown:
+                assert (shown.format, shown.size) == ("JPEG", (96, 64))
+                difference = np.abs(
+                    np.asarray(shown, float) - np.asarray(decode(searcher.images / "north/last.tif", 10**6))
+                )
+                assert difference.mean() < 12
+
+    def test_are_scaled_down(self) -> None:
+        for side, expected in ((320, (320, 160)), (4096, (1000, 500))):
+            with Image.open(io.BytesIO(thumbnails.to_jpeg(Image.new("RGB", (1000, 500)), side, 85))) as shown:
+                assert shown.size == expected
+
+    def test_thumbnails_are_kept_up_to_a_bound(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        decoded: list[Path] = []
+
+        def counting(path: Path, max_pixels: int) -> Image.Image:
+            decoded.append(path)
+            return decode(path, max_pixels)
+
+        monkeypatch.setattr(thumbnails, "decode", counting)
+        monkeypatch.setattr(thumbnails, "KEPT", 2)
+        made = thumbnails.Thumbnails(searcher.index, searcher.images, 10**6)
+        rows = [row_of(searcher, f"south/{number}.png") for number in (0, 3, 6)]
+        for row in (rows[0], rows[0], rows[1], rows[2], rows[0]):
+            made.thumbnail(row)
+        assert [path.name for path in decoded] == ["0.png", "3.png", "6.png", "0.png"]
+
+    @pytest.mark.parametrize("kind", ["thumbnail", "image"])
+    def test_only_rows_of_the_index(self, client: TestClient, searcher: Searcher, kind: str) -> None:
+        told(client.get(f"/{kind}/30"), 404, "rows 0 to 29")
+        told(client.get(f"/{kind}/-1"), 404, "rows 0 to 29")
+        told(client.get(f"/{kind}/{10**30}"), 404, "rows 0 to 29")
+        told(client.get(f"/{kind}/one"), 422, "valid integer")
+        for path in ("north/2.png", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd"):
+            assert client.get(f"/{kind}/{path}").status_code in (404, 422)
+        told(client.get(f"/{kind}/{row_of(searcher, 'north/1.png')}"), 404, "gone, or can't be read")
+
+    def test_one_that_is_damaged_or_leads_outside(
+        self, searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images = Path(shutil.copytree(searcher.images, tmp_path / "images"))
+        (images / "south/0.png").write_bytes((images / "south/0.png").read_bytes()[:60])
+        (images / "south/3.png").unlink()
+        Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
+        (images / "south/3.png").symlink_to(tmp_path / "secret.png")
+        (images / "south/6.png").write_bytes(png(30_000, 30_000))
+        monkeypatch.setattr(searcher, "images", images)
+        client = client_with(searcher, no_scenes(MANY))
+        for number in (0, 3, 6):
+            told(client.get(f"/image/{row_of(searcher, f'south/{number}.png')}"), 404, "can't be read")
+
+    def test_addresses_differ_between_indexes(self, client: TestClient, searcher: Searcher, tmp_path: Path) -> None:
+        first = client.get("/api/search?q=red").json()["hits"][0]["thumbnail"]
+        elsewhere = Searcher(searcher.index, searcher.encoder, tmp_path, "exact")
+        second = client_with(elsewhere, no_scenes(MANY)).get("/api/search?q=red").json()["hits"][0]["thumbnail"]
+        assert first.partition("?")[0] == second.partition("?")[0]
+        assert first != second
+
+
+class TestUploads:
+    @pytest.mark.parametrize(
+        ("content", "word"),
+        [
+            (b"only a text", "'x.jpg': not an image of a kind that is read"),
+            (jpeg()[:700], "'x.jpg': the image is damaged or cut short"),
+            (b"", "'x.jpg': the image is empty (0 bytes)"),
+            (png(0, 9), "'x.jpg': not an image"),
+            (png(20_000, 6_000), "20000 x 6000 pixels, at most 100000000 are allowed"),
+            (png(60_000, 60_000), "more pixels than Pillow allows"),
+            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a kind that is read"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
+    def test_no_image(self, client: TestClient, content: bytes, word: str) -> None:
+        told(client.post("/api/search/image", files={"image": ("x.jpg", content)}), 400, word)
+
+    def test_wrong_forms(self, client: TestClient) -> None:
+        post = client.post
+        told(post("/api/search/image", files={"image": jpeg()}), 400, "in the field 'image'")
+        told(post("/api/search/image", data={"image": "text"}), 400, "in the field 'image'")
+        told(post("/api/search/image", content=jpeg()), 400, "in the field 'image'")
+        told(post("/api/search/image", files=[("image", jpeg()), ("image", jpeg())]), 400, "Too many files")
+        broken = {"content-type": "multipart/form-data; boundary=x"}
+        for body in (b"--y\r\n", b"--x\r\nnonsense", b"--x\r\nA: b\r\n\r\n" + bytes(5000)):
+            told(post("/api/search/image", content=body, headers=broken), 400)
+        told(post("/api/search/image", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "boundary")
+
+    def test_size(self, searcher: Searcher, scenes: Scenes) -> None:
+        client = client_with(searcher, scenes, max_upload=100_000)
+        told(client.post("/api/search/image", files={"image": bytes(100_000)}), 400, "not an image")
+        told(client.post("/api/search/image", files={"image": bytes(100_001)}), 413, "at most 0.0953674 MiB")
+        told(client.post("/api/search/image", files={"image": bytes(100_000_000)}), 413, "too large")
+
+    @pytest.mark.parametrize("announced", ["", "10", "9" * 5000, "no number"])
+    def test_no_more_is_read_than_may_be(self, announced: str) -> None:
+        head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        taken = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal taken
+            yield head
+            while True:
+                taken += 10_000
+                yield bytes(10_000)
+
+        with pytest.raises(HTTPException) as caught:
+            asyncio.run(read_upload(streamed(endless(), announced), "image", MIB))
+        assert caught.value.status_code == 413
+        assert taken <= MIB + FORM_BYTES + 10_000
+        assert (taken == 0) == announced.startswith("99")
+
+    def test_one_that_never_ends_or_is_broken_off(self) -> None:
+        async def stuck() -> AsyncIterator[bytes]:
+            yield b"--x\r\n"
+            await asyncio.sleep(60)
+
+        with pytest.raises(HTTPException, match=r"longer than 0\.05 s") as caught:
+            asyncio.run(read_upload(streamed(stuck()), "image", MIB, seconds=0.05))
+        assert caught.value.status_code == 408
+
+        async def broken() -> AsyncIterator[bytes]:
+            yield b"--x\r\n"
+
+        with pytest.raises(HTTPException, match="went away"):
+            asyncio.run(read_upload(streamed(broken()), "image", MIB))
+
+
+def streamed(chunks: AsyncIterator[bytes], announced: str = "") -> Request:
+    """A request whose body comes in chunks; its sender goes away when they end."""
+
+    async def receive() -> Message:
+        async for chunk in chunks:
+            return {"type": "http.request", "body": chunk, "more_body": True}
+        return {"type": "http.disconnect"}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", announced.encode())]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": headers, "app": None}, receive)
+
+
+class TestLimits:
+    def test_so_many_a_minute(self) -> None:
+        now = 0.0
+        limit = RateLimit(3, clock=lambda: now)
+        assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, 20]
+        assert limit.wait("b") == 0
+        now = 15
+        assert limit.wait("a") == pytest.approx(5)
+        now = 20
+        assert [limit.wait("a"), limit.wait("a")] == [0, pytest.approx(20)]
+        now = 10_000
+        assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
+
+    @given(st.lists(st.floats(0, 40), max_size=60), st.integers(1, 5))
+    def test_never_more_than_the_rate_in_any_time(self, pauses: list[float], rate: int) -> None:
+        now = 0.0
+        limit = RateLimit(rate, clock=lambda: now)
+        allowed: list[float] = []
+        for pause in pauses:
+            now += pause
+            if limit.wait("a") == 0:
+                allowed.append(now)
+        for first, start in enumerate(allowed):
+            for last in range(first, len(allowed)):
+                assert last - first + 1 <= rate + rate * (allowed[last] - start) / 60 + 1e-6
+
+    def test_clients_that_are_remembered(self) -> None:
+        limit = RateLimit(1, clients=2, clock=lambda: 0)
+        assert [limit.wait(client) > 0 for client in "abaca"] == [False, False, True, False, True]
+        assert len(limit) == 2
+        assert limit.wait("b") == 0  # forgotten in favour of c
+
+    @pytest.mark.parametrize(
+        ("host", "client"),
+        [("10.1.2.3", "10.1.2.3"), ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("testclient", "testclient")],
+    )
+    def test_who_asks(self, host: str, client: str) -> None:
+        assert client_of({"client": (host, 5)}) == client
+
+    def test_too_many_requests(self, searcher: Searcher, scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(page, "IMAGES_PER_SEARCH", 2)
+        client = client_with(searcher, scenes, rate=2)
+        assert [client.get("/api/search?q=red").status_code for _ in range(2)] == [200, 200]
+        refused = client.post("/api/search/image", files={"image": jpeg()})
+        told(refused, 429, "2 a minute are answered")
+        assert 25 <= int(refused.headers["retry-after"]) <= 30
+        paths = ["/thumbnail/99", "/image/99"] * 2 + ["/thumbnail/99"]
+        assert [client.get(path).status_code for path in paths] == [404] * 4 + [429]
+        assert client.get("/").status_code == client.get("/api/about").status_code == 200
+
+    def test_too_many_at_once(self, searcher: Searcher, scenes: Scenes, monkeypatch: pytest.MonkeyPatch) -> None:
+        turns = Turns(1, "searches")
+        with turns.taken(), pytest.raises(HTTPException, match="busy with other searches"), turns.taken():
+            pass
+        with turns.taken():
+            pass
+        monkeypatch.setattr(page, "MOST_SEARCHES", 0)
+        refused = client_with(searcher, scenes).get("/api/search?q=red")
+        told(refused, 503, "busy with other searches")
+        assert refused.headers["retry-after"] == "2"
+        monkeypatch.setattr(page, "MOST_UPLOADS", 0)
+        told(client_with(searcher, scenes).post("/api/search/image", files={"image": jpeg()}), 503, "other uploads")
+
+    def test_a_strict_browser(self, client: TestClient) -> None:
+        paths = ["/", "/static/page.js", "/api/about", "/api/search", "/thumbnail/99", "/nothing"]
+        for response in [client.get(path) for path in paths]:
+            assert {name: response.headers[name] for name in STRICT} == STRICT
+        assert STRICT["Content-Security-Policy"].startswith("default-src 'self';")
+        assert "unsafe" not in "".join(STRICT.values())
+        for path in ("/docs", "/redoc", "/openapi.json", "/static/../page.py", "/static/%2e%2e/page.py"):
+            assert client.get(path).status_code == 404
+
+    def test_other_hosts(self, client: TestClient) -> None:
+        for host in ("evil.example", "testserver.evil.example", ""):
+            assert client.get("/api/about", headers={"host": host}).status_code == 400
+        assert client.get("/api/about", headers={"host": "testserver:8000"}).status_code == 200
+
+    def test_the_files_of_the_page_load_nothing_from_elsewhere(self, client: TestClient) -> None:
+        html = client.get("/").text
+        assert "<script src=" in html
+        assert html.count("<script") == 1
+        for name in ("page.js", "page.css", "icon.svg"):
+            assert f"static/{name}" in html or name == "icon.svg"
+            text = client.get(f"/static/{name}").text
+            assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+            assert "innerHTML" not in text
+
+
+class TestScenes:
+    def found(self, names: Sequence[str], images: Path) -> dict[str, int]:
+        return find_scenes(names, images).counts
+
+    def test_of_names(self, tmp_path: Path) -> None:
+        names = ["port_1.jpg", "port_2.jpg", "7.jpg", "farm_1.jpg", "farm_2.jpg", "farm_3.jpg"]
+        scenes = find_scenes(names, tmp_path)
+        assert scenes.counts == {"farm": 3, "port": 2}
+        assert scenes.codes.tolist() == [1, 1, -1, 0, 0, 0]
+        assert scenes.keep("port").tolist() == [True, True, False, False, False, False]
+        assert [scenes.of(row) for row in (0, 2)] == ["port", None]
+        assert self.found(["a/x/1.jpg", "a/x/2.jpg", "b/1.jpg", "b/c_2.jpg"], tmp_path) == {"a/x": 2, "b": 2}
+        assert self.found(["é\udce9/1.jpg", "é\udce9/2.jpg", "b/1.jpg", "b/2.jpg"], tmp_path) == {
+            "'é\\udce9'": 2,
+            "b": 2,
+        }
+
+    def test_names_that_say_none(self, tmp_path: Path) -> None:
+        assert self.found(["tile_1.jpg", "tile_2.jpg"], tmp_path) == {}
+        assert self.found(["img1.jpg", "img2.jpg", "img3.jpg"], tmp_path) == {}
+        assert self.found(["1.jpg", "2.jpg"], tmp_path) == {}
+        assert self.found([f"{number // 2}/{number}.jpg" for number in range(2002)], tmp_path) == {}
+
+    def test_of_numbered_images(self, tmp_path: Path) -> None:
+        (tmp_path / "classes.txt").write_text("farm\nport\n")
+        images = tmp_path / "images"
+        assert self.found(["1.jpg", "100.jpg", "101.jpg", "200.jpg"], images) == {"farm": 2, "port": 2}
+        assert self.found(["1.jpg", "100.jpg", "101.jpg", "201.jpg"], images) == {}
+        assert self.found(["0.jpg", "100.jpg", "101.jpg", "102.jpg"], images) == {}
+
+    def test_of_a_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "scenes.txt"
+        file.write_text("a.jpg\tsports field\n\nb.jpg\tport\nelsewhere.jpg\tfarm\n")
+        scenes = read_scenes(file, ["b.jpg", "c.jpg", "a.jpg"])
+        assert scenes.counts == {"port": 1, "sports field": 1}
+        assert scenes.codes.tolist() == [0, -1, 1]
+
+    @pytest.mark.parametrize(
+        ("text", "word"),
+        [
+            ("a.jpg port\n\tfarm\n", "2 faults"),
+            ("other.jpg\tfarm\n", "names no image of the index, whose first is 'a.jpg'"),
+            ("", "names no image of the index"),
+        ],
+    )
+    def test_a_file_that_does_not_fit(self, tmp_path: Path, text: str, word: str) -> None:
+        (tmp_path / "scenes.txt").write_text(text)
+        with pytest.raises(InputError, match=word):
+            read_scenes(tmp_path / "scenes.txt", ["a.jpg"])
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no such file"):
+            read_scenes(tmp_path / "none.txt", ["a.jpg"])
+
+
+class TestServe:
+    @pytest.mark.parametrize(
+        ("host", "more", "expected"),
+        [
+            ("127.0.0.1", [], ["127.0.0.1", "localhost", "[::1]"]),
+            ("localhost", ["a.example"], ["127.0.0.1", "localhost", "[::1]", "a.example"]),
+            ("192.168.0.4", [], ["192.168.0.4"]),
+            ("2001:db8::1", ["a.example"], ["[2001:db8::1]", "a.example"]),
+            ("0.0.0.0", ["a.example"], ["127.0.0.1", "localhost", "[::1]", "a.example"]),
+        ],
+    )
+    def test_names_that_are_answered(self, host: str, more: list[str], expected: list[str]) -> None:
+        assert serve.allowed_hosts(host, more) == expected
+
+    def test_refusals(self, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refused(word: str, *arguments: str) -> None:
+            with pytest.raises(InputError) as caught:
+                search.main(["serve", *arguments])
+            assert word in str(caught.value)
+
+        refused("no index there", str(tmp_path), "--port", "0")
+        refused("--port 65536: expected 0 to 65535", str(many), "--port", "65536")
+        refused("--max-upload 0: expected 1 or more", str(many), "--max-upload", "0")
+        refused("--rate 0: expected 1 or more", str(many), "--rate", "0")
+        refused("say under which name", str(many), "--host", "0.0.0.0")
+        refused("expected a host name", str(many), "--allow-host", "http://a.example/")
+        refused("expected a host name", str(many), "--allow-host", "*")
+        refused("no such file", str(many), "--port", "0", "--device", "cpu", "--scenes", str(tmp_path / "none.txt"))
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            refused(f"127.0.0.1, port {port}, can't be had (Address already in use)", str(many), "--port", port)
+        monkeypatch.delattr(archive, "page")
+        monkeypatch.setitem(sys.modules, "archive.page", None)
+        refused("bash exec/environment.sh web", str(many))
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1"])
+    def test_another_host_is_warned_of(
+        self,
+        many: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
+        host: str,
+    ) -> None:
+        monkeypatch.setattr(serve, "run", lambda *given: None)
+        with caplog.at_level(logging.WARNING):
+            search.main(["serve", str(many), "--host", host, "--port", "0", "--allow-host", "a.example"])
+        assert ("there is no login" in caplog.text) == (host == "0.0.0.0")
+        assert f"30 images at http://{host}:" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("number", "behind_proxy", "client"), [(signal.SIGINT, False, "127.0.0.1"), (signal.SIGTERM, True, "10.9.8.7")]
+    )
+    def test_signals_end_it(self, number: signal.Signals, behind_proxy: bool, client: str) -> None:
+        before = signal.getsignal(number)
+        app = FastAPI()
+
+        @app.get("/")
+        def end(request: Request) -> str:
+            os.kill(os.getpid(), number)
+            return client_of(request.scope)
+
+        answers: list[Any] = []
+        with serve.open_socket("127.0.0.1", 0) as listening:
+            url = serve.url_of(listening)
+            asking = threading.Thread(target=lambda: answers.append(ask_until_there(url)))
+            asking.start()
+            serve.run(app, listening, behind_proxy)
+            asking.join()
+        assert answers == [client]
+        assert signal.getsignal(number) is before
+
+
+def ask_until_there(url: str) -> Any:
+    """Ask a server that may not have begun to listen, as a reverse proxy does for somebody."""
+    transport = httpx2.HTTPTransport(retries=20)
+    with httpx2.Client(transport=transport, trust_env=False, timeout=60) as client:
+        return client.get(url, headers={"x-forwarded-for": "10.9.8.7"}).json()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def served(many: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as a person starts it, and the address that it prints."""
+    command = [sys.executable, "search.py", "serve", str(many), "--port", "0", "--device", "cpu", "--max-upload", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    try:
+        yield process, line.partition(" at ")[2].split(" ")[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real headless browser."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A tab of the browser at the page, whose faults are collected."""
+
+    def __init__(self, browser: Any, url: str, width: int = 1280) -> None:
+        self.url = url
+        self.tab = browser.new_page(viewport={"width": width, "height": 900})
+        self.faults: list[str] = []
+        self.tab.on("pageerror", lambda fault: self.faults.append(str(fault)))
+        self.tab.on("dialog", lambda dialog: self.faults.append(dialog.message))
+        self.tab.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
+
+    def go(self, path: str) -> Visit:
+        self.tab.goto(self.url + path)
+        # The page is ready when it says something: empty, its script has not run yet.
+        return self.until("#status:not(:empty):not(:text('Searching')), #error:not([hidden])")
+
+    def until(self, selector: str) -> Visit:
+        self.tab.wait_for_selector(selector, state="attached")
+        return self
+
+    def shown(self) -> list[tuple[str, str, str]]:
+        """Rank, score and name of each image."""
+        parts = [self.tab.locator(f".card .{part}").all_text_contents() for part in ("rank", "score", "name")]
+        return list(zip(*parts, strict=True))
+
+
+def expected_cards(hits: Sequence[Any], first: int = 1) -> list[tuple[str, str, str]]:
+    return [(str(rank), f"{hit.score:.4f}", hit.name) for rank, hit in enumerate(hits, start=first)]
+
+
+class TestBrowser:
+    @pytest.fixture
+    def visit(self, browser: Any, served: tuple[subprocess.Popen[str], str]) -> Iterator[Visit]:
+        visit = Visit(browser, served[1])
+        yield visit
+        visit.tab.close()
+
+    def test_an_address_is_a_search(self, visit: Visit, searcher: Searcher) -> None:
+        visit.go("/?q=a+red+field").until(".card")
+        assert visit.shown() == expected_cards(searcher.text("a red field", 24))
+        status = visit.tab.inner_text("#status")
+        assert status.startswith("1 to 24 of 30 images, encoded in ")
+        assert visit.tab.inner_text("#about") == "30 images · GaLR · exact search"
+        visit.until("#results img")
+        visit.tab.click("#next")
+        visit.until("#place:text('Page 2 of 2')")
+        assert visit.shown() == expected_cards(searcher.text("a red field", 6, 24), 25)
+        assert visit.tab.url == f"{visit.url}/?q=a+red+field&page=2"
+        assert visit.tab.is_disabled("#next")
+        visit.tab.reload()
+        visit.until("#place:text('Page 2 of 2')")
+        visit.tab.click("#previous")
+        visit.until("#place:text('Page 1 of 2')")
+        visit.tab.go_back()
+        visit.until("#place:text('Page 2 of 2')")
+        assert [fault for fault in visit.faults if "404" not in fault] == []
+
+    def test_scenes_words_and_hostile_names(self, visit: Visit, searcher: Searcher) -> None:
+        visit.go("/")
+        choices = ["all", "<img src=x onerror=alert(1)> (1)", "north (19)", "south (10)"]
+        assert visit.tab.locator("#scene option").all_text_contents() == choices
+        visit.tab.fill("#query", "a red zeppelin")
+        visit.tab.press("#query", "Enter")
+        visit.until(".card")
+        assert visit.tab.inner_text("#note") == "The model does not know: zeppelin."
+        visit.tab.select_option("#scene", "south")
+        visit.until("#status:text('of 10 images')")
+        keep = np.array([name.startswith("south/") for name in searcher.index.names()])
+        assert visit.shown() == expected_cards(searcher.text("a red zeppelin", 24, 0, keep))
+        assert visit.tab.url == f"{visit.url}/?q=a+red+zeppelin&scene=south"
+        assert visit.tab.is_hidden("#pager")
+        visit.tab.click(".card >> nth=2")
+        visit.until("#viewer[open]")
+        visit.tab.wait_for_function("() => document.getElementById('whole').naturalWidth === 96")
+        assert visit.shown()[2][2] in visit.tab.inner_text("#whole-name")
+        visit.tab.keyboard.press("Escape")
+        visit.go("/?q=zeppelin").until("#error:text('knows no word')")
+        assert visit.shown() == []
+        names = []
+        for number in (1, 2):
+            visit.go(f"/?q=a+blue+pond&page={number}").until(f"#place:text('Page {number}')")
+            names += [name for _, _, name in visit.shown()]
+        assert HOSTILE in names
+        visit.go(f"/?q={'%3Cimg src=x onerror=alert(2)%3E red'}").until("#note:text('img')")
+        assert [fault for fault in visit.faults if "404" not in fault and "400" not in fault] == []
+
+    def test_uploads(self, visit: Visit, searcher: Searcher, tmp_path: Path) -> None:
+        asked = searcher.images / "north/last.tif"
+        visit.go("/")
+        visit.tab.set_input_files("#image", asked)
+        visit.until("#preview:not([hidden])")
+        image = decode(asked, 10**6)
+        assert visit.shown() == expected_cards(searcher.image(image, 24))
+        assert visit.tab.inner_text("#asked-name") == "last.tif"
+        visit.tab.click("#next")
+        visit.until("#place:text('Page 2')")
+        assert visit.shown() == expected_cards(searcher.image(image, 6, 24), 25)
+        (tmp_path / "notes.jpg").write_text("no image")
+        visit.tab.set_input_files("#image", tmp_path / "notes.jpg")
+        visit.until("#error:text(\"'notes.jpg': not an image\")")
+        assert visit.shown() == []
+        (tmp_path / "big.jpg").write_bytes(bytes(2 * MIB))
+        visit.tab.set_input_files("#image", tmp_path / "big.jpg")
+        visit.until("#error:text('big.jpg has 2.0 MiB, at most 1 MiB are taken.')")
+        encoded = base64.b64encode(asked.read_bytes()).decode()
+        dropped = visit.tab.evaluate_handle(
+            """(encoded) => {
+              const transfer = new DataTransfer();
+              const bytes = Uint8Array.from(atob(encoded), (character) => character.charCodeAt(0));
+              transfer.items.add(new File([bytes], "dropped.tif"));
+              return transfer;
+            }""",
+            encoded,
+        )
+        visit.tab.dispatch_event("main", "drop", {"dataTransfer": dropped})
+        visit.until("#asked-name:text('dropped.tif')").until(".card")
+        assert visit.shown() == expected_cards(searcher.image(image, 24))
+        visit.tab.click("#forget")
+        visit.until("#asked[hidden]")
+        assert [fault for fault in visit.faults if "404" not in fault and "400" not in fault] == []
+
+    def test_a_narrow_window_and_an_image_that_is_gone(
+        self, browser: Any, served: tuple[subprocess.Popen[str], str], searcher: Searcher
+    ) -> None:
+        visit = Visit(browser, served[1], width=390)
+        place = [hit.name for hit in searcher.text("red", 30)].index("north/1.png")
+        visit.go(f"/?q=red&page={place // 24 + 1}").until(".gone")
+        assert visit.tab.locator(".card", has=visit.tab.locator(".gone")).locator(".name").all_text_contents() == [
+            "north/1.png"
+        ]
+        assert visit.tab.evaluate("() => document.documentElement.scrollWidth") <= 390
+        visit.tab.close()
+
+    def test_sigterm_ends_the_command(self, served: tuple[subprocess.Popen[str], str]) -> None:
+        process, _ = served
+        process.terminate()
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert out == "Ended.\n"
+        assert "Traceback" not in err

@@ -1,0 +1,147 @@
+"""Paired bootstrap: hand-made cases, a naive twin, its error rates, its faults."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from metrics.bootstrap import image_hits, recalls_of
+from metrics.ranks import Ranks, recalls
+from reports.significance import QueryRanks, compare, main, read_ranks
+from tests.runs.test_scoring import experiment, run, saved  # noqa: F401
+from utils import InputError
+
+NAMES = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10"]
+
+
+def ranks_of(seed: int, images: int = 30, folds: int = 2, worst: int = 30) -> QueryRanks:
+    """Random ranks on one list: image i has 1 + i % 3 captions."""
+    random = np.random.default_rng(seed)
+    caption_image = np.repeat(np.arange(images), 1 + np.arange(images) % 3)
+    return QueryRanks(
+        Path(f"{seed}.h5"),
+        [f"{i}.tif" for i in range(images)],
+        [f"caption {i}" for i in range(len(caption_image))],
+        caption_image,
+        random.integers(0, worst, (folds, images)),
+        random.integers(0, worst, (folds, len(caption_image))),
+    )
+
+
+def naive_recalls(ranks: QueryRanks, drawn: list[int]) -> list[float]:
+    """Recalls of a drawn list of images, query by query, fold by fold."""
+    table = []
+    for direction in ("image", "caption"):
+        for cutoff in (1, 5, 10):
+            found, queries = 0, 0
+            for fold in range(len(ranks.image_ranks)):
+                for image in drawn:
+                    if direction == "image":
+                        own = [int(ranks.image_ranks[fold, image])]
+                    else:
+                        rows = [c for c, owner in enumerate(ranks.caption_image) if owner == image]
+                        own = [int(ranks.caption_ranks[fold, row]) for row in rows]
+                    found += sum(rank < cutoff for rank in own)
+                    queries += len(own)
+            table.append(100 * found / queries)
+    return [*table, sum(table) / 6]
+
+
+def test_recalls_are_those_of_metrics() -> None:
+    import torch
+
+    ranks = ranks_of(0, folds=1)
+    table = recalls(Ranks(torch.from_numpy(ranks.image_ranks[0]), torch.from_numpy(ranks.caption_ranks[0])))
+    figures = compare(ranks, ranks_of(1, folds=3), 10, 0)
+    assert [figures[name].first for name in [*NAMES, "mR"]] == pytest.approx([table[name] for name in [*NAMES, "mR"]])
+
+
+def test_resampled_recalls_match_a_naive_twin() -> None:
+    ranks, random = ranks_of(2), np.random.default_rng(0)
+    drawn = random.integers(0, 30, (4, 30))
+    weights = np.stack([np.bincount(row, minlength=30) for row in drawn]).astype(float)
+    captions = np.bincount(ranks.caption_image).astype(float)
+    figures = recalls_of(image_hits(ranks.image_ranks, ranks.caption_ranks, ranks.caption_image), captions, weights)
+    expected = [naive_recalls(ranks, row.tolist()) for row in drawn]
+    np.testing.assert_allclose(figures, expected, rtol=1e-12)
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    figures = compare(ranks_of(3), ranks_of(3), 500, 0)
+    assert all((d.low, d.high, d.p) == (0.0, 0.0, 1.0) for d in figures.values())
+
+
+def test_a_model_that_always_finds_is_surely_better() -> None:
+    worse = ranks_of(4)
+    better = replace(worse, image_ranks=worse.image_ranks * 0, caption_ranks=worse.caption_ranks * 0)
+    figure = compare(worse, better, 999, 0)["mR"]
+    assert figure.second == 100.0
+    assert figure.p == pytest.approx(2 / 1000)
+    assert 0 < figure.low < 100 - figure.first < figure.high
+    mirrored = compare(better, worse, 999, 0)["mR"]
+    assert (mirrored.low, mirrored.high, mirrored.p) == pytest.approx((-figure.high, -figure.low, figure.p))
+
+
+def test_equal_models_are_told_apart_as_often_as_stated() -> None:
+    """Both draw their ranks from one distribution: p below 0.05 comes in about 5 % of the cases."""
+    small = [
+        compare(ranks_of(2 * i, 60, 1, 12), ranks_of(2 * i + 1, 60, 1, 12), 200, i)["t2i_R@5"].p < 0.05
+        for i in range(200)
+    ]
+    assert 0.01 <= np.mean(small) <= 0.11
+
+
+def test_the_draws_follow_the_seed() -> None:
+    first, second = ranks_of(5), ranks_of(6)
+    assert compare(first, second, 100, 1) == compare(first, second, 100, 1)
+    assert compare(first, second, 100, 1) != compare(first, second, 100, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_names", ["other.tif", *ranks_of(0).image_names[1:]], "image 0 differs"),
+        ("captions", [*ranks_of(0).captions[:-1], "another"], "caption 59 differs"),
+        ("image_names", ranks_of(0).image_names[:-1], "30 and 29 of them"),
+    ],
+)
+def test_other_lists_are_refused(field: str, value: list[str], message: str) -> None:
+    other = replace(ranks_of(0), **{field: value})  # type: ignore[arg-type]  # one of two fields of this type
+    with pytest.raises(InputError, match=message):
+        compare(ranks_of(0), other, 10, 0)
+
+
+def test_from_test_to_table(
+    saved: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(saved, "--export", str(tmp_path / "export.h5"))
+    whole = json.loads((experiment(saved) / "test.json").read_text())
+    capsys.readouterr()
+    main(["compare", str(experiment(saved) / "test.json"), str(tmp_path / "export.h5"), "--resamples", "50"])
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("| mR"))
+    shown = f"{whole['mean']['mR']:.2f}"
+    assert [cell.strip() for cell in row.split("|")[2:5]] == [shown, shown, "+0.00"]
+    assert "12 test images with their 24 captions" in printed
+    main(["compare", str(experiment(saved)), str(tmp_path / "export.h5"), "--json", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text())["mR"]["first"] == pytest.approx(whole["mean"]["mR"])
+
+
+def test_files_without_ranks_are_refused(tmp_path: Path) -> None:
+    for name, message in (("absent.h5", "no ranks to read"), ("test.json", "ranks.h5: no ranks to read")):
+        with pytest.raises(InputError, match=message):
+            read_ranks(tmp_path / name)
+    (tmp_path / "text.h5").write_text("no archive")
+    with pytest.raises(InputError, match="no ranks to read"):
+        read_ranks(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "other.h5", "w") as archive:
+        archive.attrs["format"] = "something"
+    with pytest.raises(InputError, match="neither an export"):
+        read_ranks(tmp_path / "other.h5")
