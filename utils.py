@@ -183,3 +183,12 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal; read in pieces, since checkpoints are large."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -26,9 +26,8 @@ from archive.store import VectorStore, open_store
 from data.images import image_names, load_square
 from data.lists import first_faults, name_fault
 from option.schema import Images
-from reports.export import file_sha256
 from runtime.distributed import ranks, told
-from utils import InputError, logger, write_atomic
+from utils import InputError, file_sha256, logger, write_atomic
 
 
 @dataclass(frozen=True)

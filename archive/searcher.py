@@ -20,9 +20,8 @@ from archive.encoder import Encoder
 from archive.exact import Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
-from reports.export import file_sha256
 from runtime.devices import choose_device
-from utils import InputError
+from utils import InputError, file_sha256
 
 
 @dataclass(frozen=True)

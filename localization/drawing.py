@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from localization.indicators import TOP_LEVEL
-from reports.html.images import overlay
+from localization.overlay import overlay
 
 SIDE = 1200  # pixels of the longer side
 FONT_SIZE = 20

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import layers  # noqa: F401 (registers the models)
 from option.reference import page
 from runtime.entry_point import run_entry_point
 from utils import write_text_atomic

@@ -5,7 +5,6 @@ Letters: N images, M captions, D embedding.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from data.annotations import Annotations
 from layers.registry import registered
 from metrics.ranks import Ranks
 from option import Options
-from utils import InputError, first_line, write_atomic
+from utils import InputError, file_sha256, first_line, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-embeddings-1"
@@ -121,12 +120,3 @@ def _write_fold(group: h5py.Group, embeddings: Embeddings) -> None:
     group.attrs["checkpoint_sha256"] = file_sha256(embeddings.checkpoint)
     if embeddings.fold is not None:
         group.attrs["fold"] = embeddings.fold
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal; read in pieces, since checkpoints are large."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()

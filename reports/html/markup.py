@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable
 from html import escape
+
+from PIL import Image
 
 VOID = frozenset(("br", "img", "meta"))
 
@@ -34,3 +38,10 @@ def join(parts: Iterable[str]) -> Markup:
 
 def _value(value: str | float) -> str:
     return escape(value) if isinstance(value, str) else f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image as JPEG inside a URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

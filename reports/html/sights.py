@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from localization.overlay import overlay
 from reports.html.charts import Cloud, scatter
 from reports.html.collect import Example, Gallery, TestSet
 from reports.html.findings import Found, Query
-from reports.html.images import data_uri, overlay
-from reports.html.markup import Markup, tag
+from reports.html.markup import Markup, data_uri, tag
 
 THUMBNAIL = 96
 LARGE = 176

@@ -27,6 +27,7 @@ from engine import encode, score_source
 from layers import build_model
 from layers.multiscale import MultiscaleImageEncoder
 from layers.swan import SWAN
+from localization.overlay import overlay
 from metrics import limits
 from metrics.ranks import rank, recalls
 from metrics.scenes import scene_recalls, scene_shares
@@ -44,7 +45,6 @@ from reports.html.findings import (
     principal_plane,
     recall_curve,
 )
-from reports.html.images import overlay
 from reports.html.markup import VOID, tag
 from runs.builders import evaluation_loader, load_model, read_vocabulary
 from runs.checkpoints import save_checkpoint

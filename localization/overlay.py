@@ -1,9 +1,6 @@
-"""Images as data URIs, and attention laid over them."""
+"""Attention laid over an image."""
 
 from __future__ import annotations
-
-import base64
-import io
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +11,6 @@ HEAT = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253
 """Colours from the lowest to the highest attention, dark blue to yellow."""
 OPACITY = 0.5
 FLAT = 1e-6  # attention that differs less than this shows nothing
-
-
-def data_uri(image: Image.Image) -> str:
-    """An image as JPEG inside a URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
