@@ -29,10 +29,11 @@ from option.schema import Rerank
 from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report, TestSet
 from reports.tables import LIMITS, RANDOM_TIES, RERANKED, as_markdown, score_tables
-from runs.builders import evaluation_loader, load_model, read_vocabulary
 from runs.checkpoints import FORMAT
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
+from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media, audio_folder_of
+from runs.models import load_model
 from runs.provenance import check_data_set, check_fold
 from runtime.arguments import add_folds, add_force, command, entry_parser
 from runtime.devices import choose_device
@@ -192,7 +193,7 @@ def load_scored(
     gate: Gate | None = None,
     fold: int | None = None,
 ) -> tuple[RetrievalModel, dict[str, Any]]:
-    """`runs.builders.load_model` of a checkpoint that belongs to the data set it is scored on.
+    """`runs.models.load_model` of a checkpoint that belongs to the data set it is scored on.
 
     Args:
         options: what the model is built from.

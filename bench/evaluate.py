@@ -20,7 +20,7 @@ from bench.variants import Variant, ladder, sides
 from dataloader import EvaluationLoader
 from engine import embed, score_source
 from metrics.ranks import rank_blocks, recalls
-from runs.builders import evaluation_loader
+from runs.loaders import evaluation_loader
 from runs.record import peak_memory
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point

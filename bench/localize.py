@@ -30,7 +30,8 @@ from layers.base import RetrievalModel
 from localization.large_image import LargeImage, open_large
 from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from localize import MEDIAN, WINDOWS, parse_sides
-from runs.builders import load_model, read_vocabulary, typed_queries_of
+from runs.loaders import read_vocabulary, typed_queries_of
+from runs.models import load_model
 from runs.record import peak_memory
 from runtime.arguments import entry_parser
 from runtime.devices import choose_device

@@ -19,11 +19,11 @@ from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant, ladder, sides
 from layers.objective import build_objective
-from runs.builders import start_state, train_loader
+from runs.loaders import pair_source, train_loader
+from runs.models import start_state
 from runs.record import peak_memory
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
-from train import pair_source
 from training.epoch import autocast
 from training.learner import Losses
 from training.optimiser import slow_backbones

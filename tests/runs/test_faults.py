@@ -313,7 +313,7 @@ class TestDisk:
 
         with monkeypatch.context() as patch:
             # options.yaml is written before the training
-            patch.setattr(train_entry, "write_text_atomic", lambda path, text: None)
+            patch.setattr("runs.fold.write_text_atomic", lambda path, text: None)
             patch.setattr(os, "fsync", full)
             message = run.fails("logs.eval_step=9")
         assert message.startswith(f"{run.last} can't be written: No space left on device, ")

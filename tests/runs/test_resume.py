@@ -31,7 +31,7 @@ from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from runs.builders import start_state
+from runs.models import start_state
 from runs.resume import Keeper, _refuse_other_options, save_best
 from runtime.entry_point import run_entry_point
 from runtime.interruption import Watch, stopped_at_once, termination_held

@@ -24,9 +24,9 @@ import test as test_entry
 from engine import encode
 from layers import build_model
 from layers.amfmn import AMFMN
-from runs.builders import place
 from runs.checkpoints import load_weights, save_checkpoint
 from runs.folders import best_checkpoint
+from runs.models import place
 from runtime.weights import read_checkpoint
 from tests import ROOT
 from tests.tiny import make_precomp, write_experiment

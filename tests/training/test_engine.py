@@ -21,12 +21,12 @@ from engine import encode, evaluate, fit, image_verb, score_blocks, score_source
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
-from runs.builders import evaluation_loader, start_state, train_loader
+from runs.loaders import evaluation_loader, train_loader
 from runs.media import Media
+from runs.models import start_model, start_state
 from runtime.distributed import ALONE, World
 from tests.criteria import triplet_criterion
 from tests.tiny import make_precomp, write_experiment
-from train import start_model
 from training.epoch import Plan, passes
 from training.state import Meter, TrainingState, optimiser_step
 from utils import InputError
