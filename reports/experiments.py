@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.history import read_history, validation_score
-from reports.tables import RANDOM_TIES, RECALLS
+from reports.tables import RECALLS
 from runs.checkpoints import flat_options
+from runs.scoring import RANDOM_TIES
 from runtime.entry_point import run_entry_point
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, markdown, write_text_atomic

@@ -18,9 +18,10 @@ from typing import Any
 from layers.registry import registered
 from reports.experiments import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
 from reports.significance import compare, read_ranks
-from reports.tables import LIMITS, RANDOM_TIES, RECALLS
+from reports.tables import LIMITS, RECALLS
 from runs.checkpoints import dotted
 from runs.record import UNKNOWN, read_record
+from runs.scoring import RANDOM_TIES
 from runtime.entry_point import run_entry_point
 from utils import InputError, markdown, write_text_atomic
 

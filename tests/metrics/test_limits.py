@@ -21,7 +21,7 @@ from metrics.limits import ceiling, chance, scene_knowledge
 from metrics.ranks import CUTOFFS, mean_and_deviation, rank, recalls
 from metrics.ties import random_tie_recalls
 from reports.tables import RECALLS
-from test import scene_numbers
+from runs.scoring import scene_numbers
 from vocab import Vocabulary
 
 
