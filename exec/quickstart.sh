@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # From nothing to a recall table: environment, toy data set, vocabulary, AMFMN trained over its folds, tested, a report to look at.
 # Run it again to carry on after a fault or an interruption; what is done is not done twice.
-# Arguments (--set optim.epochs=2, --device cpu, --folds 0) are handed to both train.py and test.py.
+#
+# Usage: bash exec/quickstart.sh [arguments of exec/run_experiment.sh]
+# Example: bash exec/quickstart.sh --set optim.epochs=2 --device cpu --folds 0
+# PYTHON=python3.12 chooses the interpreter of a new environment (exec/environment.sh).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+check_arguments "$train_and_test" "$@"
 
 step "1/5 environment" bash exec/environment.sh
 python=.venv/bin/python

@@ -1,4 +1,5 @@
 # Sourced by run_recipe_ucm.sh and run_candidates_ucm.sh: the steps of the recipe for UCM-Captions, as settings of UCM_AMFMN.yaml.
+# Usage: bash exec/run_recipe_ucm.sh [arguments of exec/reproduce.sh]
 # shellcheck shell=bash disable=SC2034
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 

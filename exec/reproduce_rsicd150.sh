@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # AMFMN (three attentions), GaLR, SWAN and MCRN on RSICD's captions with its pictures at 150 pixels (data/rsicd150_precomp),
 # from random weights, under one protocol; then one table. The published rows are of 224-pixel pictures, 1,093 of them test.
-# bash exec/reproduce_rsicd150.sh [--full] [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+#
+# Usage: bash exec/reproduce_rsicd150.sh [arguments of exec/reproduce.sh]
 # Short: pictures of 64 pixels, 4 epochs of batches of 20 pictures with all their captions, for two CPU cores: each picture is
 # encoded once an epoch, not five times, which SWAN's ResNet-50 would need hours for.
 # --full: pictures of 160 pixels (a multiple of 32), 50 epochs of batches of 100 pairs, for a GPU.

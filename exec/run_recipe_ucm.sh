@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What made option/UCM_BEST.yaml: one change at a time, from AMFMN with random weights, then one table of all rows.
-# bash exec/run_recipe_ucm.sh [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+#
+# Usage: bash exec/run_recipe_ucm.sh [arguments of exec/reproduce.sh]
 # Besides data/ucm_precomp it needs data/rsicd150_precomp (RSICD's pictures at 150 pixels), of which only train pictures are seen.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
 
