@@ -38,7 +38,7 @@ all_models() {
 # What must be done before the rows; a script may have some.
 beforehand() { :; }
 
-# run_rows SET NAME PROGRAM [ARGUMENTS]: train and test all rows on data/SET_precomp; PROGRAM puts them into checkpoint/NAME.md.
+# run_rows SET NAME -m MODULE [ARGUMENTS]: train and test all rows on data/SET_precomp; MODULE puts them into checkpoint/NAME.md.
 run_rows() {
   local set="$1" program=("${@:3}") folders=() missing=0 line row_name option settings
   if [[ -z "$name" ]]; then name="$2" && [[ $size == short ]] || name+="_full"; fi

@@ -9,4 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 protocol=(k_fold.nums=3)
 swan=(model.backbone.pretrained="${AID:-imagenet}")
 all_models RSICD
-run_rows rsicd reproduce_rsicd reproduction_table.py --published rsicd
+run_rows rsicd reproduce_rsicd -m reports.reproduction --published rsicd

@@ -22,4 +22,4 @@ galr=(dataset.local_path=data/rsicd150_regions.h5)
 swan=(model.is_finetune=true)
 mcrn=(dataset.audio_path=data/rsicd150_audios optim.methods=tpt)
 all_models RSICD
-run_rows rsicd150 reproduce_rsicd150 reproduction_table.py --published rsicd
+run_rows rsicd150 reproduce_rsicd150 -m reports.reproduction --published rsicd

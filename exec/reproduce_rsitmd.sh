@@ -9,4 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 protocol=(k_fold.nums=3)
 swan=(model.backbone.pretrained="${AID:-imagenet}")
 all_models RSITMD
-run_rows rsitmd reproduce_rsitmd reproduction_table.py --published rsitmd
+run_rows rsitmd reproduce_rsitmd -m reports.reproduction --published rsitmd

@@ -20,4 +20,4 @@ words=(model.seq2vec.arch=gru model.seq2vec.hidden_dim=512)
 swan=(model.is_finetune=true)
 mcrn=(optim.methods=tpt)
 all_models UCM
-run_rows ucm reproduce_ucm reproduction_table.py --published ucm
+run_rows ucm reproduce_ucm -m reports.reproduction --published ucm

@@ -15,4 +15,4 @@ for words in dropped kept; do
     done
   done
 done
-run_rows ucm ucm_ablation experiment_table.py
+run_rows ucm ucm_ablation -m reports.experiments

@@ -35,4 +35,4 @@ candidate views model.backbone.pretrained=checkpoint/rsicd150_resnet18_views/bac
 candidate random
 candidate random34 model.backbone.architecture=resnet34
 candidate convnext model.backbone.architecture=timm/convnext_atto
-run_rows ucm candidates_ucm experiment_table.py
+run_rows ucm candidates_ucm -m reports.experiments

@@ -19,4 +19,4 @@ row overhead option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[
 row scenes option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${scenes[@]}"
 row captions option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${captions[@]}"
 row larger option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${captions[@]}" "${larger[@]}"
-run_rows ucm recipe_ucm experiment_table.py
+run_rows ucm recipe_ucm -m reports.experiments
