@@ -10,7 +10,7 @@ overhead=(dataset.augmentation=overhead)
 scenes=(model.backbone.pretrained=checkpoint/rsicd150_resnet18/backbone.pth)
 captions=(dataset.vocab_path=vocab/rsicd_ucm_all_words_vocab.json optim.resume=checkpoint/rsicd150_best_64/0/AMFMN_best.pth.tar)
 
-# What the steps start from; of RSICD's pictures only those of train are seen.
+# What the steps start from; of RSICD's images only those of train are seen.
 learn_scenes() { # NAME [KEY=VALUE ...]
   step "pretraining, $1" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml --set "logs.experiment_name=$1" "${@:2}"
 }

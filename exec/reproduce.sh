@@ -89,7 +89,7 @@ choose_jobs() {
 prepare() {
   local set="$1" data="data/$1_precomp"
   if [[ ! -f "$data/train_filename.txt" || ! -d "$data/images" ]]; then
-    echo "No data set in $data (captions, file names, and pictures in images/). data/README.md says where to get it." >&2
+    echo "No data set in $data (captions, file names, and image files in images/). data/README.md says where to get it." >&2
     exit 2
   fi
   make_vocabulary "$data" "${set%150}"

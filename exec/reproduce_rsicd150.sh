@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# AMFMN (three attentions), GaLR, SWAN and MCRN on RSICD's captions with its pictures at 150 pixels (data/rsicd150_precomp),
-# from random weights, under one protocol; then one table. The published rows are of 224-pixel pictures, 1,093 of them test.
+# AMFMN (three attentions), GaLR, SWAN and MCRN on RSICD's captions with its images at 150 pixels (data/rsicd150_precomp),
+# from random weights, under one protocol; then one table. The published rows are of 224-pixel images, 1,093 of them test.
 #
 # Usage: bash exec/reproduce_rsicd150.sh [arguments of exec/reproduce.sh]
-# Short: pictures of 64 pixels, 4 epochs of batches of 20 pictures with all their captions, for two CPU cores: each picture is
+# Short: images of 64 pixels, 4 epochs of batches of 20 images with all their captions, for two CPU cores: each image is
 # encoded once an epoch, not five times, which SWAN's ResNet-50 would need hours for.
-# --full: pictures of 160 pixels (a multiple of 32), 50 epochs of batches of 100 pairs, for a GPU.
+# --full: images of 160 pixels (a multiple of 32), 50 epochs of batches of 100 pairs, for a GPU.
 # Both: triplet loss, the same three random 80/20 splits and seeds, a cosine schedule, bf16.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 

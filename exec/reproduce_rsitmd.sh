@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AMFMN (three attentions), GaLR, SWAN and MCRN on RSITMD as published: the options of each YAML, ImageNet weights, three folds;
-# then one table with the published rows. For users who have the pictures and a GPU; all data and weights are checked first.
+# then one table with the published rows. For users who have the images and a GPU; all data and weights are checked first.
 #
 # Usage: [AID=FILE] bash exec/reproduce_rsitmd.sh [arguments of exec/reproduce.sh]
 # AID names SWAN's backbone, e.g. one of `python pretrain.py --path_opt option/AID_RESNET50.yaml`; without it: ImageNet.

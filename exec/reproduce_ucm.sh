@@ -2,8 +2,8 @@
 # AMFMN (three attentions), GaLR, SWAN and MCRN on UCM-Captions, from random weights, under one protocol; then one table.
 #
 # Usage: bash exec/reproduce_ucm.sh [arguments of exec/reproduce.sh]
-# Short: pictures of 64 pixels, 6 epochs, for two CPU cores.
-# --full: pictures of 256 pixels, 50 epochs, for a GPU.
+# Short: images of 64 pixels, 6 epochs, for two CPU cores.
+# --full: images of 256 pixels, 50 epochs, for a GPU.
 # Both: triplet loss, batches of 100 pairs, the same three random 80/20 splits and seeds, a cosine schedule, bf16.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 

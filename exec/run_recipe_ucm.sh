@@ -2,7 +2,7 @@
 # What made option/UCM_BEST.yaml: one change at a time, from AMFMN with random weights, then one table of all rows.
 #
 # Usage: bash exec/run_recipe_ucm.sh [arguments of exec/reproduce.sh]
-# Besides data/ucm_precomp it needs data/rsicd150_precomp (RSICD's pictures at 150 pixels), of which only train pictures are seen.
+# Besides data/ucm_precomp it needs data/rsicd150_precomp (RSICD's images at 150 pixels), of which only train images are seen.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
 
 beforehand() {
