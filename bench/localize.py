@@ -204,6 +204,7 @@ def table(ours: dict[str, Any], plain: dict[str, Any], queries: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print both paths' seconds and how far their maps are apart."""
     parser = entry_parser("Time localization against a plain path that works as the published code does.")
+    parser.prog = "python -m bench.localize"
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--image", type=Path, required=True, help="the image")
     parser.add_argument("--query", action="append", required=True, help="may be repeated")

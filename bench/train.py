@@ -107,7 +107,7 @@ class TrainingSteps:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides."""
-    parser = bench_parser("Time training steps of the published path and of ours, in turn.")
+    parser = bench_parser("python -m bench.train", "Time training steps of the published path and of ours, in turn.")
     parser.add_argument("--batch", type=positive, help="pairs per batch; default: dataset.batch_size")
     parser.add_argument("--steps", type=positive, default=2, help="steps in each measurement")
     parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")

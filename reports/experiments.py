@@ -176,7 +176,9 @@ def text(experiments: Sequence[Experiment]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of some experiments."""
-    parser = argparse.ArgumentParser(description="Put finished experiments side by side.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.experiments", description="Put finished experiments side by side."
+    )
     parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     given = parser.parse_args(arguments)

@@ -209,7 +209,10 @@ def text(experiments: Sequence[Experiment], published: Sequence[Published]) -> s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of some experiments."""
-    parser = argparse.ArgumentParser(description="The results of some experiments with all that a citation needs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.reproduction",
+        description="The results of some experiments with all that a citation needs.",
+    )
     parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
     parser.add_argument("--published", metavar="SET", help="data set whose published rows to show: ucm, rsitmd, rsicd")
     parser.add_argument("--out", type=Path, help="write the tables here, too")
