@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.markdown import ROOT, read
+from tests import ROOT
+from tests.markdown import read
 
 SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if path.name != "common.sh")
 WORDS = {
