@@ -380,14 +380,14 @@ def test_the_cheap_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest
     """Vocabulary, preparation and statistics, as the pages write them, in a folder with an own data set."""
     monkeypatch.chdir(tmp_path)
     made = make_precomp(tmp_path / "data" / "sydney_precomp")
-    shutil.copytree(made / "images", tmp_path / "my_pictures" / "images")
+    shutil.copytree(made / "images", tmp_path / "my_images" / "images")
     names = sorted(path.name for path in (made / "images").iterdir())
     lines = [f"{name}\tpicture {number} of a {name.split('_')[0]}" for number, name in enumerate(names)]
-    (tmp_path / "my_pictures" / "captions.txt").write_text("\n".join(lines))
-    wanted = ("python -m vocab", "python -m data.prepare my_pictures", "python -m option")
+    (tmp_path / "my_images" / "captions.txt").write_text("\n".join(lines))
+    wanted = ("python -m vocab", "python -m data.prepare my_images", "python -m option")
     texts = [shlex.join(words) for _, words in IN_BLOCKS]
     for text in dict.fromkeys(text for text in texts if text.startswith(wanted) and "toy" not in text):
         program, *arguments = shlex.split(text)[2:]
         module_of(program).main(arguments)
-    assert (tmp_path / "vocab" / "sydney_splits_vocab.json").is_file()
+    assert (tmp_path / "data" / "sydney_precomp" / "vocab.json").is_file()
     assert (tmp_path / "data" / "my_precomp" / "train_caps.txt").is_file()
