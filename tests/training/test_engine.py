@@ -312,7 +312,7 @@ def test_accumulation_steps_once_per_group_and_at_the_end(
         clips.append(clip)
         optimiser_step(state, clip)
 
-    monkeypatch.setattr("engine.optimiser_step", noted)
+    monkeypatch.setattr("training.epoch.optimiser_step", noted)
     run(options, vocabulary, Plan(epochs=1, accumulate=4, grad_clip=1.5))
     assert clips == [1.5, 1.5]  # 48 pairs in 6 batches of 8: after the fourth and after the last
 
