@@ -524,11 +524,18 @@ class TestFaults:
 
     def test_a_missing_file_names_those_that_are_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "other.yaml").write_text(MINIMAL)
+        (tmp_path / ".hidden.yaml").write_text("repos: []")
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=r"^x\.yaml: no such file; there are other\.yaml$"):
             option.load_options("x.yaml")
         with pytest.raises(InputError, match=r"^no/x\.yaml: no such file; there are .*RSITMD_AMFMN\.yaml"):
             option.load_options("no/x.yaml")
+
+    def test_hidden_files_are_not_offered_for_a_missing_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(ROOT)
+        assert list(ROOT.glob(".*.yaml"))
+        with pytest.raises(InputError, match=r"no such file; there are option/AID_RESNET50\.yaml, .*UCM_SWAN\.yaml$"):
+            option.load_options("nope.yaml")
 
     @pytest.mark.parametrize("path", [".", "a\0b", "x" * 5000])
     def test_a_path_that_is_no_file(self, path: str) -> None:
