@@ -33,7 +33,7 @@ import vocab
 from data.toy.making import make_toy
 from layers.backbone import SceneClassifier
 from layers.registry import registered
-from option.schema import leaves
+from option.fields import leaves
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
 from utils import RUN_AGAIN, UNFINISHED, InputError, logger, remove_unfinished

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.image_store import ImageStore, choose_cache
-from option.schema import Images
+from option.schema import ImageReading
 from utils import logger
 
 
@@ -18,7 +18,7 @@ class ImageLibrary:
 
     def __init__(
         self,
-        images: Images,
+        images: ImageReading,
         folder: Path,
         cache_folder: Path,
         names: Sequence[str],

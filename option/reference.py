@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from option.fields import allowed, leaves
 from option.parameters import model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions
-from option.schema import PUBLISHED_KEYS, Options, allowed, leaves
+from option.schema import Options
+from option.unread import PUBLISHED_KEYS
 
 INTRODUCTION = """\
 # Options

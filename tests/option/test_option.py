@@ -16,9 +16,10 @@ import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
 from option import parameters
+from option.fields import leaves
 from option.parameters import ModelBlock, ModelParameters, Parameters
-from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
-from option.unread import blocks_of
+from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank
+from option.unread import PUBLISHED_KEYS, blocks_of, published_keys
 from tests import ROOT
 from utils import InputError
 
@@ -210,7 +211,7 @@ class TestPublished:
     def test_the_table_names_a_key_once_and_none_that_the_schema_has(self) -> None:
         declared = {key for name, block in BLOCKS.items() for key in leaves(block, name)}
         assert not declared & set(published_keys())
-        assert len(published_keys()) == sum(len(keys.split()) for _, keys, _ in option.schema.PUBLISHED_KEYS)
+        assert len(published_keys()) == sum(len(keys.split()) for _, keys, _ in PUBLISHED_KEYS)
 
 
 BLOCKS: dict[str, type[Parameters]] = {

@@ -27,7 +27,7 @@ from layers.base import RetrievalModel
 from layers.objective import Objective, build_objective
 from layers.registry import registered
 from option import Options
-from option.schema import leaves
+from option.fields import leaves
 from runs.loaders import evaluation_loader, train_loader
 from runs.media import Media
 from runs.models import refuse_ranks
