@@ -96,9 +96,9 @@ def places_back(blocks: Blocks, images: Shortlist, texts: Shortlist) -> tuple[Te
     """Place of each query when searching with each item of its shortlist, from 0.
 
     Args:
-        blocks: see `metrics.shortlists`; called once.
-        images: from `metrics.shortlists`.
-        texts: from `metrics.shortlists`.
+        blocks: see `shortlists`; called once.
+        images: from `shortlists`.
+        texts: from `shortlists`.
 
     Returns:
         Of the images [N, K] and of the texts [M, K], int64.

@@ -337,7 +337,7 @@ class KFold(Parameters):
 
 
 class Rerank(Parameters):
-    """Block `metrics.rerank`: what `test.py --rerank` orders anew, and how."""
+    """Block `rerank`: what `test.py --rerank` orders anew, and how."""
 
     candidates: int = Field(
         default=30,

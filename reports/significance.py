@@ -6,7 +6,6 @@ Letters: F folds, N images, M captions, S resamples, C cutoffs (1, 5, 10).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from metrics.bootstrap import Difference, compare_hits, image_hits
 from reports.export import FORMAT, RANKS_FORMAT
 from runtime.untrusted import hdf5_data
-from utils import InputError, first_line, markdown, write_text_atomic
+from utils import InputError, as_json, first_line, markdown, write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def check_same_list(first: QueryRanks, second: QueryRanks) -> None:
         where = f"{len(left)} and {len(right)} of them" if row is None else f"{kind} {row} differs"
         raise InputError(
             f"{first.path} and {second.path} are not of the same test list ({kind}s: {where}): "
-            "score both models on one."
+            "score both models on one list."
         )
 
 
@@ -131,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if given.json is not None:
         content = {name: vars(difference) for name, difference in differences.items()}
-        write_text_atomic(given.json, json.dumps(content, indent=2) + "\n")
+        write_text_atomic(given.json, as_json(content))
 
 
 def table(differences: dict[str, Difference]) -> list[list[str]]:

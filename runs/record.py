@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -18,7 +17,7 @@ import torch
 
 from runs.events import write_table
 from runtime.untrusted import parse_json, read_bytes
-from utils import logger
+from utils import as_json, logger
 
 FILE = "record.json"
 UNKNOWN = "unknown"
@@ -40,11 +39,11 @@ def recorded(folder: Path, device: torch.device) -> Iterator[None]:
     path = folder / FILE
     earlier = read_record(folder)
     entry = {"started": _now(), "commit": commit(), **machine_of(device)}
-    write_table(path, _json([*earlier, entry]))
+    write_table(path, as_json([*earlier, entry]))
     try:
         yield
     finally:
-        write_table(path, _json([*earlier, entry | {"ended": _now(), "peak_memory_mib": round(peak_memory(device))}]))
+        write_table(path, as_json([*earlier, entry | {"ended": _now(), "peak_memory_mib": round(peak_memory(device))}]))
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
@@ -119,7 +118,3 @@ def process_status(field: str) -> float:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _json(entries: list[dict[str, Any]]) -> str:
-    return json.dumps(entries, indent=2) + "\n"

@@ -16,9 +16,7 @@ from reports.html.findings import by_direction, first_scenes
 from reports.html.page import Outcome, page
 from reports.tables import Table
 from runs.scoring import TestSet
-from utils import InputError, first_line, write_text_atomic
-
-__all__ = ["Report", "TestSet"]
+from utils import write_text_atomic
 
 
 class Report:
@@ -70,13 +68,10 @@ class Report:
             command: that made the report.
 
         Raises:
-            InputError: an image can't be read, or the file can't be written.
+            InputError: an image can't be read.
+            OSError: the file can't be written.
             ValueError: no fold was added.
         """
         if self.gallery is None:
             raise ValueError("a report needs at least one fold")
-        text = page(Outcome(self.subject, self.folds, self.gallery, result, tables, command))
-        try:
-            write_text_atomic(path, text)
-        except OSError as fault:
-            raise InputError(f"--report {path}: can't be written ({first_line(fault)}); give another file.") from fault
+        write_text_atomic(path, page(Outcome(self.subject, self.folds, self.gallery, result, tables, command)))
