@@ -227,7 +227,7 @@ def score_source(
     texts: Tensor,
     caption_row: Tensor,
     scores_per_block: int = SCORES_PER_BLOCK,
-) -> Callable[[], Iterable[Tensor]]:
+) -> metrics.Blocks:
     """What `metrics` reads scores from: a matrix of one block is computed once and held, a larger one streams anew.
 
     Args:
@@ -264,7 +264,7 @@ def rank_tasks(
     model: RetrievalModel,
     loader: EvaluationLoader,
     images: Tensor,
-    blocks: Callable[[], Iterable[Tensor]],
+    blocks: metrics.Blocks,
     device: torch.device,
     amp: str = "off",
     views: Views = "one",

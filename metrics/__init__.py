@@ -2,6 +2,7 @@
 
 from metrics.ranks import (
     CUTOFFS,
+    Blocks,
     Ranks,
     Tasks,
     mean_and_deviation,
@@ -17,6 +18,7 @@ __all__ = [
     "CUTOFFS",
     "NAMED_ONLY",
     "NO_SCENE",
+    "Blocks",
     "Ranks",
     "SceneShares",
     "Tasks",

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 CUTOFFS = (1, 5, 10)
+Blocks = Callable[[], Iterable[Tensor]]
+"""Gives the consecutive blocks of rows [n, M] of a score matrix, images in order, anew each time it is called."""
 CACHED_SCORES = 2**20
 """Scores that are looked at together on the CPU, so that they stay in its cache from one look to the next."""
 
@@ -41,17 +43,15 @@ def rank(scores: Tensor, text_image: Tensor) -> Ranks:
 
 
 @torch.no_grad()
-def rank_blocks(
-    blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, ties: Literal["last", "first"] = "last"
-) -> Ranks:
+def rank_blocks(blocks: Blocks, text_image: Tensor, ties: Literal["last", "first"] = "last") -> Ranks:
     """Ranks from a score matrix that streams through in blocks of rows and is never held as a whole.
 
     Ties count against the model: whatever isn't a match and scores as high as the match is ranked before it, so a
     model that gives every pair the same score gets the worst ranks. An image is ranked by its best own text.
 
     Args:
-        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order. It is called twice:
-            the first pass collects the scores of the matches, the second counts what scores at least as high.
+        blocks: called twice: the first pass collects the scores of the matches, the second counts what scores at
+            least as high.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
         ties: "first" lets them count in favour of the model instead; it is what `ties` needs to know, not a score.
 
@@ -181,7 +181,7 @@ def mean_recall(table: Mapping[str, float]) -> float:
     return statistics.fmean(value for key, value in table.items() if "_R@" in key)
 
 
-def match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> tuple[Tensor, int]:
+def match_scores(blocks: Blocks, text_image: Tensor) -> tuple[Tensor, int]:
     """The score of each text with its image [M], and the number of images; for `blocks` see `rank_blocks`."""
     match: Tensor | None = None
     images = 0
@@ -196,7 +196,7 @@ def match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> 
     return match, images
 
 
-def sound_blocks(blocks: Callable[[], Iterable[Tensor]], texts: int) -> Iterator[tuple[int, Tensor]]:
+def sound_blocks(blocks: Blocks, texts: int) -> Iterator[tuple[int, Tensor]]:
     """Each block with the number of its first image, once its shape and its scores are checked; on the CPU in parts."""
     start = 0
     for whole in blocks():

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metrics.ranks import Ranks, rank_blocks
-from metrics.shortlists import Blocks, Shortlist, places, places_back, shortlists
+from metrics.ranks import Blocks, Ranks, rank_blocks
+from metrics.shortlists import Shortlist, places, places_back, shortlists
 
 Method = Literal["multivariate", "simple"]
 
@@ -98,7 +98,7 @@ def rerank(blocks: Blocks, text_image: Tensor, method: Method, count: int, w1: f
     """Ranks of the matches after both directions were reranked; ties count against the model as in `metrics.ranks`.
 
     Args:
-        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order; called four times.
+        blocks: called four times.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
         method: `multivariate` or `simple`.
         count: candidates per query, at least 1.

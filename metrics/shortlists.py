@@ -5,16 +5,14 @@ Letters: N images, M texts, n images of one block; in one direction Q queries, P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.ranks import CACHED_SCORES
-
-Blocks = Callable[[], Iterable[Tensor]]
+from metrics.ranks import CACHED_SCORES, Blocks
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def shortlists(blocks: Blocks, count: int) -> tuple[Shortlist, Shortlist]:
     """Of the images, which search texts, and of the texts, which search images.
 
     Args:
-        blocks: consecutive blocks of rows [n, M] of finite scores; called once.
+        blocks: of finite scores; called once.
         count: items per query, K; all of them where there are fewer.
     """
     by_image: list[tuple[Tensor, Tensor]] = []
@@ -96,7 +94,7 @@ def places_back(blocks: Blocks, images: Shortlist, texts: Shortlist) -> tuple[Te
     """Place of each query when searching with each item of its shortlist, from 0.
 
     Args:
-        blocks: see `shortlists`; called once.
+        blocks: the same; called once.
         images: from `shortlists`.
         texts: from `shortlists`.
 

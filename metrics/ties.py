@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import Tensor
 
-from metrics.ranks import CUTOFFS, Ranks, match_scores, mean_recall, rank_blocks
+from metrics.ranks import CUTOFFS, Blocks, Ranks, match_scores, mean_recall, rank_blocks
 
 
 @torch.no_grad()
-def random_tie_recalls(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, last: Ranks) -> dict[str, float]:
+def random_tie_recalls(blocks: Blocks, text_image: Tensor, last: Ranks) -> dict[str, float]:
     """Expected recalls if all orders of equally scored items were equally likely.
 
     Texts that are equal word for word have equal scores, so it is they that tie. `metrics.rank_blocks` lets a tie count
@@ -21,7 +19,7 @@ def random_tie_recalls(blocks: Callable[[], Iterable[Tensor]], text_image: Tenso
     with such a table, compare these.
 
     Args:
-        blocks: of the score matrix, see `metrics.ranks.rank_blocks`; called three times.
+        blocks: called three times.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1.
         last: what `metrics.ranks.rank_blocks` gives for them.
 

@@ -1,4 +1,4 @@
-"""Finished experiments side by side: `python experiment_table.py checkpoint/A checkpoint/B ... [--out TABLE.md]`."""
+"""Finished experiments side by side: `python -m reports.experiments checkpoint/A checkpoint/B ... [--out TABLE.md]`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.history import read_history, validation_score
-from reports.tables import RECALLS
+from reports.history import best_epoch, read_history, validation_score
+from reports.tables import RECALLS, with_deviation
 from runs.checkpoints import flat_options
 from runs.scoring import RANDOM_TIES
 from runtime.entry_point import run_entry_point
@@ -48,7 +48,7 @@ class Experiment:
     @property
     def best_epochs(self) -> list[Mapping[str, float]]:
         """The epoch of each fold that validation chose."""
-        return [_best(history) for history in self.histories]
+        return [best_epoch(history) for history in self.histories]
 
     @property
     def validation(self) -> list[float]:
@@ -86,21 +86,11 @@ def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
     return replace(experiment, histories=histories)
 
 
-def _best(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The epoch of a fold that was best on val."""
-    score = validation_score(history)
-    return max((row for row in history if score in row), key=lambda row: row[score])
-
-
-def differing(experiments: Sequence[Experiment]) -> list[str]:
-    """Dotted keys of the options in which the experiments differ, in the order of the schema."""
-    return differing_keys([experiment.options for experiment in experiments], NAMES_ONLY)
-
-
-def differing_keys(options: Sequence[Mapping[str, Any]], but: Sequence[str]) -> list[str]:
-    """Dotted keys in which some options differ, in the order of the schema, without those in `but`."""
-    keys = list(dict.fromkeys(key for given in options for key in given))
-    return [key for key in keys if key not in but and len({str(given.get(key)) for given in options}) > 1]
+def differing(experiments: Sequence[Experiment], but: Sequence[str] = NAMES_ONLY) -> list[str]:
+    """Dotted keys of the options in which the experiments differ, in the order of the schema, but for `but`."""
+    given = [experiment.options for experiment in experiments]
+    keys = list(dict.fromkeys(key for options in given for key in options))
+    return [key for key in keys if key not in but and len({str(options.get(key)) for options in given}) > 1]
 
 
 def spread_over_folds(experiments: Sequence[Experiment]) -> float:
@@ -123,7 +113,7 @@ def table(experiments: Sequence[Experiment]) -> list[list[str]]:
     Where captions are equal word for word, also mR with ties at random, see `metrics.ties.random_tie_recalls`.
     """
     keys = differing(experiments)
-    spread = spread_over_folds(experiments)
+    pooled = spread_over_folds(experiments)
     tied = any(TIED in scores for experiment in experiments for scores in experiment.folds.values())
     cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
     cells[0] += ["against the first", *(["mR, ties at random"] if tied else [])]
@@ -131,9 +121,9 @@ def table(experiments: Sequence[Experiment]) -> list[list[str]]:
     for experiment in experiments:
         row = [short(experiment.options.get(key)) for key in keys]
         row.append(f"{statistics.fmean(experiment.validation):.2f}")
-        row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_with_deviation(experiment, "mR")]
-        row.append("" if experiment is first else _against(experiment, first, spread))
-        cells.append([*row, *([_with_deviation(experiment, TIED)] if tied else [])])
+        row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_mean(experiment, "mR", spread=True)]
+        row.append("" if experiment is first else _against(experiment, first, pooled))
+        cells.append([*row, *([_mean(experiment, TIED, spread=True)] if tied else [])])
     return cells
 
 
@@ -141,13 +131,11 @@ def _values(experiment: Experiment, name: str) -> list[float]:
     return [scores[name] for scores in experiment.folds.values() if name in scores]
 
 
-def _mean(experiment: Experiment, name: str) -> str:
-    return f"{statistics.fmean(values):.2f}" if (values := _values(experiment, name)) else ""
-
-
-def _with_deviation(experiment: Experiment, name: str) -> str:
+def _mean(experiment: Experiment, name: str, spread: bool = False) -> str:
+    """The mean of a score over the folds that have it, with its deviation if they are several; else an empty cell."""
     values = _values(experiment, name)
-    return _mean(experiment, name) + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    deviation = statistics.stdev(values) if spread and len(values) > 1 else None
+    return with_deviation(statistics.fmean(values), deviation) if values else ""
 
 
 def _against(experiment: Experiment, first: Experiment, spread: float) -> str:
@@ -174,18 +162,25 @@ def text(experiments: Sequence[Experiment]) -> str:
     )
 
 
+def experiments_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The arguments of a command that tells of some experiments."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
+    parser.add_argument("--out", type=Path, help="write what is printed here, too")
+    return parser
+
+
+def show(shown: str, out: Path | None) -> None:
+    """Print a text, and write it if a file was given."""
+    print(shown, end="")
+    if out is not None:
+        write_text_atomic(out, shown)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of some experiments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reports.experiments", description="Put finished experiments side by side."
-    )
-    parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
-    given = parser.parse_args(arguments)
-    shown = text([read_experiment(folder) for folder in given.experiment])
-    print(shown, end="")
-    if given.out is not None:
-        write_text_atomic(given.out, shown)
+    given = experiments_parser("reports.experiments", "Put finished experiments side by side.").parse_args(arguments)
+    show(text([read_experiment(folder) for folder in given.experiment]), given.out)
 
 
 if __name__ == "__main__":

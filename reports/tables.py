@@ -1,8 +1,8 @@
-"""What a person looks at after training: recall tables, and `python report.py EXPERIMENT --out PNG` for the curves."""
+"""Recall tables: which scores they show under which headlines, and how a score is written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from metrics.scenes import NAMED_ONLY
 from runs.scoring import RANDOM_TIES, RERANKED
@@ -45,6 +45,16 @@ LIMITS = {"chance": "chance", "scene_class_alone": "scene class alone", "ceiling
 """Key in `test.json` of what recalls are compared with -> label of its row."""
 Table = tuple[str, list[list[str]]]
 """A title ("" for the first table) and rows of cells, the first its head."""
+
+
+def numbers(scores: Mapping[str, float], names: Iterable[str] = RECALLS) -> list[str]:
+    """Scores as cells, in percent."""
+    return [f"{scores[name]:.2f}" for name in names]
+
+
+def with_deviation(mean: float, deviation: float | None) -> str:
+    """A mean as a cell, with its standard deviation where there is one."""
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def score_tables(
@@ -94,12 +104,10 @@ def recall_table(
         columns: score -> headline.
     """
     cells = [["", *columns.values()]]
-    cells += [[label, *(f"{scores[name]:.2f}" for name in columns)] for label, scores in rows.items()]
+    cells += [[label, *numbers(scores, columns)] for label, scores in rows.items()]
     if len(rows) > 1:
-        cells.append(["mean ± sd", *(f"{mean[name][0]:.2f} ± {mean[name][1]:.2f}" for name in columns)])
-    for label, scores in limits.items():
-        if columns.keys() <= scores.keys():
-            cells.append([label, *(f"{scores[name]:.2f}" for name in columns)])
+        cells.append(["mean ± sd", *(with_deviation(*mean[name]) for name in columns)])
+    cells += [[label, *numbers(scores, columns)] for label, scores in limits.items() if columns.keys() <= scores.keys()]
     return cells
 
 

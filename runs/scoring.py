@@ -5,7 +5,7 @@ Letters: N images, M captions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def load_scored(
 
 
 def more_scores(
-    blocks: Callable[[], Iterable[Tensor]],
+    blocks: metrics.Blocks,
     ranks: metrics.Ranks,
     loader: EvaluationLoader,
     scenes: Tensor | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layers.base import RetrievalModel
-from metrics.ranks import Tasks
+from metrics.ranks import Blocks, Tasks
 from reports.html.collect import Fold, Gallery, examine
 from reports.html.findings import by_direction, first_scenes
 from reports.html.page import Outcome, page
@@ -36,7 +36,7 @@ class Report:
         model: RetrievalModel,
         images: Tensor,
         texts: Tensor,
-        blocks: Callable[[], Iterable[Tensor]],
+        blocks: Blocks,
         tasks: Tasks,
     ) -> None:
         """Take in a fold; queries and examples are those of the first one.
