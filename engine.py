@@ -1,4 +1,4 @@
-"""What happens to a model: fit it, run one epoch, encode a data set once, score it.
+"""What happens to a model: it is fitted, encodes a data set once, and is scored.
 
 Letters: B batch, N images, M captions, U different captions, D embedding.
 """
@@ -230,16 +230,11 @@ def score_source(
 ) -> metrics.Blocks:
     """What `metrics` reads scores from: a matrix of one block is computed once and held, a larger one streams anew.
 
-    Args:
-        model: any registered model.
-        images: [N, D].
-        texts: [U, D], each different caption once.
-        caption_row: [M] row of each caption in `texts`.
-        scores_per_block: entries of the score matrix that are held at once.
+    Arguments as of `score_blocks`; at most `scores_per_block` entries of the matrix are held at once.
     """
     rows = scores_per_block // len(caption_row)
     if rows < len(images):
-        # While a block is looked at the next one is made, from parts of its size.
+        # While a block is looked at, the next one is made, from parts of its size.
         return partial(score_blocks, model, images, texts, caption_row, max(1, rows // 4))
     whole = list(score_blocks(model, images, texts, caption_row, rows))
     return lambda: whole

@@ -80,16 +80,10 @@ def multivariate_scores(candidates: Candidates, salient: Tensor, w1: float, w2: 
 def new_places(candidates: Candidates, salient: Tensor, method: Method, w1: float, w2: float) -> Tensor:
     """Places of the candidates after reranking, [Q, K] int64; equal items share the last of their places.
 
-    Args:
-        candidates: K of each query.
-        salient: see `multivariate_scores`.
-        method: `multivariate`, or `simple`: by the search back alone.
-        w1: see `multivariate_scores`.
-        w2: see `multivariate_scores`.
+    By `multivariate_scores`, whose arguments these are, or with the method `simple` by the search back alone.
     """
-    new = candidates.back
-    if method == "multivariate":
-        new = places(multivariate_scores(candidates, salient, w1, w2))
+    multivariate = method == "multivariate"
+    new = places(multivariate_scores(candidates, salient, w1, w2)) if multivariate else candidates.back
     return new.where(candidates.sure, candidates.place)
 
 

@@ -102,7 +102,7 @@ def spread_over_folds(experiments: Sequence[Experiment]) -> float:
     columns = [[scores["mR"] for scores in experiment.folds.values()] for experiment in experiments]
     freedom = sum(len(column) - 1 for column in columns)
     if freedom == 0:
-        raise InputError("all these experiments have one fold: without a second one, no spread can be told.")
+        raise InputError("all these experiments have one fold: the spread of mR needs an experiment of two or more.")
     squares = sum(statistics.variance(column) * (len(column) - 1) for column in columns if len(column) > 1)
     return (squares / freedom) ** 0.5
 

@@ -72,14 +72,7 @@ def write_embeddings(
 
 
 def write_ranks(path: Path, annotations: Annotations, options: Options, folds: Mapping[str, Ranks]) -> None:
-    """Write where each query of each fold found its match: what `python -m metrics compare` reads.
-
-    Args:
-        path: the file; one that is there is replaced.
-        annotations: the N images and M captions.
-        options: the experiment.
-        folds: a group's name -> the ranks.
-    """
+    """Write where each query of each fold (a group's name -> the ranks) found its match, for `python -m metrics`."""
 
     def fill(archive: h5py.File) -> None:
         for name, ranks in folds.items():

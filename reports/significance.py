@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"\nPaired bootstrap over {len(first.image_names)} test images with their {len(first.captions)} captions, "
         f"{given.resamples} resamples, seed {given.seed}; queries averaged over folds. It covers the choice of test "
-        "images; how much a training's seed or fold changes, the standard deviation of test.py says."
+        "images; what a training's seed or fold changes is the standard deviation that test.py prints."
     )
     if given.json is not None:
         content = {name: vars(difference) for name, difference in differences.items()}

@@ -1,4 +1,4 @@
-"""With what a run was made: the commit, the machine, and how much memory it took; kept beside its weights."""
+"""What a run was made with: the commit, the machine, how much memory it took; kept beside its weights."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: st
             f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
             f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."
         ) from fault
-    logger.info("Goes on after epoch %d, batch %d.", begun["epoch"], begun.get("batch", 0))
+    logger.info("Going on after epoch %d, batch %d.", begun["epoch"], begun.get("batch", 0))
 
 
 def own_random_states(begun: dict[str, Any], world: World, folder: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def load_scored(
         path: the checkpoint.
         device: where the model goes.
         gate: whether the user insists on a mismatch.
-        fold: what the checkpoint should be of; None: any.
+        fold: the one that the checkpoint should be of; None: any.
 
     Raises:
         InputError: the checkpoint can't be read, or belongs to something else than the options describe.

@@ -82,7 +82,7 @@ def _lock(handle: int, folder: Path, wait: bool) -> bool:
             return False
         if fault.errno not in _UNKNOWN_HERE:
             raise
-        logger.warning("%s: this file system has no locks; do not start a second run there.", folder)
+        logger.warning("%s: this file system has no locks: don't start a second run there.", folder)
     return True
 
 
