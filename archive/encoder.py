@@ -6,7 +6,7 @@ Letters: B batch, D embedding, S image side in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,32 +42,23 @@ def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
     return train_words(dataset.data_path, dataset.keywords_folder, vocabulary).tolist()
 
 
+@dataclass(eq=False)
 class Encoder:
-    """Embeds images, sentences and sounds with the model of one checkpoint."""
+    """Embeds images, sentences and sounds with the model of one checkpoint.
 
-    def __init__(
-        self,
-        model: RetrievalModel,
-        options: Options,
-        vocabulary: Vocabulary,
-        device: torch.device,
-        keyword_ids: Sequence[int] | None = None,
-    ) -> None:
-        """Take a model that is placed on the device.
+    Attributes:
+        model: of the options, with its weights, on the device.
+        options: of the experiment.
+        vocabulary: the words that the model reads.
+        device: where the model is.
+        keyword_ids: what the function of this name gives.
+    """
 
-        Args:
-            model: of the options, with its weights.
-            options: of the experiment.
-            vocabulary: the words that it reads.
-            device: where it is.
-            keyword_ids: what the function of this name gives.
-        """
-        self.model = model
-        self.options = options
-        self.vocabulary = vocabulary
-        self.device = device
-        self.keyword_ids = keyword_ids
-        self.reads_regions = model.uses_regions and options.dataset.local_path is not None
+    model: RetrievalModel
+    options: Options
+    vocabulary: Vocabulary
+    device: torch.device
+    keyword_ids: Sequence[int] | None = None
 
     @classmethod
     def load(
@@ -78,13 +69,18 @@ class Encoder:
         device: torch.device,
         keyword_ids: Sequence[int] | None = None,
     ) -> Encoder:
-        """Read a checkpoint; see the constructor.
+        """Read a checkpoint; the arguments are the attributes.
 
         Raises:
             InputError: it is missing, or does not fit the options and the vocabulary.
         """
         model, _ = load_model(options, vocabulary, checkpoint, device)
         return cls(model, options, vocabulary, device, keyword_ids)
+
+    @property
+    def reads_regions(self) -> bool:
+        """Whether the model reads the regions of an image."""
+        return self.model.uses_regions and self.options.dataset.local_path is not None
 
     @cached_property
     def region_file(self) -> RegionFile | None:
@@ -138,7 +134,7 @@ class Encoder:
         """
         if self.reads_regions and self.options.dataset.missing_regions != "zeros":
             raise InputError(
-                f"{self.options.model.name} reads the regions of an image, and an image that asks has none. Index "
+                f"{self.options.model.name} reads the regions of an image, and a query image has none. Index "
                 "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
                 "dataset.local_path=null if the model was trained so."
             )
@@ -149,7 +145,7 @@ class Encoder:
         """Embed a sentence, [1, D].
 
         Raises:
-            InputError: the vocabulary has none of its words, or the model asks with keywords alone.
+            InputError: the vocabulary has none of its words, or the model takes an image's keywords as queries.
         """
         words = self.vocabulary.word2idx
         if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
@@ -161,8 +157,8 @@ class Encoder:
         mode = self.model.query_mode(self.options.model)
         if mode in ("keywords", "both"):
             raise InputError(
-                "the model was indexed to be asked with the keywords of images (model.keywords.mode), which a "
-                "sentence does not have: index with --set model.keywords.mode=sentence."
+                "the index expects queries of an image's keywords (model.keywords.mode), which a sentence does not "
+                "have: index with --set model.keywords.mode=sentence."
             )
         if self.keyword_ids is not None:
             query = replace(query, keywords=sentence_keywords(query.tokens, torch.tensor(self.keyword_ids)))

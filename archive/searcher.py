@@ -16,12 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from archive import exact, nearest, store
+from archive.arguments import KINDS
 from archive.encoder import Encoder
 from archive.exact import Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
 from runtime.devices import choose_device
 from utils import InputError, file_sha256
+
+BY_COSINE = "Images are compared by the cosine of their embeddings, not by the model's score."
+"""To be said of a query image where the model scores by more than a cosine."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Searcher:
         index: the folder.
         encoder: the model.
         images: folder of the images.
-        kind: how is searched: `exact`, one of `archive.nearest.KINDS`, or `store`.
+        kind: of the search: `exact`, one of `archive.arguments.KINDS`, or `store`.
     """
 
     def __init__(self, index: IndexFolder, encoder: Encoder, images: Path, kind: str) -> None:
@@ -78,7 +82,7 @@ class Searcher:
         self.images = images
         self.kind = kind
         self._lock = Lock()
-        self._nearest = nearest.Nearest.open(index, kind) if kind in nearest.KINDS else None
+        self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
         self._store = store.open_full_store(index.folder, index.manifest) if kind == "store" else None
 
     @classmethod
@@ -95,7 +99,7 @@ class Searcher:
         Args:
             folder: of the index.
             device: `cpu`, `cuda`, `cuda:NUMBER`; None: CUDA where there is one.
-            kind: `exact` or one of `archive.nearest.KINDS`; None: the vector store of the index, or else exact.
+            kind: `exact` or one of `archive.arguments.KINDS`; None: the vector store of the index, or else exact.
             checkpoint: where the weights are now, if not where they were.
             images: where the images are now, if not where they were.
 
@@ -118,11 +122,8 @@ class Searcher:
             )
         options, vocabulary = manifest.typed_options(), index.vocabulary()
         encoder = Encoder.load(options, vocabulary, path, choose_device(device), manifest.keyword_ids)
-        if kind != "exact" and not encoder.model.scores_by_cosine():
-            raise InputError(
-                f"{manifest.options['model']['name']} scores each pair by more than a cosine, which a vector index "
-                "can't search for; use --index exact."
-            )
+        if kind != "exact":
+            nearest.refuse_pair_scores(options.model.name, "a vector index can't search for that; use --index exact.")
         return cls(index, encoder, images or manifest.images, kind)
 
     def __len__(self) -> int:
