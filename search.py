@@ -25,6 +25,7 @@ from archive.sheet import check_sheet, write_sheet
 from archive.store import check_url
 from data.images import decode
 from runs.loaders import read_vocabulary
+from runs.models import load_model
 from runtime.entry_point import run_entry_point
 from utils import InputError, logger
 
@@ -47,7 +48,8 @@ def index(given: argparse.Namespace) -> None:
         refuse_pair_scores(options.model.name, "leave out --kind and --store; its index is searched exactly.")
     vocabulary = read_vocabulary(options)
     words, device = keyword_ids(options, vocabulary), local_device(given.device)
-    encoder = Encoder.load(options, vocabulary, given.checkpoint, device, words)
+    model, _ = load_model(options, vocabulary, given.checkpoint, device)
+    encoder = Encoder(model, options, vocabulary, device, words)
     target = Target(given.out, given.shard, given.dtype, given.store)
     manifest = index_archive(encoder, given.checkpoint, given.images, target, share)
     print(f"{given.out}: {manifest.count} images, {manifest.dim} numbers each.")

@@ -76,9 +76,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default %(default)s)")
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a name under which the page is asked for"
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name under which others open the page"
     )
-    parser.add_argument("--behind-proxy", action="store_true", help="a reverse proxy on this machine tells who asks")
+    parser.add_argument(
+        "--behind-proxy", action="store_true", help="believe the client addresses of a reverse proxy here"
+    )
     parser.add_argument("--max-upload", type=int, default=10, help="MiB of an uploaded file (default %(default)s)")
     parser.add_argument("--rate", type=int, default=60, help="searches of a client per minute (default %(default)s)")
 

@@ -25,7 +25,6 @@ from engine import embed, image_verb
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from runs.models import load_model
 from utils import InputError
 from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
 
@@ -59,23 +58,6 @@ class Encoder:
     vocabulary: Vocabulary
     device: torch.device
     keyword_ids: Sequence[int] | None = None
-
-    @classmethod
-    def load(
-        cls,
-        options: Options,
-        vocabulary: Vocabulary,
-        checkpoint: Path,
-        device: torch.device,
-        keyword_ids: Sequence[int] | None = None,
-    ) -> Encoder:
-        """Read a checkpoint; the arguments are the attributes.
-
-        Raises:
-            InputError: it is missing, or does not fit the options and the vocabulary.
-        """
-        model, _ = load_model(options, vocabulary, checkpoint, device)
-        return cls(model, options, vocabulary, device, keyword_ids)
 
     @property
     def reads_regions(self) -> bool:
@@ -127,7 +109,7 @@ class Encoder:
         return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
 
     def image(self, image: Image.Image) -> Tensor:
-        """Embed an image to search with, RGB of any size, [1, D].
+        """Embed a query image, RGB of any size, [1, D].
 
         Raises:
             InputError: the model reads regions and may not do without (`dataset.missing_regions`).
@@ -151,7 +133,7 @@ class Encoder:
         if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
             raise InputError(
                 f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(words)} words, such "
-                f"as {', '.join(list(words)[:5])}. Ask with words of the captions that it learned."
+                f"as {', '.join(list(words)[:5])}. Use words of the captions that it learned."
             )
         query = Captions.encode([sentence], self.vocabulary)
         mode = self.model.query_mode(self.options.model)
@@ -177,7 +159,7 @@ class Encoder:
             InputError: the model hears nothing, or the file can't be read.
         """
         if not self.model.uses_audio:
-            raise InputError(f"{self.options.model.name} has no audio encoder: ask with a sentence or an image.")
+            raise InputError(f"{self.options.model.name} has no audio encoder: search with a sentence or an image.")
         drawn = Image.fromarray(to_image(mel_power(read_sound(path)))).convert("RGB")
         pixels = torch.from_numpy(to_square(drawn, self.options.dataset.image_size))[None]
         return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")

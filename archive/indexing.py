@@ -173,11 +173,9 @@ def _encode(
 
 def _write(names: Sequence[str], embeddings: Tensor, target: Target, store: VectorStore | None) -> None:
     """Keep a shard [n, D]."""
-    if store is None:
-        add_shard(target.folder, names, embeddings, target.dtype)
-        return
-    store.add(names, embeddings.numpy())
-    add_shard(target.folder, names, None, target.dtype)
+    if store is not None:
+        store.add(names, embeddings.numpy())
+    add_shard(target.folder, names, embeddings if store is None else None, target.dtype)
 
 
 Outcome = list[str | None]

@@ -39,7 +39,7 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
 
     Args:
         searcher: of an exact search.
-        sentences: to ask with; None: images of the archive ask.
+        sentences: the queries; None: images of the archive are.
         count: queries, Q; spread evenly over what there is.
         k: images that recall is counted in, K.
 

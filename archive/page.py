@@ -220,7 +220,7 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
     Args:
         searcher: of the index.
         scenes: classes of its images, which can be filtered by; none for a vector store.
-        hosts: names under which the page may be asked for, against DNS rebinding.
+        hosts: names that the page answers to, against DNS rebinding.
         max_upload: bytes of an uploaded file.
         rate: searches of a client per minute; of images `IMAGES_PER_SEARCH` times as many.
 

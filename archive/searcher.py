@@ -21,6 +21,7 @@ from archive.encoder import Encoder
 from archive.exact import Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
+from runs.models import load_model
 from runtime.devices import choose_device
 from utils import InputError, file_sha256
 
@@ -120,10 +121,11 @@ class Searcher:
                 f"{path} is not the checkpoint that {folder} was made with: its embeddings would mean something else. "
                 "Give that one by --checkpoint FILE, or index again."
             )
-        options, vocabulary = manifest.typed_options(), index.vocabulary()
-        encoder = Encoder.load(options, vocabulary, path, choose_device(device), manifest.keyword_ids)
+        options, vocabulary, place = manifest.typed_options(), index.vocabulary(), choose_device(device)
         if kind != "exact":
             nearest.refuse_pair_scores(options.model.name, "a vector index can't search for that; use --index exact.")
+        model, _ = load_model(options, vocabulary, path, place)
+        encoder = Encoder(model, options, vocabulary, place, manifest.keyword_ids)
         return cls(index, encoder, images or manifest.images, kind)
 
     def __len__(self) -> int:

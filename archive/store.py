@@ -102,7 +102,7 @@ class MilvusStore:
         """
         self.url = url
         self.collection = collection
-        pymilvus = import_extra("pymilvus", "vector stores are spoken to by pymilvus", "store")
+        pymilvus = import_extra("pymilvus", "vector stores need the client pymilvus", "store")
         self._failures = (pymilvus.MilvusException, OSError, RuntimeError)
         with self._failures_told():
             self.client = pymilvus.MilvusClient(url, token=os.environ.get(TOKEN, ""))
@@ -140,10 +140,10 @@ class MilvusStore:
         """See `VectorStore.search`.
 
         Raises:
-            InputError: the store refuses, or more is asked for than it gives at once.
+            InputError: the store refuses, or K is more than it gives at once.
         """
         if k > MOST_HITS:
-            raise InputError(f"Milvus finds at most {MOST_HITS} images at once, {k} were asked for.")
+            raise InputError(f"Milvus finds at most {MOST_HITS} images at once, not {k}.")
         with self._failures_told():
             found = self.client.search(
                 self.collection, data=[vector], limit=k, output_fields=["name"], search_params={"metric_type": "COSINE"}
@@ -163,7 +163,7 @@ class MilvusStore:
         except self._failures as fault:
             raise StoreFault(
                 f"the vector store {self.url} does not work: {first_line(fault)}. Check that it runs, that "
-                f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it asks for one."
+                f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it wants one."
             ) from fault
 
 

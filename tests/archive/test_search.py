@@ -41,6 +41,7 @@ from engine import encode
 from option import Options, load_options
 from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
+from runs.models import load_model
 from tests import ROOT
 from tests.archives import Trained, make_trained
 from utils import InputError
@@ -156,8 +157,8 @@ class TestIndex:
         options, vocabulary = load_options(galr.options), read_vocabulary(load_options(galr.options))
         annotations = read_annotations(data, "test")
         loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
-        encoder = Encoder.load(options, vocabulary, galr.checkpoint, CPU)
-        images, _ = encode(encoder.model, loader, CPU)
+        model, _ = load_model(options, vocabulary, galr.checkpoint, CPU)
+        images, _ = encode(model, loader, CPU)
         found = by_name(made)
         torch.testing.assert_close(torch.stack([found[name] for name in names]), images, rtol=1e-5, atol=1e-6)
 
