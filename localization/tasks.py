@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,24 +34,32 @@ class Task:
     annotations: Path | None = None
 
 
-def annotated_tasks(annotations: Path, images: Path) -> list[Task]:
-    """The sentences of an `anno.json`, gathered by image.
-
-    Args:
-        annotations: see `data.polygons.read_places`, also for what is raised.
-        images: folder of the images.
-    """
-    places = read_places(annotations)
+def read_tasks(given: argparse.Namespace) -> list[Task]:
+    """The one image of `--image`, or all that `--annotations` names; raises as `data.polygons.read_places`."""
+    if given.image is not None:
+        return [Task(given.image, range(len(given.query)), given.query)]
+    places = read_places(given.annotations)
     tasks = []
     for name in dict.fromkeys(place.image for place in places):
         numbers = [number for number, place in enumerate(places) if place.image == name]
         own = [places[number] for number in numbers]
-        tasks.append(Task(images / name, numbers, [place.caption for place in own], own, annotations))
+        tasks.append(Task(given.images / name, numbers, [place.caption for place in own], own, given.annotations))
     return tasks
 
 
-def check_queries(task: Task, vocabulary: Vocabulary) -> None:
-    """Raise an InputError for a query that is blank or has no word of the vocabulary."""
+def check_tasks(tasks: Sequence[Task], vocabulary: Vocabulary, sides: Sequence[int], max_pixels: int) -> None:
+    """Find out before the work what it would fail at.
+
+    Raises:
+        InputError: a query is blank or has no word of the vocabulary; an image can't be opened, is smaller than a
+            window of these `sides`, or lacks annotated points.
+    """
+    for task in tasks:
+        _check_queries(task, vocabulary)
+        _check_image(task, sides, max_pixels)
+
+
+def _check_queries(task: Task, vocabulary: Vocabulary) -> None:
     for number, query in zip(task.numbers, task.queries, strict=True):
         origin = "--query" if task.annotations is None else f"{task.annotations}: {number}.caption"
         words = tokenize(query)
@@ -62,8 +71,7 @@ def check_queries(task: Task, vocabulary: Vocabulary) -> None:
             )
 
 
-def check_image(task: Task, sides: Sequence[int], max_pixels: int) -> None:
-    """Raise an InputError for an image that can't be opened, is smaller than a window, or lacks annotated points."""
+def _check_image(task: Task, sides: Sequence[int], max_pixels: int) -> None:
     with open_large(task.image, max_pixels) as image:
         width, height = image.width, image.height
     if min(width, height) < max(sides):
