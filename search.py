@@ -77,7 +77,7 @@ def query(given: argparse.Namespace) -> None:
         asked, caption = given.audio, f"heard in {given.audio.name}"
     else:
         asked = caption = given.text
-        if unknown := searcher.unknown_words(given.text):
+        if unknown := searcher.encoder.unknown_words(given.text):
             logger.warning("words that the model does not know: %s", ", ".join(unknown))
     hits = searcher.answer(asked, given.top).hits
     print("rank   score  file")

@@ -140,7 +140,7 @@ class Service:
     ) -> Found:
         """Search with a sentence."""
         found = await self._found(q, view)
-        found.unknown_words = self.searcher.unknown_words(q)
+        found.unknown_words = self.searcher.encoder.unknown_words(q)
         return found
 
     async def image(self, request: Request, view: Annotated[View, Query()]) -> Found:

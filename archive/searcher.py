@@ -179,10 +179,6 @@ class Searcher:
             hits = self._search(embedding, score, k, offset, keep)
             return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
 
-    def unknown_words(self, query: str) -> list[str]:
-        """Words of a sentence that the model does not know, see `Encoder.unknown_words`."""
-        return self.encoder.unknown_words(query)
-
     def _search(self, query: Tensor, score: Scorer, k: int, offset: int, keep: NDArray[np.bool_] | None) -> list[Hit]:
         """Hits of an embedding [1, D]."""
         wanted = offset + k

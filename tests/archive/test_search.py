@@ -445,7 +445,7 @@ class TestSearcher:
 
     def test_unknown_words(self, made: Path) -> None:
         searcher = Searcher.open(made, "cpu")
-        assert searcher.unknown_words("The red zeppelins over a red zeppelins field!") == ["zeppelins"]
+        assert searcher.encoder.unknown_words("The red zeppelins over a red zeppelins field!") == ["zeppelins"]
         refused(lambda: searcher.text("two zeppelins", 3), "knows no word of 'two zeppelins'", "such as")
         refused(lambda: searcher.text("  ", 3), "knows no word")
         refused(lambda: searcher.text("<unk>", 3), "knows no word")
@@ -472,7 +472,7 @@ class TestSearcher:
         search.main(trained.arguments(tmp_path / "index"))
         assert not (tmp_path / "index" / "vocabulary.json").exists()
         searcher = Searcher.open(tmp_path / "index", "cpu")
-        assert searcher.unknown_words("two zeppelins") == []
+        assert searcher.encoder.unknown_words("two zeppelins") == []
         assert len(searcher.text("two zeppelins", 20)) == 12
 
     def test_words_that_count_as_keywords(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:
