@@ -6,6 +6,7 @@ Letters: B batch, N images, M captions, A spectrograms, L words, S image side, R
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -264,7 +265,6 @@ class EvaluationLoader:
         audio: Spectrograms | None = None,
         views: ImageStore | None = None,
         features: ListFeatures = NO_FEATURES,
-        image_views: int = 1,
         world: World = ALONE,
     ) -> None:
         """See `TrainLoader`; the store's images have the side S here, those of `views` the side R.
@@ -283,12 +283,17 @@ class EvaluationLoader:
         self.audio = audio
         self.views = views
         self.features = features
-        self.image_views = image_views
         self.world = world
 
     def _own(self, chunks: Sequence[Tensor]) -> Sequence[Tensor]:
         """Every W-th chunk; a rank without one does the first as well, so that it knows the form of the result."""
         return chunks[self.world.rank :: self.world.size] or chunks[:1]
+
+    def reading(self, features: ListFeatures) -> EvaluationLoader:
+        """The same loader with what frozen towers make of the list."""
+        other = copy(self)
+        other.features = features
+        return other
 
     def join(self, rows: Tensor, total: int) -> Tensor:
         """Embeddings [total, D] of all ranks, from those that this rank made of its batches."""
@@ -299,9 +304,10 @@ class EvaluationLoader:
         chunks = self._own(torch.arange(len(self.image_ids)).split(self.batch_size))
         if self.features.images is not None:
             for image_ids in chunks:
-                features = self.features.of_images(image_ids, self.image_views)
+                features = self.features.of_images(image_ids)
                 yield Batch(image_features=features, image_ids=image_ids).to(self.device)
             return
+        self.store.load(self.image_ids, "images")
         images = stored_batches(self.store, [self.image_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, images, strict=True):
             local = region_fields(self.regions, image_ids)

@@ -31,12 +31,12 @@ class ListFeatures:
         """One view of each image, [B, W], by places of the images [B] and numbers of the views [B]."""
         return None if self.images is None else self.images.rows(images * self.views + views)
 
-    def of_images(self, images: Tensor, views: int) -> Tensor | None:
-        """The first views of some images, [B, W] for one view, else [B, views, W]."""
+    def of_images(self, images: Tensor) -> Tensor | None:
+        """All views of some images: [B, W] of one view, else [B, V, W]."""
         if self.images is None:
             return None
-        seen = [self.images.rows(images * self.views + view) for view in range(views)]
-        return seen[0] if views == 1 else torch.stack(seen, dim=1)
+        seen = [self.images.rows(images * self.views + view) for view in range(self.views)]
+        return seen[0] if self.views == 1 else torch.stack(seen, dim=1)
 
     def of_captions(self, captions: Tensor) -> Tensor | None:
         """Of some captions [B], [B, W]."""

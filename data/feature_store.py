@@ -103,10 +103,10 @@ class FeatureStore:
             remove_unfinished(self.folder)
             wanted = self.missing(keys)
             if (needed := len(wanted) * size) > free_bytes(self.folder):
+                free = in_words(free_bytes(self.folder))
                 raise InputError(
-                    f"{self.folder}: {in_words(needed)} of features do not fit, {in_words(free_bytes(self.folder))} are "
-                    "free. Give another folder (dataset.feature_path), or compute them in every step "
-                    "(dataset.features=off)."
+                    f"{self.folder}: {in_words(needed)} of features do not fit, {free} are free. Give another folder "
+                    "(dataset.feature_path), or compute them in every step (dataset.features=off)."
                 )
             write_text_atomic(self.folder / "recipe.json", self.recipe + "\n")
             waiting: list[Tensor] = []
@@ -129,9 +129,7 @@ class FeatureStore:
 
     def _write(self, keys: Sequence[str], rows: Tensor) -> None:
         if not rows.isfinite().all():
-            raise InputError(
-                f"{self.folder}: a frozen network gives numbers that are not finite; are its weights damaged?"
-            )
+            raise InputError("a frozen network gives numbers that are not finite: its weights are damaged.")
         name = key_of("".join(keys).encode())
         array = rows.float().cpu().numpy()
         write_atomic(self.folder / f"{name}.npy", lambda file: np.save(file, array))

@@ -196,12 +196,24 @@ class DualEncoder(RetrievalModel):
         """See `RetrievalModel.unread`; `optim.lr` is the heads' rate."""
         return ((key, reason) for key, reason in super().unread(options) if key != "optim.lr")
 
+    def frozen_image(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_image`."""
+        return self.image_tower.frozen_part()
+
+    def frozen_text(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_text`."""
+        return self.text_tower.frozen_part()
+
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
+        if batch.image_features is not None:
+            return cast(Tensor, self.image_head(self.image_tower.finish(batch.image_features)))
         return cast(Tensor, self.image_head(self.image_tower(batch.need("images"))))
 
     def encode_text(self, batch: Batch) -> Tensor:
         """Embed captions [B, L], not normalised. Returns [B, D]."""
+        if batch.text_features is not None:
+            return cast(Tensor, self.text_head(self.text_tower.finish(batch.text_features)))
         tokens = batch.need("tokens")
         inputs = (tokens, batch.need("lengths")) if isinstance(self.text_tower, GruTower) else (tokens,)
         return cast(Tensor, self.text_head(self.text_tower(*inputs)))

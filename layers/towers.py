@@ -61,6 +61,14 @@ class Tower(nn.Module):
         """Whether nothing of it learns."""
         return self.trained_blocks == 0
 
+    def frozen_part(self) -> nn.Module | None:
+        """What comes before the blocks that learn, where it can be had by itself; the whole tower if none learns."""
+        return self if self.is_frozen else None
+
+    def finish(self, features: Tensor) -> Tensor:
+        """From what `frozen_part` gives to the tower's features [B, W]."""
+        return features
+
     def train(self, mode: bool = True) -> Tower:
         """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
         super().train(mode and not self.is_frozen)
