@@ -53,6 +53,7 @@ from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report
 from reports.results import Scores, results_folder, summary, write_results
 from reports.tables import as_markdown
+from runs.features import list_features, test_views
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
 from runs.scoring import TestSet, load_scored, more_scores, open_test_set
 from runtime.devices import choose_device
@@ -114,7 +115,9 @@ def score_checkpoint(
     options, loader = test_set.options, test_set.loader
     fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
     model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)
-    images, texts = encode(model, loader, device, options.optim.amp, options.dataset.test_views)
+    views = test_views(options)
+    features = list_features(model, options, test_set.annotations, test_set.vocabulary, views, device)
+    images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)
     blocks = score_source(model, images, texts, loader.caption_row)
     tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
     scores.rows[label] = metrics.task_recalls(tasks)

@@ -32,6 +32,7 @@ from layers.objective import build_objective
 from option import Options
 from preflight import check_training
 from runs.checkpoints import ending_clearly
+from runs.features import list_features, train_views
 from runs.fold import is_over, keeper_of, saved, validated, written
 from runs.folders import parse_folds, run_folder
 from runs.loaders import evaluation_loader, pair_source, read_vocabulary, split_of, train_loader
@@ -127,11 +128,13 @@ def train_fold(
         InputError: data, weights or checkpoint are at fault.
         RunFault: something stopped the training midway.
     """
-    with world.in_turn():
-        validation = evaluation_loader(options, val, vocabulary, media, device, world)
-        loader = train_loader(options, fold, vocabulary, train, media, device, world)
-        source = pair_source(options, train)
     model = start_model(options, fold, vocabulary, device, begun, Gate(force), world)
+    with world.in_turn():
+        seen = list_features(model, options, val, vocabulary, 1, device)  # as `evaluate` sees them
+        validation = evaluation_loader(options, val, vocabulary, media, device, world, seen)
+        seen = list_features(model, options, train, vocabulary, train_views(options), device)
+        loader = train_loader(options, fold, vocabulary, train, media, device, world, seen)
+        source = pair_source(options, train)
     objective = build_objective(options.optim).to(device)
     groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
     state = start_state(model, groups, options.optim, device, objective, options.optim.ema)

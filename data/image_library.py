@@ -51,19 +51,21 @@ class ImageLibrary:
         """Whether all these images belong to the library."""
         return self.row.keys() >= set(names)
 
-    def open(self, names: Sequence[str], size: int, title: str) -> tuple[ImageStore, Tensor]:
+    def open(self, names: Sequence[str], size: int, title: str, load: bool = True) -> tuple[ImageStore, Tensor]:
         """A store that holds images at a size, and the row of each name in it [N].
 
         Args:
             names: the images that are needed now; those not yet held are decoded, unless `dataset.cache` is `off`.
             size: side in pixels.
             title: of the progress bar.
+            load: whether to decode them now; else whoever reads them loads them first.
         """
         if size not in self.stores:
             self.stores[size] = self._store(size)
             self.beside.append(self.stores[size])
         store, rows = self.stores[size], torch.tensor([self.row[name] for name in names])
-        store.load(rows, title)
+        if load:
+            store.load(rows, title)
         return store, rows
 
     def _store(self, size: int) -> ImageStore:

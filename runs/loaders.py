@@ -11,6 +11,7 @@ from torch import Tensor
 import vocab
 from batches.augmentation import Augmentation, audio_margin_size, margin_size
 from batches.batch import Captions
+from batches.features import NO_FEATURES, ListFeatures
 from batches.pairs import PairSource
 from batches.queries import build_queries, typed_queries
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
@@ -83,11 +84,15 @@ def train_loader(
     media: Media,
     device: torch.device,
     world: World = ALONE,
+    features: ListFeatures = NO_FEATURES,
 ) -> TrainLoader:
     """Training pairs of a fold, of which each rank gets its share; captions without a word are left out."""
     check_images(annotations, options.dataset.image_folder)
-    size = options.dataset.image_size
-    store, rows = media.images.open(annotations.image_names, margin_size(size), f"images ({annotations.name})")
+    size, augmentation = options.dataset.image_size, Augmentation.of(options.dataset)
+    store, rows = None, torch.arange(len(annotations.image_names))
+    if features.images is None:
+        title = f"images ({annotations.name})"
+        store, rows = media.images.open(annotations.image_names, augmentation.stored_size(size), title)
     return TrainLoader(
         annotations,
         queries_of(options, annotations, vocabulary),
@@ -102,9 +107,10 @@ def train_loader(
         regions=media.regions(annotations.image_names, options.dataset.missing_regions),
         audio=media.spectrograms(annotations, audio_margin_size(size)),
         two_views=registered()[options.model.name].model.uses_second_view,
-        augmentation=Augmentation.of(options.dataset),
+        augmentation=augmentation,
         length_buckets=options.dataset.length_buckets,
         batching=options.dataset.batching,
+        features=features,
         world=world,
     )
 
@@ -116,14 +122,20 @@ def evaluation_loader(
     media: Media,
     device: torch.device,
     world: World = ALONE,
+    features: ListFeatures = NO_FEATURES,
+    load: bool = True,
 ) -> EvaluationLoader:
-    """Images, captions and spectrograms of a val or test list, ready to be encoded; each rank gets its share."""
+    """Images, captions and spectrograms of a val or test list, ready to be encoded; each rank gets its share.
+
+    Without `load`, images are decoded when they are asked for, not before.
+    """
     check_images(annotations, options.dataset.image_folder)
     warn_of_blanks(annotations)
     size, names, views = options.dataset.image_size, annotations.image_names, None
-    store, rows = media.images.open(names, size, f"images ({annotations.name})")
+    title = f"images ({annotations.name})"
+    store, rows = media.images.open(names, size, title, load and features.images is None)
     if registered()[options.model.name].model.uses_second_view:
-        views, _ = media.images.open(names, margin_size(size), f"images ({annotations.name})")
+        views, _ = media.images.open(names, margin_size(size), title)
     return EvaluationLoader(
         annotations,
         queries_of(options, annotations, vocabulary),
@@ -135,6 +147,7 @@ def evaluation_loader(
         regions=media.regions(names, options.dataset.missing_regions),
         audio=media.spectrograms(annotations, size),
         views=views,
+        features=features,
         world=world,
     )
 

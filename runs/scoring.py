@@ -81,7 +81,7 @@ def open_test_set(options: Options, device: torch.device) -> TestSet:
     vocabulary = read_vocabulary(options)
     annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
     media = Media.of(options, [annotations], device)
-    loader = evaluation_loader(options, annotations, vocabulary, media, device)
+    loader = evaluation_loader(options, annotations, vocabulary, media, device, load=False)
     return TestSet(options, annotations, vocabulary, loader, scene_numbers(annotations))
 
 

@@ -1,0 +1,167 @@
+"""Features of a model's frozen towers for the lists of an experiment: made once, kept for all folds and runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from batches.augmentation import Augmentation, normalise, right_angle_views
+from batches.features import NO_FEATURES, ListFeatures
+from data.annotations import Annotations
+from data.feature_store import FeatureStore, FeatureTable, key_of
+from data.image_store import ImageStore
+from dataloader import stored_batches
+from layers.base import RetrievalModel
+from option import Options
+from runs.loaders import queries_of
+from training.epoch import autocast
+from utils import file_sha256, logger
+from vocab import Vocabulary
+
+PREPARATION = "square, bilinear, ImageNet's mean and deviation"
+"""How images become what a frozen part sees; another text makes other stores."""
+BATCH = 64  # images, or captions, that are encoded at a time
+WHY_NOT = "dataset.augmentation {}: every step draws another view, so features of the frozen image tower are not kept."
+
+
+def train_views(options: Options) -> int | None:
+    """How many views of a training image there are; None where every step draws another one."""
+    return Augmentation.of(options.dataset).views
+
+
+def test_views(options: Options) -> int:
+    """How many views of an image are scored."""
+    return 1 if options.dataset.test_views == "one" else 8
+
+
+def list_features(
+    model: RetrievalModel,
+    options: Options,
+    annotations: Annotations,
+    vocabulary: Vocabulary,
+    views: int | None,
+    device: torch.device,
+) -> ListFeatures:
+    """What a model's frozen parts make of a list; computed as far as it is not kept already.
+
+    Args:
+        model: on the device.
+        options: of the experiment.
+        annotations: the list.
+        vocabulary: the words whose ids the captions become.
+        views: of each image; None: images are not kept.
+        device: where the model is.
+
+    Raises:
+        InputError: an image can't be read, or features can't be kept.
+    """
+    if options.dataset.features == "off":
+        return NO_FEATURES
+    image, text = model.frozen_image(), model.frozen_text()
+    if image is not None and views is None:
+        logger.info(WHY_NOT.format(options.dataset.augmentation))
+    images = None
+    if image is not None and views is not None:
+        images = _image_features(image, options, annotations, views, device)
+    captions = None if text is None else _caption_features(text, options, annotations, vocabulary, device)
+    return ListFeatures(images, captions, views or 1)
+
+
+def _image_features(
+    part: nn.Module, options: Options, annotations: Annotations, views: int, device: torch.device
+) -> FeatureTable:
+    """The features of each view of each image, views of an image one after the other."""
+    dataset, size = options.dataset, options.dataset.image_size
+    paths = [dataset.image_folder / name for name in annotations.image_names]
+    digests = [file_sha256(path) for path in paths]
+    recipe = {"part": _digest(part), "side": size, "preparation": PREPARATION, "precision": options.optim.amp}
+    store = FeatureStore(dataset.feature_path, recipe)
+    keys = [key_of(f"{digest} {view}".encode()) for digest in digests for view in range(views)]
+    images = ImageStore(paths, size, "off", Path(), device, dataset.max_pixels)
+    precise = autocast(device, options.optim.amp)
+
+    @torch.no_grad()
+    def make(wanted: Sequence[int]) -> Iterable[Tensor]:
+        chunks = torch.tensor(wanted).split(BATCH)  # places of views
+        needed = [(chunk // views).unique() for chunk in chunks]
+        for chunk, rows, stored in zip(chunks, needed, stored_batches(images, needed, dataset.workers), strict=True):
+            seen = normalise(stored.to(device))
+            every = torch.stack([view for view, _ in zip(right_angle_views(seen), range(views), strict=False)], dim=1)
+            place = torch.searchsorted(rows, chunk // views)
+            with precise:
+                yield part(every[place, chunk % views].contiguous(memory_format=torch.channels_last)).float().cpu()
+
+    one = _image_bytes(part, size, device, options.optim.amp)
+    _fill(store, part, keys, make, one, f"features ({annotations.name})")
+    return store.table(keys)
+
+
+def _caption_features(
+    part: nn.Module, options: Options, annotations: Annotations, vocabulary: Vocabulary, device: torch.device
+) -> FeatureTable:
+    """The features of each caption."""
+    captions = queries_of(options, annotations, vocabulary)
+    recipe = {"part": _digest(part), "words": vocabulary.digest, "precision": options.optim.amp}
+    store = FeatureStore(options.dataset.feature_path, recipe)
+    lengths = captions.lengths.tolist()
+    keys = [key_of(row[:length].numpy().tobytes()) for row, length in zip(captions.tokens, lengths, strict=True)]
+    precise = autocast(device, options.optim.amp)
+
+    @torch.no_grad()
+    def make(wanted: Sequence[int]) -> Iterable[Tensor]:
+        # Captions of like length together: padding costs as much as words do.
+        order = sorted(range(len(wanted)), key=lambda place: lengths[wanted[place]])
+        made: dict[int, Tensor] = {}
+        for chunk in torch.tensor(order).split(BATCH):
+            batch = captions.batch(torch.tensor([wanted[place] for place in chunk.tolist()]))
+            with precise:
+                made |= dict(zip(chunk.tolist(), part(batch.need("tokens").to(device)).float().cpu(), strict=True))
+        for start in range(0, len(wanted), BATCH):
+            yield torch.stack([made[place] for place in range(start, min(start + BATCH, len(wanted)))])
+
+    with torch.no_grad():
+        size = 4 * part(captions.batch(torch.tensor([0])).need("tokens").to(device)).numel()
+    _fill(store, part, keys, make, size, f"caption features ({annotations.name})")
+    return store.table(keys)
+
+
+def _image_bytes(part: nn.Module, size: int, device: torch.device, amp: str) -> int:
+    """Bytes of one view's features."""
+    with torch.no_grad(), autocast(device, amp):
+        return 4 * part.eval()(torch.zeros(1, 3, size, size, device=device)).numel()
+
+
+def _fill(
+    store: FeatureStore,
+    part: nn.Module,
+    keys: Sequence[str],
+    make: Callable[[Sequence[int]], Iterable[Tensor]],
+    size: int,
+    title: str,
+) -> None:
+    """Make what is missing, with a bar, and say it."""
+    part.eval()
+
+    def told(wanted: Sequence[int]) -> Iterable[Tensor]:
+        with tqdm(total=len(wanted), desc=title, unit="row", disable=None) as bar:
+            for features in make(wanted):
+                yield features
+                bar.update(len(features))
+
+    made = store.fill(keys, told, size)
+    if made:
+        logger.info("Frozen %s: %d of %d computed, kept in %s", title, made, len(keys), store.folder)
+
+
+def _digest(part: nn.Module) -> str:
+    """SHA-256 of a network: its build and every number in it."""
+    digest = hashlib.sha256(repr(part).encode())
+    for name, value in [*part.named_parameters(), *part.named_buffers()]:
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
