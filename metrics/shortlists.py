@@ -33,14 +33,7 @@ class Shortlist:
 
 
 def places(scores: Tensor) -> Tensor:
-    """Place of every item for every query, from 0: how many other items score at least as high.
-
-    Args:
-        scores: [Q, P], higher is more alike.
-
-    Returns:
-        [Q, P] int64 in 0..P-1.
-    """
+    """Place [Q, P] int64, from 0, of every item for every query: how many others have at least its score [Q, P]."""
     scores = scores.contiguous()
     return scores.shape[1] - 1 - torch.searchsorted(scores.sort(dim=1).values, scores)
 
@@ -91,15 +84,12 @@ def shortlists(blocks: Blocks, count: int) -> tuple[Shortlist, Shortlist]:
 
 
 def places_back(blocks: Blocks, images: Shortlist, texts: Shortlist) -> tuple[Tensor, Tensor]:
-    """Place of each query when searching with each item of its shortlist, from 0.
+    """Place of each query when searching with each item of its shortlist, from 0: [N, K] and [M, K] int64.
 
     Args:
-        blocks: the same; called once.
+        blocks: the same as for `shortlists`; called once.
         images: from `shortlists`.
         texts: from `shortlists`.
-
-    Returns:
-        Of the images [N, K] and of the texts [M, K], int64.
     """
     of_images, of_texts = _Pairs(images), _Pairs(texts)
     for start, block in _numbered(blocks):

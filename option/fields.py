@@ -15,12 +15,7 @@ _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "mul
 
 
 def leaves(block: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
-    """Every key below a block that holds a value, by dotted name.
-
-    Args:
-        block: the typed block.
-        prefix: its own dotted name.
-    """
+    """Every key below a block that holds a value, by dotted name; `prefix` is the block's own."""
     found: dict[str, FieldInfo] = {}
     for name, field in block.model_fields.items():
         dotted = f"{prefix}.{field.alias or name}"

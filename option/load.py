@@ -99,10 +99,7 @@ Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
 def _load(
     path: str | Path, overrides: Sequence[str], kind: type[Kind], published: Iterable[str]
 ) -> tuple[Kind, dict[str, Given], dict[str, FieldInfo]]:
-    """Read a YAML as one kind of options.
-
-    Returns:
-        The options, what was given by dotted key, and what could be given.
+    """Read a YAML as one kind of options: the options, what was given by dotted key, and what could be given.
 
     Raises:
         InputError: something is wrong; names all faults at once.

@@ -62,12 +62,7 @@ def published_without_effect(given: Iterable[str], known: Collection[str], model
 
 
 def unread(options: Options | PretrainingOptions, known: Mapping[str, FieldInfo]) -> Unread:
-    """Keys that hold something other than their default and have no effect.
-
-    Args:
-        options: as they were read.
-        known: every key that could be given.
-    """
+    """Keys that hold something other than their default and have no effect, of all that are `known`."""
     for key, reason in _candidates(options, known):
         if key in known and reduce(getattr, key.split("."), options) != known[key].default:
             yield key, reason

@@ -97,16 +97,7 @@ def checkpoint_bytes(model: nn.Module, averaged: bool) -> tuple[int, int]:
 
 
 def check_output(found: Findings, folder: Path, needed: int) -> str:
-    """See whether a run can write its folder.
-
-    Args:
-        found: gets the faults.
-        folder: where the run writes.
-        needed: bytes that it takes.
-
-    Returns:
-        What is needed and free, in words.
-    """
+    """See whether a run can write its folder, which takes `needed` bytes; what is needed and free, in words."""
     try:
         place = existing_part(folder)
         with tempfile.TemporaryFile(dir=place):

@@ -61,14 +61,10 @@ class Experiment:
 
 
 def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
-    """Read an experiment's `test.json` and its folds' `history.csv`.
-
-    Args:
-        folder: of the experiment.
-        tables: further keys of `test.json` whose recalls are needed.
+    """Read an experiment's `test.json`, with recalls under these keys, too, and its folds' `history.csv`.
 
     Raises:
-        InputError: it was not tested yet, or a file is damaged.
+        InputError: it has not been tested yet, or a file is damaged.
     """
     path = folder / "test.json"
     try:

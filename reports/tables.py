@@ -97,11 +97,7 @@ def recall_table(
 ) -> list[list[str]]:
     """Cells: headlines, a row per fold, mean ± standard deviation over them, and the limits that have the columns.
 
-    Args:
-        rows: label -> scores in percent, see `metrics.ranks`.
-        mean: score -> mean and standard deviation over the rows.
-        limits: label -> what to compare the rows with.
-        columns: score -> headline.
+    Arguments as of `score_tables`; `columns` is score -> headline.
     """
     cells = [["", *columns.values()]]
     cells += [[label, *numbers(scores, columns)] for label, scores in rows.items()]

@@ -17,12 +17,7 @@ class EventLog:
     """TensorBoard's events of a run, kept while its context is open; a full disk ends the events, not the run."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        """Prepare a file of events, which entering the context opens.
-
-        Args:
-            folder: the run's folder.
-            purge_step: events of earlier runs from this step on are not shown.
-        """
+        """Prepare the events of a run's folder; those of earlier runs from `purge_step` on are not shown."""
         self.folder = folder
         self.purge_step = purge_step
         self._writer: SummaryWriter | None = None

@@ -31,10 +31,6 @@ def recorded(folder: Path, device: torch.device) -> Iterator[None]:
     """Add an entry to `folder/record.json` for the work of this context; a resumed run has several.
 
     An entry without `peak_memory_mib` is of a process that was killed.
-
-    Args:
-        folder: the run's folder.
-        device: where it works.
     """
     path = folder / FILE
     earlier = read_record(folder)

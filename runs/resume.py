@@ -84,12 +84,7 @@ def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: P
 
 
 def _with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]:
-    """Stored options with the defaults of what the version that stored them did not know.
-
-    Args:
-        stored: `option.dump` of another run's options, by any version.
-        options: of the same kind.
-    """
+    """Options that any version stored (`option.dump`), with the defaults of these options for what it did not know."""
     known = _shared(option.dump(options), stored)
     try:
         model = getattr(options, "model", None)
@@ -178,13 +173,7 @@ class Resumable(Protocol):
 
 
 def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: str) -> None:
-    """Bring a new state to where a checkpoint was.
-
-    Args:
-        state: of the same run.
-        begun: the checkpoint.
-        folder: of the run, for the message.
-        name_key: the option that names the folder, for the message.
+    """Bring a new state to where a checkpoint was; the folder and the option that names it are for the message.
 
     Raises:
         InputError: the run was begun with another network, optimiser, loss or moving average.
@@ -202,13 +191,8 @@ def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: st
 def own_random_states(begun: dict[str, Any], world: World, folder: Path) -> dict[str, Any]:
     """A checkpoint as this rank goes on from it: with the random states that this rank had.
 
-    Args:
-        begun: the checkpoint.
-        world: the ranks that go on.
-        folder: of the run, for the message.
-
     Raises:
-        InputError: it was written by another number of ranks.
+        InputError: it was written by another number of ranks; names the run's folder.
     """
     stored = begun.get("ranks", [{}])
     if len(stored) != world.size:

@@ -111,16 +111,9 @@ def load_scored(
 ) -> tuple[RetrievalModel, dict[str, Any]]:
     """`load_model` of a checkpoint that belongs to the data set it is scored on.
 
-    Args:
-        options: what the model is built from.
-        vocabulary: the words whose ids the captions become.
-        path: the checkpoint.
-        device: where the model goes.
-        gate: whether the user insists on a mismatch.
-        fold: the one that the checkpoint should be of; None: any.
-
     Raises:
-        InputError: the checkpoint can't be read, or belongs to something else than the options describe.
+        InputError: the checkpoint can't be read, or belongs to something other than the options describe, such as
+            another fold than `fold` (None: any will do).
     """
     model, content = load_model(options, vocabulary, path, device, gate)
     if content.get("format") == FORMAT:

@@ -59,10 +59,10 @@ class Report:
             self.gallery = examine(self.subject, model, images, texts, scores, ranks)
 
     def write(self, path: Path, result: Mapping[str, Any], tables: Sequence[Table], command: str) -> None:
-        """Write the page.
+        """Write the page to a file; one that is there is replaced.
 
         Args:
-            path: the file; one that is there is replaced.
+            path: the file.
             result: what `reports.results.summary` gives.
             tables: recall tables, see `reports.tables.score_tables`.
             command: that made the report.
