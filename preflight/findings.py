@@ -24,7 +24,7 @@ class Findings:
         self.count = 0
 
     def add(self, group: str, text: str, faults: int = 1) -> None:
-        """Note a fault, or a text that sums up several of one kind, unless it is known already."""
+        """Note a fault, or `faults` of one kind that one text sums up, unless it is known."""
         if not any(text in texts for texts in self.groups.values()):
             self.groups[group].append(text)
             self.count += faults
