@@ -59,6 +59,11 @@ class Annotations:
         """How many captions every image has."""
         return len(self.captions) // max(len(self.image_names), 1)
 
+    def captions_of(self, image: int) -> tuple[str, ...]:
+        """The captions of one image, by its index."""
+        repeats = self.captions_per_image
+        return self.captions[image * repeats : (image + 1) * repeats]
+
     def subset(self, images: Sequence[int] | np.ndarray, name: str | None = None) -> Annotations:
         """Some of the images, in the order given, each with all its captions.
 

@@ -88,6 +88,12 @@ def learn_lexicon(annotations: Annotations, min_images: int) -> Lexicon:
     return Lexicon({word: frequent[word] for word in frequent if word in named}, frozenset(frequent) | QUANTITIES)
 
 
+def keywords_from_captions(annotations: Annotations, lexicon: Lexicon, most: int) -> list[tuple[Keyword, ...]]:
+    """The keywords of each image of a list, 1 to `most`."""
+    images = range(len(annotations.image_names))
+    return [extract_keywords(annotations.captions_of(image), lexicon, most) for image in images]
+
+
 def extract_keywords(captions: Sequence[str], lexicon: Lexicon, most: int) -> tuple[Keyword, ...]:
     """The keywords of an image, first those that most of its captions name.
 

@@ -151,8 +151,8 @@ def _read_marker(folder: Path) -> tuple[_Flags, bool] | None:
     """The flags that a folder was made with and whether it is whole; nothing where the folder isn't a toy data set."""
     try:
         marker = parse_json(read_bytes(folder / MARKER))
-        numbers = [int(marker[name]) for name in ("images_per_class", "size", "seed")]
-        flags = _Flags(*numbers, float(marker["test_share"]), tuple(map(str, marker["classes"])))
+        images_per_class, size, seed = (int(marker[name]) for name in ("images_per_class", "size", "seed"))
+        flags = _Flags(images_per_class, size, seed, float(marker["test_share"]), tuple(map(str, marker["classes"])))
         # The names below become paths to be deleted, so none of them may lead out of the folder.
         ours = marker["made_by"] == "data.toy" and all(re.fullmatch("[a-z]+", name) for name in flags.classes)
         return (flags, bool(marker["whole"])) if ours else None

@@ -45,7 +45,7 @@ class Stopped(Exception):
 
 @cache
 def module_of(program: str) -> Any:
-    """The module behind `train.py`, `data.toy.making` or `vocab`."""
+    """The module behind `train.py`, `data.toy` or `vocab`."""
     name = program.removesuffix(".py")
     return importlib.import_module(f"{name}.__main__" if (ROOT / name / "__main__.py").is_file() else name)
 
