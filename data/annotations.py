@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from data.lists import (
-    FAULTS_SHOWN,
     absent_files,
     first_faults,
+    first_names,
     read_lines,
     read_names,
     refuse_faults,
@@ -220,9 +220,7 @@ def describe_blank(annotations: Annotations, blank: np.ndarray) -> str:
     if not blank.any():
         return ""
     images = np.unique(annotations.caption_image[blank])
-    names = ", ".join(annotations.image_names[image] for image in images[:FAULTS_SHOWN])
-    if len(images) > FAULTS_SHOWN:
-        names += f" and {len(images) - FAULTS_SHOWN} more"
+    names = first_names([annotations.image_names[image] for image in images])
     return (
         f"{annotations.name}: {int(blank.sum())} of {len(blank)} captions have no token: left out of training, read as "
         f"<unk> in evaluation; images: {names}"

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
 from runtime.untrusted import leads_outside, read_bytes
 from utils import InputError, first_line
 
@@ -98,11 +100,24 @@ def first_faults(faults: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
-def refuse_faults(path: Path, faults: Sequence[str], advice: str) -> None:
+def first_names(names: Sequence[str]) -> str:
+    """The first five names on one line, and the number of those not shown."""
+    more = f" and {len(names) - FAULTS_SHOWN} more" if len(names) > FAULTS_SHOWN else ""
+    return ", ".join(names[:FAULTS_SHOWN]) + more
+
+
+def refuse_faults(path: Path, faults: Sequence[str], advice: str = "") -> None:
     """Raise an InputError if a file has faults."""
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}")
+        raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}".rstrip())
+
+
+def form_faults(error: ValidationError) -> str:
+    """The first places at which a JSON file has not the form of a pydantic model, as `first_faults` shows them."""
+    return first_faults(
+        [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
+    )
 
 
 def repeated_names(names: Sequence[str], starts: Sequence[int]) -> list[str]:

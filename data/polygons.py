@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from data.lists import first_faults, name_fault, refuse_faults
+from data.lists import form_faults, name_fault, refuse_faults
 from runtime.untrusted import read_bytes
 from utils import InputError, first_line, write_text_atomic
 
@@ -58,8 +58,7 @@ def read_places(path: Path) -> list[Place]:
     try:
         entries = TypeAdapter(list[_Entry]).validate_json(read_bytes(path))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError(f"{path}: not annotated places:{first_faults(faults)}\n{ADVICE}") from error
+        raise InputError(f"{path}: not annotated places:{form_faults(error)}\n{ADVICE}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: can't be read ({first_line(error)}).") from error
     faults = [] if entries else ["the file: it holds no entry"]

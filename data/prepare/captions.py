@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from data.lists import first_faults, line_fault, name_fault, read_lines, refuse_faults, shown
+from data.lists import form_faults, line_fault, name_fault, read_lines, refuse_faults, shown
 from runtime.untrusted import read_bytes
 from utils import InputError, first_line
 
@@ -108,9 +108,8 @@ def read_json(path: Path) -> list[Entry]:
                 for place, image in enumerate(_Karpathy.model_validate(parsed).images)
             ]
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
         raise InputError(
-            f"{path}: not a caption file that is known:{first_faults(faults)}\nExpected an object with the key images, "
+            f"{path}: not a caption file that is known:{form_faults(error)}\nExpected an object with the key images, "
             "a list of {filename, split, sentences: [{raw}]}, or NWPU's form: class -> list of {filename, split, raw, "
             "raw_1, ...}."
         ) from error

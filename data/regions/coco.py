@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.lists import first_faults, name_fault
+from data.lists import form_faults, name_fault, refuse_faults
 from data.regions.graph import CLASSES, Detections
 from runtime.untrusted import read_bytes
 from utils import InputError, first_line
@@ -69,9 +69,8 @@ def read_detections(path: Path) -> tuple[dict[str, Detections], list[str]]:
     try:
         content = _Coco.model_validate_json(read_bytes(path))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
         raise InputError(
-            f"{path}: not COCO detections:{first_faults(faults)}\nExpected an object with the keys images (id, "
+            f"{path}: not COCO detections:{form_faults(error)}\nExpected an object with the keys images (id, "
             "file_name, width, height), annotations (image_id, category_id, bbox [left, top, width, height] in pixels, "
             "score 0..1) and categories (id, name). A bare list of results goes under the key annotations."
         ) from error
@@ -111,8 +110,7 @@ def _refuse_inconsistent(path: Path, content: _Coco) -> None:
             faults.append(f"annotations.{index}: no category has the id {annotation.category_id}")
     if len(content.categories) > CLASSES:
         faults.append(f"{len(content.categories)} categories, at most {CLASSES} have a column: merge some")
-    if faults:
-        raise InputError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}:{first_faults(faults)}")
+    refuse_faults(path, faults)
 
 
 def _detections(image: _Image, annotations: list[_Annotation], column: dict[int, int]) -> Detections:

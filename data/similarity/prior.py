@@ -163,7 +163,7 @@ class PriorSimilarity:
 
     def _is_sound(self) -> bool:
         """Whether all arrays have the types and sizes that belong together."""
-        captions, images = len(self.lengths), self.image_words.starts.size - 1
+        captions, images = len(self.lengths), len(self.image_words)
         sides = (*self.caption_grams, self.caption_words), (*self.image_grams, self.image_words)
         columns = self.lengths, self.wording, self.caption_image
         return (
@@ -210,7 +210,7 @@ class PriorSimilarity:
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All of S in blocks of captions, with a progress bar: their places [m] and S [N, m]."""
-        images = np.arange(self.image_words.starts.size - 1)
+        images = np.arange(len(self.image_words))
         captions = np.arange(len(self.lengths))
         chunks = np.split(captions, range(CAPTIONS_PER_BLOCK, len(captions), CAPTIONS_PER_BLOCK))
         for chunk in tqdm(chunks, desc="prior similarity", unit="block", disable=None):
@@ -218,7 +218,7 @@ class PriorSimilarity:
 
     def _of_images(self, per_caption: np.ndarray, images: np.ndarray) -> np.ndarray:
         """What each caption has, of the captions of some images: [n, C]."""
-        each = len(self.lengths) // max(1, self.image_words.starts.size - 1)
+        each = len(self.lengths) // max(1, len(self.image_words))
         return per_caption.reshape(-1, each)[images]
 
     def _brevity(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:

@@ -31,6 +31,9 @@ class Ragged:
         starts = np.cumsum([0, *map(len, ordered)])
         return cls(np.array([value for row in ordered for value in row], dtype=np.int32), starts)
 
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
     def is_sound(self, rows: int) -> bool:
         """Whether this packs that many rows of whole numbers."""
         whole = all(array.dtype.kind == "i" and array.ndim == 1 for array in (self.values, self.starts))

@@ -53,7 +53,7 @@ def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: Path | None = No
     blocks: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
 
     def write(file: BinaryIO) -> None:
-        shape = (len(prior.lengths), prior.image_words.starts.size - 1)
+        shape = (len(prior.lengths), len(prior.image_words))
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for captions, similarity in prior.blocks():
             blocks.append(_summary_of(prior, captions, similarity, dynamic))

@@ -29,7 +29,7 @@ from torch import nn
 import option
 from bench.fuzz_targets import EXPERIMENT, TARGETS, run_target
 from data.annotations import list_files, read_annotations
-from data.audio.making import draw_wavs
+from data.audio.drawing import draw_wavs
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
 from data.images import decode, image_names
