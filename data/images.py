@@ -96,18 +96,10 @@ def refuse_special(path: Path) -> None:
 
 
 def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
-    """Decode an image and resize it to a square, bilinear with antialiasing, as the published transform does.
-
-    Args:
-        path: a JPEG, PNG or TIFF file.
-        size: S, pixels.
-        max_pixels: see `decode`.
+    """`decode` an image and resize it to a square, bilinear with antialiasing, as the published transform does.
 
     Returns:
-        [3, S, S] uint8.
-
-    Raises:
-        InputError: see `decode`.
+        [3, S, S] uint8, S = `size` pixels.
     """
     return to_square(decode(path, max_pixels), size)
 

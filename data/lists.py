@@ -26,13 +26,9 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
     Only a line feed ends a line, with or without a carriage return before it: a caption may hold the other characters
     at which Python would cut.
 
-    Args:
-        path: the text.
-        given_by: what says where it is, for the message where it can't be read, such as "--captions".
-
     Raises:
-        InputError: the file can't be read, or some lines are not UTF-8, too long, or hold a NUL character; the message
-            names them.
+        InputError: the file can't be read (the message names what says where it is, `given_by`, such as "--captions"),
+            or some lines are not UTF-8, too long, or hold a NUL character; the message names them.
     """
     try:
         content = read_bytes(path)
@@ -56,13 +52,7 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
 
 
 def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]:
-    """The file names that a text lists, each checked to stay in its folder.
-
-    Args:
-        path: the text.
-        what: what its lines name, for messages.
-        given_by: see `read_lines`.
-    """
+    """`read_lines` of file names, each checked to stay in its folder; `what` they name, messages say."""
     names = [line.strip() for line in read_lines(path, given_by)]
     faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := name_fault(name, what))]
     refuse_faults(path, faults, f"Each line is one {what}'s file name, relative to the {what} folder.")
@@ -70,12 +60,9 @@ def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]
 
 
 def absent_files(names: Sequence[str], lines: Iterable[int], folder: Path) -> list[str]:
-    """A fault for each name that is no file in a folder, found with one listing of each folder.
+    """A fault for each name that is no file in a folder, or lies outside of it behind a symbolic link.
 
-    Args:
-        names: file names relative to the folder, which exists.
-        lines: the line of each in its list, from 1.
-        folder: where the names start from; a file that lies outside of it behind a symbolic link is a fault, too.
+    It takes one listing of each folder. `lines` are the names' lines in their list, from 1.
     """
     root = folder.resolve()
     listings: dict[PurePosixPath, dict[str, bool]] = {}

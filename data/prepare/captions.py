@@ -21,7 +21,7 @@ Side = Literal["train", "val", "test"]
 Row = tuple[str, str, Sequence[str], str | None]
 """Place in the file, for messages; file name; captions; split as written."""
 
-SIDES: dict[str, Side] = {
+SPLITS: dict[str, Side] = {
     "train": "train",
     "restval": "train",  # Karpathy's name for val images that are trained on
     "val": "val",
@@ -212,13 +212,13 @@ def gather_entries(path: Path, rows: Iterable[Row], repeats: bool = False) -> li
     faults = []
     for place, written, sentences, split in rows:
         name = written.replace("\ufeff", "").strip()  # what a reader of lists would take away
-        side = SIDES.get(split.strip().lower()) if split is not None else None
+        side = SPLITS.get(split.strip().lower()) if split is not None else None
         fault = "line break in the file name" if re.search(r"[\r\n]", name) else name_fault(name, "image")
         fault = fault or next(filter(None, map(line_fault, sentences)), None)
         if fault:
             faults.append(f"{place}: {fault}")
         elif split is not None and side is None:
-            faults.append(f"{place}: split {shown(split)}, expected one of {', '.join(SIDES)}")
+            faults.append(f"{place}: split {shown(split)}, expected one of {', '.join(SPLITS)}")
         elif name in captions and not repeats:
             faults.append(f"{place}: {shown(name)} comes again")
         elif sides.setdefault(name, side) != side:

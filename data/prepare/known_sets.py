@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data.prepare.captions import Entry
 from data.prepare.fingerprints import list_digest
@@ -55,6 +56,12 @@ KNOWN = {
     "sydney": KnownSet(images=613),
     "nwpu": KnownSet(images=31500),
 }
+
+
+def compare_known(folder: Path, train: Sequence[Entry], test: Sequence[Entry]) -> str:
+    """`compare` with the published set that a folder is named for; "" where it is none."""
+    name = known_name(folder.resolve().name)
+    return "" if name is None else "\n".join(compare(KNOWN[name], train, test))
 
 
 def compare(known: KnownSet, train: Sequence[Entry], test: Sequence[Entry]) -> list[str]:

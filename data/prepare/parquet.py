@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.lists import refuse_faults
-from data.prepare.captions import SIDES, Entry, Row, gather_entries
+from data.prepare.captions import SPLITS, Entry, Row, gather_entries
 from utils import InputError, write_atomic
 
 ROWS_AT_ONCE = 64
@@ -120,4 +120,4 @@ def _side(path: Path, file: Path) -> str | None:
     """The split that a file's name, or else its folder's, begins with."""
     places = [file.stem, *([] if file == path else [file.parent.name])]
     words = [re.split(r"[-_.]", place)[0] for place in places]
-    return next((word for word in words if word.lower() in SIDES), None)
+    return next((word for word in words if word.lower() in SPLITS), None)

@@ -15,8 +15,8 @@ from typing import Any
 from data.annotations import Split, list_files, read_annotations
 from data.lists import read_lines
 from data.prepare.captions import Entry
-from data.prepare.checks import Lists
 from data.prepare.fingerprints import list_digest
+from data.prepare.lists import Lists
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
@@ -74,7 +74,7 @@ def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool
             if not link or error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
             raise InputError(
-                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --images copy"
+                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --image_files copy"
             ) from error
 
 
