@@ -17,7 +17,7 @@ from torch import Tensor
 import metrics
 import option
 from data.annotations import Annotations, read_annotations
-from data.splits import UNNAMED_SCENE, scene_classes
+from data.scenes import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
 from engine import encode, rank_tasks, score_source
 from layers.base import RetrievalModel

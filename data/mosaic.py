@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.annotations import Annotations, Split, check_images, read_annotations
 from data.images import load_square
 from data.polygons import Place, write_places
-from data.splits import scene_classes
+from data.scenes import scene_classes
 from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 

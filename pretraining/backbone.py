@@ -22,7 +22,7 @@ from data.image_library import ImageLibrary
 from data.image_store import ImageStore
 from data.images import image_names
 from data.lists import read_names
-from data.splits import scene_classes, scene_of
+from data.scenes import scene_classes, scene_of
 from engine import fit
 from layers.backbone import plain_weights
 from option import BackboneOptions

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.annotations import list_files, read_annotations
-from data.splits import scene_classes
+from data.scenes import scene_classes
 from data.stats.caption_similarity import mean_similarity, scores_at_hand
 from vocab import tokenize
 

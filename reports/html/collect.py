@@ -16,7 +16,7 @@ from data.annotations import Annotations
 from data.images import decode
 from data.regions.drawing import draw_regions
 from data.regions.file import read_regions, region_fields
-from data.splits import scene_classes
+from data.scenes import scene_classes
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
 from option import Options

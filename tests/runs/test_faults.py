@@ -21,7 +21,7 @@ import dataloader
 import engine
 import train as train_entry
 from batches.batch import Batch
-from data import image_store as image_store
+from data import image_store
 from data.images import load_square
 from option import Options
 from runs.checkpoints import refuse_diverged, save_checkpoint
