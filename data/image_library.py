@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,51 +19,44 @@ _DEVICE_SHARE = 0.3
 _RAM_SHARE = 0.5
 
 
+@dataclass(eq=False)
 class ImageLibrary:
-    """One store for each size that a run asks for; all folds share them."""
+    """One store for each size that a run asks for; all folds share them. Nothing is decoded before it is opened.
 
-    def __init__(
-        self,
-        images: Images,
-        folder: Path,
-        cache_folder: Path,
-        names: Sequence[str],
-        device: torch.device,
-        processes: int = 1,
-        beside: list[ImageStore] | None = None,
-    ) -> None:
-        """Name the images; nothing is decoded yet.
+    Attributes:
+        images: how to read them.
+        folder: where they lie.
+        cache_folder: where a cache on disk goes.
+        names: file names in the image folder; kept in order, each once.
+        device: where the batches will go.
+        processes: how many of this machine hold a library of the same images.
+        beside: all stores that take memory of this process; the library's own are added.
+        row: place of each name.
+        stores: by size in pixels.
+    """
 
-        Args:
-            images: how to read them.
-            folder: where they lie.
-            cache_folder: where a cache on disk goes.
-            names: file names in the image folder; order and repeats do not matter.
-            device: where the batches will go.
-            processes: how many of this machine hold a library of the same images.
-            beside: all stores that take memory of this process; the library's own are added.
-        """
-        self.images = images
-        self.folder = folder
-        self.cache_folder = cache_folder
-        self.names = sorted(set(names))
+    images: Images
+    folder: Path
+    cache_folder: Path
+    names: Sequence[str]
+    device: torch.device
+    processes: int = 1
+    beside: list[ImageStore] = field(default_factory=list)
+    row: dict[str, int] = field(init=False)
+    stores: dict[int, ImageStore] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = sorted(set(self.names))
         self.row = {name: row for row, name in enumerate(self.names)}
-        self.device = device
-        self.processes = processes
-        self.stores: dict[int, ImageStore] = {}
-        self.beside = [] if beside is None else beside
 
     def holds(self, names: Sequence[str]) -> bool:
         """Whether all these images belong to the library."""
         return self.row.keys() >= set(names)
 
     def open(self, names: Sequence[str], size: int, title: str) -> tuple[ImageStore, Tensor]:
-        """A store that holds images at a size, and the row of each name in it [N].
+        """A store that holds images at a size in pixels, and the row of each name in it [N].
 
-        Args:
-            names: the images that are needed now; those not yet held are decoded, unless `dataset.cache` is `off`.
-            size: side in pixels.
-            title: of the progress bar.
+        Images that are not yet held are decoded under a progress bar, unless `dataset.cache` is `off`.
         """
         if size not in self.stores:
             self.stores[size] = self._store(size)

@@ -116,10 +116,7 @@ class ImageStore:
         _refuse_unreadable(faults, len(wanted))
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Images by index; those that are not kept are decoded now.
-
-        Args:
-            indices: [B] int64, each in [0, N); may repeat.
+        """Images by index [B], each in [0, N), also repeated; those that are not kept are decoded now.
 
         Returns:
             [B, 3, S, S] uint8, on the store's device with the cache "device", else on the CPU.

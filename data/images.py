@@ -59,7 +59,7 @@ def decode(path: Path, max_pixels: int) -> Image.Image:
         InputError: the file is missing, empty, damaged, too large, or of a kind that is not read.
     """
     with opened(path, max_pixels) as image:
-        return _to_rgb(path, image)
+        return _to_rgb(image)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # [3, S, S]
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """An opened image as RGB, by the rules of this module."""
     grey_of_16_bits = _is_16_bit_grey(image)
     image.load()

@@ -9,8 +9,6 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from pydantic import ValidationError
-
 from runtime.untrusted import leads_outside, read_bytes
 from utils import InputError, first_line
 
@@ -27,15 +25,10 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
     at which Python would cut.
 
     Raises:
-        InputError: the file can't be read (the message names what says where it is, `given_by`, such as "--captions"),
-            or some lines are not UTF-8, too long, or hold a NUL character; the message names them.
+        InputError: the file can't be read (the message names `given_by`, what says where it is, such as "--captions"),
+            or some lines are not UTF-8, too long, or hold a NUL character, which it names.
     """
-    try:
-        content = read_bytes(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"{path}: can't be read ({reason})" + (f"; check {given_by}" if given_by else "")) from error
-    rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    rows = read_content(path, given_by).removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not rows[-1]:
         rows.pop()
     lines, faults = [], []
@@ -49,6 +42,15 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
             faults.append(f"line {number}: {fault}")
     refuse_faults(path, faults, "Save the file as text in the encoding UTF-8, one caption or name a line.")
     return lines
+
+
+def read_content(path: Path, given_by: str = "") -> bytes:
+    """The bytes of a file; an InputError says why it can't be read, and to check `given_by`, what says where it is."""
+    try:
+        return read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path}: can't be read ({reason})" + (f"; check {given_by}" if given_by else "")) from error
 
 
 def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]:
@@ -98,13 +100,6 @@ def refuse_faults(path: Path, faults: Sequence[str], advice: str = "") -> None:
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
         raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}".rstrip())
-
-
-def form_faults(error: ValidationError) -> str:
-    """The first places at which a JSON file has not the form of a pydantic model, as `first_faults` shows them."""
-    return first_faults(
-        [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
-    )
 
 
 def repeated_names(names: Sequence[str], starts: Sequence[int]) -> list[str]:

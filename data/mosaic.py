@@ -41,13 +41,9 @@ def common_captions(annotations: Annotations, classes: Sequence[str]) -> dict[st
 
 
 def places_of(blocks: NDArray[np.str_], captions: dict[str, str], block_side: int, side: int) -> list[Place]:
-    """One entry per class, with a rectangle for each of its blocks.
+    """One entry per class, with a rectangle for each of its blocks in an image of `side` pixels.
 
-    Args:
-        blocks: class of each block.
-        captions: of each class.
-        block_side: pixels; the last block of a row or column is cut off at the image's edge.
-        side: of the image, pixels.
+    A block has `block_side` pixels; the last one of a row or column is cut off at the image's edge.
     """
     places = []
     for name in sorted(set(blocks.flat) & captions.keys()):
@@ -69,9 +65,9 @@ def lay_out(
     Args:
         blocks: class of each block.
         images: files of each class.
-        tile: side of an image in the mosaic, pixels.
+        tile: side of an image in the mosaic, pixels; the last one of a row or column is cut off.
         tiles_per_block: images side by side in a block.
-        side: pixels; the last tile of a row or column is cut off.
+        side: pixels.
         seed: of the choice.
     """
     generator = np.random.default_rng(seed)

@@ -48,16 +48,9 @@ def recorded_or_new(
 def fold_annotations(
     folder: Path, strategy: Strategy, fold: int, folds: int, seed: int, audio_folder: Path | None = None
 ) -> tuple[Annotations, Annotations]:
-    """The train and val lists of one fold, by any strategy.
+    """The train and val lists of one fold, by any strategy of `split_images`.
 
-    Args:
-        folder: the data set's folder, which is only read.
-        strategy: as in `split_images`, or "fixed": the split that the folder ships in its `*_verify.txt` files, the
-            same for every fold.
-        fold: which fold, in [0, folds).
-        folds: how many folds.
-        seed: 0 or more.
-        audio_folder: see `read_annotations`.
+    Or by "fixed": the split that the folder ships in its `*_verify.txt` files, the same for every fold.
 
     Raises:
         InputError: as `read_annotations` and `split_images`; or a file of the fixed split is missing, or an image is

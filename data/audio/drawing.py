@@ -22,12 +22,9 @@ SILENCE = "silence.png"
 
 
 def draw_wavs(folder: Path, out: Path, workers: int) -> str:
-    """Draw every WAV file below a folder; an image that is not older than its sound is kept.
+    """Draw every WAV file below a folder as a PNG in the same folders below `out`.
 
-    Args:
-        folder: the sounds.
-        out: gets a PNG for each, in the same folders below it.
-        workers: processes; 1 stays in this one.
+    An image that is not older than its sound is kept. One `worker` stays in this process.
 
     Returns:
         One line on what was done.
@@ -55,13 +52,8 @@ def draw_wavs(folder: Path, out: Path, workers: int) -> str:
 def speak(captions_files: Sequence[Path], out: Path, speaker: Speaker, workers: int) -> str:
     """Speak the captions of some lists and draw each different one once; images that are there are kept.
 
-    The lists of images' names are written last, when all images are there.
-
-    Args:
-        captions_files: texts with a caption a line.
-        out: gets the images and, for `train_caps.txt`, the list `train_audios.txt`, with one name per caption.
-        speaker: the voice.
-        workers: processes; 1 stays in this one.
+    The lists of the images' names are written last, when all images are there: one name per caption, in
+    `train_audios.txt` for `train_caps.txt`.
 
     Returns:
         One line on what was done.

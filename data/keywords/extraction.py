@@ -95,18 +95,11 @@ def keywords_from_captions(annotations: Annotations, lexicon: Lexicon, most: int
 
 
 def extract_keywords(captions: Sequence[str], lexicon: Lexicon, most: int) -> tuple[Keyword, ...]:
-    """The keywords of an image, first those that most of its captions name.
+    """The 1 to `most` keywords of an image, first those that most of its captions name.
 
-    Args:
-        captions: of the image.
-        lexicon: see `learn_lexicon`.
-        most: keywords at most, 1 or more.
-
-    Returns:
-        1 to `most` keywords. The forms of one stem are one target word, written as most captions do; its fine-grained
-        word is the one that most often stands before that form, a quantity only where no other does. Of two target
-        words in a row the last one counts, described by the first. Without a target word: the most frequent content
-        word, or `UNNAMED`.
+    The forms of one stem are one target word, written as most captions do; its fine-grained word is the one that most
+    often stands before that form, a quantity only where no other does. Of two target words in a row the last one
+    counts, described by the first. Without a target word: the most frequent content word, or `UNNAMED`.
     """
     mentions, content = Counter[str](), Counter[str]()
     forms: dict[str, Counter[str]] = {}

@@ -22,14 +22,9 @@ def keyword_list(folder: Path, side: str) -> Path:
 
 
 def read_keywords(path: Path, count: int) -> list[tuple[Keyword, ...]]:
-    """Read the keywords of a list of images.
+    """Read the keywords of a list of `count` images, at least one for each, in lower case.
 
-    Args:
-        path: one line per image, keywords separated by `,`, each a fine-grained word (or `-`) and a target word.
-        count: how many images the list has.
-
-    Returns:
-        At least one keyword for each image, in lower case.
+    A line holds an image's keywords, separated by `,`: each a fine-grained word (or `-`) and a target word.
 
     Raises:
         InputError: the file is missing or not UTF-8, has another number of lines than images, or a keyword has not two
@@ -60,12 +55,12 @@ def read_keywords(path: Path, count: int) -> list[tuple[Keyword, ...]]:
 
 
 def keywords_of(annotations: Annotations, folder: Path) -> list[tuple[Keyword, ...]]:
-    """The keywords of each image of a list, or of a part of one.
+    """The keywords of each image of a list, or of a part of one, from the files in a folder.
 
     Args:
         annotations: the test list, or images of the train list in any order: a fold's train or val images, or a half
             of a shipped split.
-        folder: where the files of keywords are.
+        folder: of the files.
 
     Raises:
         InputError: see `read_keywords`; or an image is not in the list that the file belongs to.

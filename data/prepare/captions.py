@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from data.lists import form_faults, line_fault, name_fault, read_lines, refuse_faults, shown
-from runtime.untrusted import read_bytes
-from utils import InputError, first_line
+from data.forms import form_faults
+from data.lists import line_fault, name_fault, read_content, read_lines, refuse_faults, shown
+from utils import InputError
 
 Side = Literal["train", "val", "test"]
 Row = tuple[str, str, Sequence[str], str | None]
@@ -90,10 +90,7 @@ def read_json(path: Path) -> list[Entry]:
     Raises:
         InputError: the file can't be read or has another form; the message names the dotted keys.
     """
-    try:
-        content = read_bytes(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({first_line(error)})") from error
+    content = read_content(path)
     try:
         parsed = from_json(content)
         if isinstance(parsed, dict) and "images" not in parsed:
@@ -199,10 +196,7 @@ def read_captions(path: Path) -> list[Entry]:
 def gather_entries(path: Path, rows: Iterable[Row], repeats: bool = False) -> list[Entry]:
     """Entries from what a reader found, in the order of their first appearance.
 
-    Args:
-        path: the file, for messages.
-        rows: what was read.
-        repeats: whether a name that comes again adds captions; if not, it is a fault.
+    A name that comes again adds captions if it `repeats`, else it is a fault.
 
     Raises:
         InputError: nothing was found, or a name or split is faulty; the message names the places.

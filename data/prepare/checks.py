@@ -90,18 +90,12 @@ def describe(lists: Lists, findings: Findings) -> str:
 
 
 def leave_out(lists: Lists, findings: Findings, what: Collection[str]) -> tuple[Lists, list[str]]:
-    """The lists without what is asked to go.
+    """The lists without what is asked to go, and a line on each thing that was left out.
 
-    Args:
-        lists: both lists.
-        findings: see `examine`.
-        what: "unreadable": images without a sound file; "duplicates": images that show the same as an earlier one
-            of their list; "leaks": train images that show the same as a test image, and train captions that stand
-            in test (test stays as it is); "blank": captions without a word. An image left without captions goes, too.
-            "val" is nothing to this function: see `data.prepare.lists.split_entries`.
-
-    Returns:
-        The new lists, and a line on each thing that was left out.
+    "unreadable": images without a sound file; "duplicates": images that show the same as an earlier one of their list;
+    "leaks": train images that show the same as a test image, and train captions that stand in test (test stays as it
+    is); "blank": captions without a word. An image left without captions goes, too. "val" is nothing to this function:
+    see `data.prepare.lists.split_entries`.
     """
     gone: set[Place] = set()
     if "unreadable" in what:

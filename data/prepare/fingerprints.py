@@ -41,10 +41,6 @@ class Fingerprints:
 def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fingerprints, dict[Place, str]]:
     """Decode every image once.
 
-    Args:
-        paths: each image's file.
-        max_pixels: see `data.images.decode`.
-
     Returns:
         The fingerprints of the images that can be read, in the order given, and what is wrong with the others.
     """

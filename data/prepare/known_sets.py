@@ -65,13 +65,7 @@ def compare_known(folder: Path, train: Sequence[Entry], test: Sequence[Entry]) -
 
 
 def compare(known: KnownSet, train: Sequence[Entry], test: Sequence[Entry]) -> list[str]:
-    """A line on each thing that agrees with the published data set or doesn't.
-
-    Args:
-        known: what is expected.
-        train: the entries of the train list, val included.
-        test: those of the test list.
-    """
+    """A line on each thing in which the lists (val is in train) agree with the published data set or don't."""
     total, listed = len(train) + len(test), sum(count for count, _ in known.published.values())
     lists = f", {listed:,} in the lists that results rest on" if listed not in (0, known.images) else ""
     verdict = "" if total in (known.images, listed) else ": NOT THE SAME"

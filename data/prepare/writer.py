@@ -79,12 +79,9 @@ def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool
 
 
 def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the lists, those of a val split, and the record; then read train and test back.
+    """Write the lists, those of a val split, and the record of what the set was made from; then read the lists back.
 
-    Args:
-        lists: both lists, as many captions for each image.
-        folder: the new data set.
-        record: what the set was made from.
+    Each image has as many captions.
 
     Raises:
         InputError: what is read back differs.

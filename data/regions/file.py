@@ -64,12 +64,10 @@ class RegionFile:
     def of(self, image_names: Sequence[str], missing: str) -> Regions:
         """The regions of some images, in their order.
 
-        Args:
-            image_names: N file names.
-            missing: `zeros` gives an image that the file lacks zeros, with one warning; `error` raises.
+        An image that the file lacks gets zeros, with one warning, where `missing` is `zeros`.
 
         Raises:
-            InputError: the file lacks some images; names the first five and counts the rest.
+            InputError: `missing` is `error`, and the file lacks some images; names the first five and counts the rest.
         """
         self.check(image_names, missing)
         return self.take(image_names)

@@ -36,10 +36,6 @@ GREYEST = 16  # range of the channels of a grey colour
 def propose(path: Path, max_pixels: int) -> Detections:
     """Objects of an image, each of one of the 15 `APPEARANCES`.
 
-    Args:
-        path: the image.
-        max_pixels: see `data.images.decode`.
-
     Raises:
         InputError: it can't be read.
     """

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from utils import InputError, first_line, logger, remove_unfinished, write_atomi
 RULE = "prior-1"
 """Names what is computed here, so that files of another rule are not taken for this one."""
 ORDERS = (1, 2, 3, 4)
+COLUMNS = ("word_shares", "lengths", "wording", "caption_image")
 CAPTIONS_PER_BLOCK = 512
 
 _stemmer = PorterStemmer()
@@ -124,14 +125,12 @@ class PriorSimilarity:
 
     def save(self, path: Path) -> None:
         """Write all counts, a few MB, as NumPy arrays."""
-        arrays: dict[str, np.ndarray] = {}
-        for name, value in self._parts():
-            arrays |= (
-                {f"{name}/{part}": array for part, array in vars(value).items()}
-                if isinstance(value, Ragged)
-                else {name: value}
-            )
-        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        grams = {"caption_grams": self.caption_grams, "image_grams": self.image_grams}
+        sets = {f"{name}{order}": each for name in grams for order, each in zip(ORDERS, grams[name], strict=True)}
+        sets |= {"caption_words": self.caption_words, "image_words": self.image_words}
+        arrays = {f"{name}/{part}": array for name, each in sets.items() for part, array in vars(each).items()}
+        arrays |= {name: getattr(self, name) for name in COLUMNS}
+        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> PriorSimilarity:
@@ -151,7 +150,7 @@ class PriorSimilarity:
                 tuple(ragged(f"image_grams{order}") for order in ORDERS),
                 ragged("caption_words"),
                 ragged("image_words"),
-                *(arrays[name] for name in ("word_shares", "lengths", "wording", "caption_image")),
+                *(arrays[name] for name in COLUMNS),
             )
             if not found._is_sound():
                 raise ValueError("its arrays contradict each other")
@@ -177,24 +176,12 @@ class PriorSimilarity:
             and bool(np.isfinite(self.word_shares).all())
         )
 
-    def _parts(self) -> Iterator[tuple[str, Ragged | np.ndarray]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                yield from ((f"{field.name}{order}", each) for order, each in zip(ORDERS, value, strict=True))
-            else:
-                yield field.name, value
-
     def between(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """S of every one of some images and every one of some captions.
+        """S of some images [n] and some captions [m], given by their places in the list, also repeated.
 
         S = (s1 + s2) / 2. s1 is NLTK's sentence BLEU-4 of the caption against all captions of the image, without
         smoothing, or 1 if it is one of them; where an order of n-grams has no match NLTK gives less than 1e-76, which
         is 0 here. s2 is the mean over the image's captions of the share of their content stems that the caption has.
-
-        Args:
-            images: [n] int64 places in the list, in any order, also repeated.
-            captions: [m] int64 likewise.
 
         Returns:
             [n, m] float64 in [0, 1].

@@ -51,14 +51,9 @@ class Ragged:
 def shared(
     image_side: Ragged, images: np.ndarray, caption_side: Ragged, captions: np.ndarray, weights: np.ndarray | None
 ) -> np.ndarray:
-    """How many members, or how much weight of them, the sets of images and captions share.
+    """How many members the sets of some images [n] and some captions [m] share, or how much weight of them.
 
-    Args:
-        image_side: sets of all images.
-        images: [n] the chosen ones.
-        caption_side: sets of all captions.
-        captions: [m] the chosen ones.
-        weights: of `image_side.values`; None: 1 each.
+    `weights` are those of `image_side.values`, 1 each for None.
 
     Returns:
         [n, m] float64.
