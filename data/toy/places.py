@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,9 +29,9 @@ class Things:
         shape: key of `OBJECTS` and radius in frame units; empty where a scene draws the things itself.
     """
 
-    wordings: tuple[str, ...]
+    wordings: Sequence[str]
     counts: tuple[int, int]
-    colours: tuple[str, ...]
+    colours: Sequence[str]
     shape: tuple[str, float] = ("", 0.0)
 
     def sample(self, random: np.random.Generator, most: int | None = None) -> Group:
@@ -133,12 +133,12 @@ def _road_border(canvas: Canvas, random: np.random.Generator) -> None:
     canvas.road((-0.1, 0.12 + random.normal(0, 0.01)), (1.1, 0.12 + random.normal(0, 0.01)), 0.1)
 
 
+def _bands(*layers: tuple[str, float, float], wave: float = 0.012) -> Callable[[Canvas, np.random.Generator], None]:
+    return lambda canvas, random: band(canvas, random, *layers, wave=wave)
+
+
 def _river(water: str) -> Callable[[Canvas, np.random.Generator], None]:
-    return lambda canvas, random: band(canvas, random, ("sand", 0.03, 0.215), (water, 0.045, 0.2), wave=0.008)
-
-
-def _sea(water: str) -> Callable[[Canvas, np.random.Generator], None]:
-    return lambda canvas, random: band(canvas, random, ("foam", -0.1, 0.235), (water, -0.1, 0.2))
+    return _bands(("sand", 0.03, 0.215), (water, 0.045, 0.2), wave=0.008)
 
 
 # What lies beside a scene: wordings, and how it is drawn into the upper `BORDER_END` of the frame.
@@ -148,13 +148,13 @@ BORDERS: dict[str, tuple[tuple[str, ...], Callable[[Canvas, np.random.Generator]
     "field": (("a ploughed field", "a brown ploughed field"), _field_border),
     "houses": (("a row of houses", "a line of houses"), _house_border),
     "runway": (("a runway", "a long runway"), _runway_border),
-    "meadow": (("a meadow", "a green meadow"), lambda canvas, random: band(canvas, random, ("grass", -0.1, 0.21))),
-    "bare": (("a piece of bare land", "a strip of bare land"), lambda c, random: band(c, random, ("soil", -0.1, 0.21))),
+    "meadow": (("a meadow", "a green meadow"), _bands(("grass", -0.1, 0.21))),
+    "bare": (("a piece of bare land", "a strip of bare land"), _bands(("soil", -0.1, 0.21))),
     "blue river": (("a blue river",), _river("blue water")),
     "brown river": (("a brown river", "a muddy brown river"), _river("brown water")),
-    "blue sea": (("the blue sea",), _sea("blue water")),
-    "green sea": (("the green sea",), _sea("green water")),
-    "beach": (("a sandy beach", "a beach"), lambda canvas, random: band(canvas, random, ("sand", -0.1, 0.21))),
+    "blue sea": (("the blue sea",), _bands(("foam", -0.1, 0.235), ("blue water", -0.1, 0.2))),
+    "green sea": (("the green sea",), _bands(("foam", -0.1, 0.235), ("green water", -0.1, 0.2))),
+    "beach": (("a sandy beach", "a beach"), _bands(("sand", -0.1, 0.21))),
 }
 
 # By the side of the frame on which the border ends up, counter-clockwise from the top.
