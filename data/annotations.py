@@ -122,14 +122,6 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
     )
 
 
-def audio_lists(folder: Path, split: Split, audio_folder: Path) -> list[Path]:
-    """Where the spectrograms of a list's captions may be named, in the order in which they are looked for.
-
-    `train_audio.txt` is what older copies of the published sets call their train list.
-    """
-    return [place / _file_name(split, kind) for place in (folder, audio_folder) for kind in ("audios", "audio")]
-
-
 def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int) -> tuple[str, ...]:
     """The spectrogram image, below `audio_folder`, of each of the `count` captions of a list; captions may share one.
 
@@ -137,7 +129,9 @@ def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int)
         InputError: no list, another number of lines than captions, a name that leaves the folder, or an image that
             is not there; the message names file and line.
     """
-    lists = audio_lists(folder, split, audio_folder)
+    places = (folder, audio_folder)
+    # Older copies of the published sets have a train_audio.txt.
+    lists = [place / _file_name(split, kind) for place in places for kind in ("audios", "audio")]
     found = [path for path in lists if path.is_file()]
     if not found:
         raise InputError(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from runtime.untrusted import leads_outside, read_bytes
-from utils import InputError, first_line
+from utils import InputError, first_line, write_text_atomic
 
 FAULTS_SHOWN = 5
 LONGEST_LINE = 10_000  # characters; the longest published caption has a few hundred
@@ -42,6 +42,11 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
             faults.append(f"line {number}: {fault}")
     refuse_faults(path, faults, "Save the file as text in the encoding UTF-8, one caption or name a line.")
     return lines
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text that `read_lines` reads, atomically."""
+    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_content(path: Path, given_by: str = "") -> bytes:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from data.annotations import Annotations, list_files, read_annotations
-from data.lists import first_faults, read_names, refuse_faults, repeated_names, shown
+from data.lists import first_faults, read_names, refuse_faults, repeated_names, shown, write_lines
 from data.scenes import scene_classes
-from utils import InputError, write_text_atomic
+from utils import InputError
 
 Strategy = Literal["random", "kfold", "stratified", "blocks", "fixed"]
 
@@ -127,7 +127,7 @@ def split_images(
 def write_split(run_folder: Path, train: Annotations, val: Annotations) -> None:
     """Record a fold's split in its run folder: `split/train.txt` and `split/val.txt`, one file name a line."""
     for side, images in (("train", train), ("val", val)):
-        write_text_atomic(_split_file(run_folder, side), "".join(f"{name}\n" for name in images.image_names))
+        write_lines(_split_file(run_folder, side), images.image_names)
 
 
 def read_split(

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if taken and not given.force:
         raise InputError(f"{', '.join(taken)}: there already; pass --force to replace, or choose another --out")
     lexicon = learn_lexicon(lists["train"], given.min_images)
-    print(f"{len(lexicon.targets):,} target words: {', '.join(lexicon.most_frequent(FREQUENT))}")
+    most_frequent = [word for word, _ in Counter(lexicon.targets).most_common(FREQUENT)]
+    print(f"{len(lexicon.targets):,} target words: {', '.join(most_frequent)}")
     found = {side: keywords_from_captions(annotations, lexicon, given.most) for side, annotations in lists.items()}
     try:
         for side, keywords in found.items():

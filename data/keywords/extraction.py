@@ -51,10 +51,6 @@ class Lexicon:
     targets: dict[str, int]
     describing: frozenset[str]
 
-    def most_frequent(self, count: int) -> list[str]:
-        """The target words of most images."""
-        return sorted(self.targets, key=self.targets.__getitem__, reverse=True)[:count]
-
 
 def learn_lexicon(annotations: Annotations, min_images: int) -> Lexicon:
     """Find the words that name things.

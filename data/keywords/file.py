@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.annotations import Annotations, list_files, read_annotations
-from data.lists import first_faults, read_lines, refuse_faults, shown
-from utils import InputError, write_text_atomic
+from data.lists import first_faults, read_lines, refuse_faults, shown, write_lines
+from utils import InputError
 
 Keyword = tuple[str, str]
 """Fine-grained word, or `NO_WORD`; target word."""
@@ -84,7 +84,7 @@ def keywords_of(annotations: Annotations, folder: Path) -> list[tuple[Keyword, .
 
 def write_keywords(path: Path, keywords: Sequence[Sequence[Keyword]]) -> None:
     """Write a file that `read_keywords` reads."""
-    write_text_atomic(path, "".join(f"{','.join(map(' '.join, row))}\n" for row in keywords))
+    write_lines(path, (",".join(map(" ".join, row)) for row in keywords))
 
 
 def _fault(part: tuple[str, ...]) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.prepare.captions import Entry
-from data.prepare.fingerprints import list_digest
+from data.prepare.lists import list_digest
 
 
 @dataclass(frozen=True)

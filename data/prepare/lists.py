@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -85,3 +86,8 @@ def counts(lists: Lists) -> str:
         f"{side} {len(entries):,} images with {sum(len(entry.captions) for entry in entries):,} captions"
         for side, entries in lists.items()
     )
+
+
+def list_digest(lines: Sequence[str]) -> str:
+    """SHA-256 (hexadecimal) of a text's lines, whatever its line ends."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode("utf-8")).hexdigest()

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data.annotations import Split, list_files, read_annotations
-from data.lists import read_lines
+from data.lists import read_lines, write_lines
 from data.prepare.captions import Entry
-from data.prepare.fingerprints import list_digest
-from data.prepare.lists import Lists
+from data.prepare.lists import Lists, list_digest
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
@@ -95,7 +94,7 @@ def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
         names = [entry.name for entry in entries]
         captions = [caption for entry in entries for caption in entry.captions]
         for file, lines in zip(list_files(folder, split), (names, captions), strict=True):
-            write_text_atomic(file, "".join(f"{line}\n" for line in lines))
+            write_lines(file, lines)
             digests[file.name] = list_digest(lines)
         back = read_annotations(folder, split)
         if list(back.image_names) != names or list(back.captions) != captions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from data.lists import write_lines
 from data.toy.classes import CLASSES, draw_scene
 from data.toy.speech import caption_image
 from runtime.untrusted import parse_json, read_bytes
@@ -123,10 +124,10 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
                 bar.update()
     _speak(folder / "audios", audio_names, progress)
     for split in ("train", "test"):
-        write_text_atomic(folder / f"{split}_audios.txt", _lines([audio_names[caption] for caption in captions[split]]))
-        write_text_atomic(folder / f"{split}_caps.txt", _lines(captions[split]))
-        write_text_atomic(folder / f"{split}_filename.txt", _lines(names[split]))
-    write_text_atomic(folder / "classes.txt", _lines(flags.classes))
+        write_lines(folder / f"{split}_audios.txt", [audio_names[caption] for caption in captions[split]])
+        write_lines(folder / f"{split}_caps.txt", captions[split])
+        write_lines(folder / f"{split}_filename.txt", names[split])
+    write_lines(folder / "classes.txt", flags.classes)
 
 
 def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None:
@@ -135,10 +136,6 @@ def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None
     for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=None if progress else True):
         # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
         Image.fromarray(caption_image(caption)).save(folder / name)
-
-
-def _lines(entries: Sequence[str]) -> str:
-    return "".join(f"{entry}\n" for entry in entries)
 
 
 def _mark(folder: Path, flags: _Flags, whole: bool) -> None:
