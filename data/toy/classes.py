@@ -102,8 +102,8 @@ def draw_scene(scene_class: str, number: int, size: int = 128, seed: int = 0) ->
     canvas = Canvas(size, random)
     canvas.cover(ground)
     border_wordings, draw_border = BORDERS[border]
-    draw_border(canvas, random)
-    state = scene.draw(Sketch(canvas, random, subject.count, subject.colour, detail_x))
+    draw_border(canvas)
+    state = scene.draw(Sketch(canvas, subject.count, subject.colour, detail_x))
     for offset in row:
         canvas.place(shape, (detail_x + offset, DETAIL_Y), radius, 0.0, detail.colour)
     if len(scene.grounds) > 1:

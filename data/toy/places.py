@@ -14,6 +14,9 @@ from data.toy.canvas import COLOURS, MATERIALS, Canvas, rectangle
 # other objects about DETAIL_Y; the finished image is then turned. Fractions of the frame.
 BORDER_END, ZONE_START, ZONE_END, DETAIL_Y = 0.23, 0.27, 0.76, 0.88
 
+Border = Callable[[Canvas], None]
+"""Draws what lies beside a scene."""
+
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -99,50 +102,50 @@ def across(random: np.random.Generator, depth: float, wave: float) -> list[tuple
     return [(x, depth + wave * math.sin(2 * math.pi * number * x + phase)) for x in np.linspace(-0.02, 1.02, 27)]
 
 
-def band(canvas: Canvas, random: np.random.Generator, *layers: tuple[str, float, float], wave: float = 0.012) -> None:
+def band(canvas: Canvas, *layers: tuple[str, float, float], wave: float = 0.012) -> None:
     """Lay materials (name, upper depth, lower depth) across the frame, one over the other."""
     for material, upper, lower in layers:
-        canvas.cover(material, across(random, upper, wave) + across(random, lower, wave)[::-1])
+        canvas.cover(material, across(canvas.random, upper, wave) + across(canvas.random, lower, wave)[::-1])
 
 
-def _field_border(canvas: Canvas, random: np.random.Generator) -> None:
+def _field_border(canvas: Canvas) -> None:
     edge = rectangle(-0.02, -0.02, 1.02, BORDER_END - 0.01)
-    canvas.cover("soil", edge, (126, 88, 58), (random.uniform(0, math.pi), random.uniform(24, 34)))
+    canvas.cover("soil", edge, (126, 88, 58), (canvas.random.uniform(0, math.pi), canvas.random.uniform(24, 34)))
 
 
-def _wood_border(canvas: Canvas, random: np.random.Generator) -> None:
-    band(canvas, random, ("canopy", -0.1, 0.19))
-    for centre in random.uniform((0, 0), (1, 0.19), (75, 2)):
-        canvas.place("tree", centre, random.uniform(0.028, 0.042), 0.0, (62, 116, 54))
+def _wood_border(canvas: Canvas) -> None:
+    band(canvas, ("canopy", -0.1, 0.19))
+    for centre in canvas.random.uniform((0, 0), (1, 0.19), (75, 2)):
+        canvas.place("tree", centre, canvas.random.uniform(0.028, 0.042), 0.0, (62, 116, 54))
 
 
-def _house_border(canvas: Canvas, random: np.random.Generator) -> None:
+def _house_border(canvas: Canvas) -> None:
     canvas.stroke([(-0.1, 0.215), (1.1, 0.215)], 0.035, MATERIALS["asphalt"][0])
     for x in np.linspace(0.09, 0.91, 5):
-        canvas.place("house", (x, 0.11), 0.072, 0.0, str(random.choice(["red", "brown", "grey", "orange"])))
+        canvas.place("house", (x, 0.11), 0.072, 0.0, str(canvas.random.choice(["red", "brown", "grey", "orange"])))
 
 
-def _runway_border(canvas: Canvas, random: np.random.Generator) -> None:
+def _runway_border(canvas: Canvas) -> None:
     canvas.cover("asphalt", rectangle(-0.02, 0.03, 1.02, 0.2))
     canvas.dashes((0.14, 0.115), (1.05, 0.115), 0.012)
     for y in np.linspace(0.055, 0.175, 5):
         canvas.stroke([(0.04, y), (0.12, y)], 0.012, COLOURS["white"])
 
 
-def _road_border(canvas: Canvas, random: np.random.Generator) -> None:
-    canvas.road((-0.1, 0.12 + random.normal(0, 0.01)), (1.1, 0.12 + random.normal(0, 0.01)), 0.1)
+def _road_border(canvas: Canvas) -> None:
+    canvas.road((-0.1, 0.12 + canvas.random.normal(0, 0.01)), (1.1, 0.12 + canvas.random.normal(0, 0.01)), 0.1)
 
 
-def _bands(*layers: tuple[str, float, float], wave: float = 0.012) -> Callable[[Canvas, np.random.Generator], None]:
-    return lambda canvas, random: band(canvas, random, *layers, wave=wave)
+def _bands(*layers: tuple[str, float, float], wave: float = 0.012) -> Border:
+    return lambda canvas: band(canvas, *layers, wave=wave)
 
 
-def _river(water: str) -> Callable[[Canvas, np.random.Generator], None]:
+def _river(water: str) -> Border:
     return _bands(("sand", 0.03, 0.215), (water, 0.045, 0.2), wave=0.008)
 
 
 # What lies beside a scene: wordings, and how it is drawn into the upper `BORDER_END` of the frame.
-BORDERS: dict[str, tuple[tuple[str, ...], Callable[[Canvas, np.random.Generator], None]]] = {
+BORDERS: dict[str, tuple[tuple[str, ...], Border]] = {
     "road": (("a road", "an asphalt road"), _road_border),
     "wood": (("a forest", "a dense wood"), _wood_border),
     "field": (("a ploughed field", "a brown ploughed field"), _field_border),
