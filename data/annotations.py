@@ -23,6 +23,8 @@ from data.lists import (
 from utils import InputError
 
 Split = Literal["train", "test", "train_verify", "val_verify"]
+SIDES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+"""The lists that every data set has."""
 FOLDER = "the data set's folder (in an option file: dataset.data_path)"
 """What says where a list is, for `data.lists.read_lines`."""
 

@@ -27,6 +27,9 @@ from utils import InputError
 DECODING_RULES = 1
 """Raised when a change above makes pixels that were stored earlier outdated."""
 
+MAX_PIXELS = 100_000_000
+"""The most that the commands which make data let an image have."""
+
 ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """Of the files that count as images where no list names them."""
 

@@ -14,14 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.annotations import Annotations, Split, check_images, read_annotations
-from data.images import load_square
+from data.images import MAX_PIXELS, load_square
 from data.polygons import Place, write_places
 from data.scenes import scene_classes
 from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 
 IMAGE, PLACES = "mosaic.tif", "anno.json"
-MAX_PIXELS = 100_000_000
 
 
 def class_blocks(classes: Sequence[str], rows: int, columns: int, generator: np.random.Generator) -> NDArray[np.str_]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import Annotations, Split, read_annotations
+from data.annotations import SIDES, Annotations, read_annotations
 from data.keywords.extraction import Lexicon, keywords_from_captions, learn_lexicon
 from data.keywords.file import NO_WORD, Keyword, keyword_list, write_keywords
 from runtime.entry_point import run_entry_point
@@ -52,15 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.most < 1 or given.min_images < 1:
         raise InputError(f"--most and --min_images must be at least 1; found {given.most} and {given.min_images}")
     out = given.out or given.folder
-    sides: tuple[Split, Split] = ("train", "test")
-    lists = {side: read_annotations(given.folder, side) for side in sides}
+    lists = {side: read_annotations(given.folder, side) for side in SIDES}
     taken = [str(path) for side in lists if (path := keyword_list(out, side)).exists()]
     if taken and not given.force:
         raise InputError(f"{', '.join(taken)}: there already; pass --force to replace, or choose another --out")
     lexicon = learn_lexicon(lists["train"], given.min_images)
     most_frequent = [word for word, _ in Counter(lexicon.targets).most_common(FREQUENT)]
     print(f"{len(lexicon.targets):,} target words: {', '.join(most_frequent)}")
-    found = {side: keywords_from_captions(annotations, lexicon, given.most) for side, annotations in lists.items()}
+    found = {side: keywords_from_captions(lists[side], lexicon, given.most) for side in SIDES}
     try:
         for side, keywords in found.items():
             write_keywords(keyword_list(out, side), keywords)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from data.annotations import read_annotations
+from data.annotations import SIDES, read_annotations
+from data.images import MAX_PIXELS
 from data.lists import first_faults, refuse_outside
 from data.prepare.captions import Entry
 from data.prepare.checks import DROPS, Findings, describe, examine, leave_out
 from data.prepare.known_sets import compare_known
-from data.prepare.lists import SIDES, Lists, counts, equal_counts, split_entries
+from data.prepare.lists import Lists, counts, equal_counts, split_entries
 from data.prepare.parquet import write_images
 from data.prepare.sources import FORMS, Source, find_images, images_folder, open_source
 from data.prepare.writer import compare_record, new_folder, put_images, refuse_taken, write_lists
@@ -21,7 +22,6 @@ from runtime.entry_point import run_entry_point
 from utils import InputError
 
 IMAGE_FILES = ("copy", "link", "none")
-MAX_PIXELS = 100_000_000
 
 
 @dataclass(frozen=True)

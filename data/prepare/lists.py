@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from data.prepare.captions import Entry
 from utils import InputError
 
-SIDES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
 Lists = dict[str, list[Entry]]
 """The entries of "train" (val included) and of "test"."""
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.annotations import Split, list_files, read_annotations
 from data.lists import read_lines, write_lines
@@ -117,9 +117,7 @@ def compare_record(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
     # Only names that a list can have: the record may come from elsewhere.
-    known = {
-        file.name for split in ("train", "test", "train_verify", "val_verify") for file in list_files(folder, split)
-    }
+    known = {file.name for split in get_args(Split) for file in list_files(folder, split)}
     changed = [
         name
         for name in sorted(known & digests.keys())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import decode, image_names
+from data.images import MAX_PIXELS, decode, image_names
 from data.regions.coco import read_detections
 from data.regions.drawing import draw_regions
 from data.regions.file import by_region_name, read_regions, region_name, write_regions
@@ -20,7 +20,6 @@ from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 
 CONVERTED = "published arrays, converted; the meaning of their columns was never published"
-MAX_PIXELS = 100_000_000
 
 
 def convert(given: argparse.Namespace) -> None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.annotations import Split, check_images, read_annotations
-from data.prepare.__main__ import MAX_PIXELS, Request, check, main, prepare
+from data.images import MAX_PIXELS
+from data.prepare.__main__ import Request, check, main, prepare
 from data.prepare.captions import Entry, one_line, read_captions, read_csv, read_descriptions, read_json
 from data.prepare.checks import examine, leave_out
 from data.prepare.fingerprints import MAX_BITS, MAX_GREY, Fingerprints, same_scene
