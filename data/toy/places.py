@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.toy.canvas import COLOURS, MATERIALS, Canvas, rectangle
+from data.toy.canvas import MATERIALS, Canvas
+from data.toy.shapes import COLOURS, rectangle
 
 # Every scene is drawn the same way up: a border down to BORDER_END, the scene itself from ZONE_START to ZONE_END, and
 # other objects about DETAIL_Y; the finished image is then turned. Fractions of the frame.

@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data.toy.canvas import BLOB, COLOURS, MATERIALS, Canvas, ellipse, rectangle
+from data.toy.canvas import MATERIALS, Canvas
 from data.toy.places import DETAIL_Y, NUMBERS, ZONE_END, ZONE_START, across, article, band
+from data.toy.shapes import BLOB, COLOURS, ellipse, rectangle
 
 ZONE_MIDDLE = (ZONE_START + ZONE_END) / 2
 LAYOUTS = ("in a row", "in two rows", "at scattered places")
