@@ -48,28 +48,24 @@ class Entry:
     side: Side | None = None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Sentence(_Part):
+class _Sentence(BaseModel):
     raw: str
 
 
-class _Image(_Part):
+class _Image(BaseModel):
     filename: str
     split: str | None = None
     sentences: Annotated[list[_Sentence], Field(min_length=1)]
 
 
-class _Karpathy(_Part):
+class _Karpathy(BaseModel):
     images: Annotated[list[_Image], Field(min_length=1)]
 
 
 class _ClassImage(BaseModel):
     """NWPU-Captions: the sentences are the keys raw, raw_1, raw_2 and so on."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     filename: str
     split: str | None = None
     raw: str
