@@ -27,9 +27,9 @@ from engine import fit
 from layers.backbone import plain_weights
 from option import BackboneOptions
 from option.pretraining import BackboneImages
-from runs.builders import plan_of, start_state
 from runs.checkpoints import ending_clearly, refuse_diverged
 from runs.events import EventLog
+from runs.models import plan_of, start_state
 from runs.record import recorded
 from runs.resume import Keeper, begun_run, carry_on, is_finished, is_settled, save_best
 from runtime.locks import run_lock

@@ -26,9 +26,10 @@ from layers.mcrn import MCRN, MODALITIES, Discriminator, McrnParameters, Modalit
 from option import ModalityOptions
 from pretraining.unpaired import ViewLoader
 from pretraining.unpaired_sources import Sources, open_sources
-from runs.builders import place, read_vocabulary, start_state
 from runs.checkpoints import ending_clearly, fit_weights, save_checkpoint
 from runs.events import EventLog
+from runs.loaders import read_vocabulary
+from runs.models import place, start_state
 from runs.record import recorded
 from runs.resume import Keeper, begun_run, carry_on, is_finished, is_settled
 from runtime.interruption import Watch

@@ -24,7 +24,7 @@ from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.backbone import Task, find_images, open_sides, start_of
 from pretraining.unpaired import ImageLoader, Schedule
-from runs.builders import place
+from runs.models import place
 from training.epoch import autocast
 from utils import InputError, derive_seed, logger
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-import engine
 import option
 import pretrain as pretrain_entry
 from batches.augmentation import Augmentation, Draws, augment
@@ -32,11 +31,12 @@ from pretraining.backbone import split_classes
 from pretraining.scenes import list_images
 from pretraining.unpaired import Schedule, TwoViewLoader
 from pretraining.views import first_found, view_task
-from runs.builders import read_vocabulary
+from runs.loaders import read_vocabulary
 from runs.record import read_record
 from runtime.weights import read_checkpoint
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
+from training import epoch
 from training.epoch import autocast
 from utils import InputError
 
@@ -189,7 +189,7 @@ class TestRun:
     ) -> None:
         arguments = ["--path_opt", str(write_options(tmp_path, data))]
         run = tmp_path / "checkpoint" / "scenes"
-        with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+        with asked_to_stop(monkeypatch, epoch, "optimiser_step", 2):
             pretrain_entry.main(arguments)
         begun = read_checkpoint(run / "last.pth")
         assert (begun["epoch"], begun["batch"]) == (0, 2)
@@ -271,7 +271,7 @@ class TestViews:
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = self.run(tmp_path, data, "whole", 2)
-        with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+        with asked_to_stop(monkeypatch, epoch, "optimiser_step", 2):
             self.run(tmp_path, data, "parts", 2)
         parts = self.run(tmp_path, data, "parts", 2)
         assert_equal(*(comparable(read_checkpoint(run / "last.pth")) for run in (whole, parts)))
