@@ -104,8 +104,8 @@ class FeatureStore:
             wanted = self.missing(keys)
             if (needed := len(wanted) * size) > free_bytes(self.folder):
                 raise InputError(
-                    f"{self.folder}: {in_words(needed)} of features do not fit, {in_words(free_bytes(self.folder))} are "
-                    "free. Give another folder (dataset.feature_path), or compute them in every step "
+                    f"{self.folder}: {in_words(needed)} of features do not fit, {in_words(free_bytes(self.folder))} "
+                    "are free. Give another folder (dataset.feature_path), or compute them in every step "
                     "(dataset.features=off)."
                 )
             write_text_atomic(self.folder / "recipe.json", self.recipe + "\n")
