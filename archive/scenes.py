@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from archive.searcher import Searcher, printable
 from data.lists import read_lines, refuse_faults, shown
-from data.splits import UNNAMED_SCENE, numbered_scenes, scene_of
+from data.scenes import UNNAMED_SCENE, numbered_scenes, scene_of
 from utils import InputError
 
 MOST_SCENES = 1000

@@ -34,7 +34,8 @@ from data.regions.coco import read_detections
 from data.regions.file import read_regions, region_name, write_regions
 from data.regions.graph import CLASSES, region_arrays
 from data.regions.published import read_published
-from data.similarity.prior import ORDERS, PriorSimilarity, Ragged
+from data.similarity.prior import ORDERS, PriorSimilarity
+from data.similarity.ragged import Ragged
 from layers.skip_thoughts import WORD_DIM, SkipThoughts, Weights, load_skip_thoughts
 from layers.text import load_glove
 from reports.history import read_history

@@ -30,7 +30,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vocab
-from data.toy.making import make_toy
+from data.toy.dataset import make_toy
 from layers.backbone import SceneClassifier
 from layers.registry import registered
 from option.fields import leaves

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from data.lists import (
-    FAULTS_SHOWN,
     absent_files,
     first_faults,
+    first_names,
     read_lines,
     read_names,
     refuse_faults,
@@ -23,6 +23,8 @@ from data.lists import (
 from utils import InputError
 
 Split = Literal["train", "test", "train_verify", "val_verify"]
+SIDES: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+"""The lists that every data set has."""
 FOLDER = "the data set's folder (in an option file: dataset.data_path)"
 """What says where a list is, for `data.lists.read_lines`."""
 
@@ -59,13 +61,13 @@ class Annotations:
         """How many captions every image has."""
         return len(self.captions) // max(len(self.image_names), 1)
 
-    def subset(self, images: Sequence[int] | np.ndarray, name: str | None = None) -> Annotations:
-        """Some of the images, in the order given, each with all its captions.
+    def captions_of(self, image: int) -> tuple[str, ...]:
+        """The captions of one image, by its index."""
+        repeats = self.captions_per_image
+        return self.captions[image * repeats : (image + 1) * repeats]
 
-        Args:
-            images: indices of the images, each in [0, N).
-            name: what to call the subset; the list's own name if None.
-        """
+    def subset(self, images: Sequence[int] | np.ndarray, name: str | None = None) -> Annotations:
+        """Some of the images, by indices in [0, N) and in their order, with all captions; `name` renames the list."""
         chosen = np.asarray(images, dtype=np.int64)
         repeats = self.captions_per_image
         captions = (chosen[:, None] * repeats + np.arange(repeats)).reshape(-1)
@@ -83,9 +85,12 @@ class Annotations:
 
 def list_files(folder: Path, split: Split) -> tuple[Path, Path]:
     """The file of image names and the file of captions of one list."""
+    return folder / _file_name(split, "filename"), folder / _file_name(split, "caps")
+
+
+def _file_name(split: Split, kind: str) -> str:
     side, _, verify = split.partition("_")
-    suffix = f"_{verify}.txt" if verify else ".txt"
-    return folder / f"{side}_filename{suffix}", folder / f"{side}_caps{suffix}"
+    return f"{side}_{kind}_{verify}.txt" if verify else f"{side}_{kind}.txt"
 
 
 def read_annotations(folder: Path, split: Split, audio_folder: Path | None = None) -> Annotations:
@@ -97,7 +102,7 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
     Args:
         folder: the data set's folder, which is only read.
         split: "train", "test", or one half of a shipped split ("train_verify", "val_verify").
-        audio_folder: the captions' spectrogram images, to be read, too; see `read_audio_names`.
+        audio_folder: of the captions' spectrograms, whose names are read, too; see `read_audio_names`.
 
     Raises:
         InputError: a file is missing or not UTF-8, a name is blank, leaves the image folder or comes twice, or the
@@ -119,30 +124,16 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
     )
 
 
-def audio_lists(folder: Path, split: Split, audio_folder: Path) -> list[Path]:
-    """Where the spectrograms of a list's captions may be named, in the order in which they are looked for.
-
-    `train_audio.txt` is what older copies of the published sets call their train list.
-    """
-    side, _, verify = split.partition("_")
-    suffix = f"_{verify}.txt" if verify else ".txt"
-    return [place / f"{side}_{kind}{suffix}" for place in (folder, audio_folder) for kind in ("audios", "audio")]
-
-
 def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int) -> tuple[str, ...]:
-    """The spectrogram image of every caption of a list; captions may share one.
-
-    Args:
-        folder: the data set's folder, whose list of spectrograms comes before one in `audio_folder`.
-        split: see `read_annotations`.
-        audio_folder: where the images' names start from.
-        count: M, how many captions there are.
+    """The spectrogram image, below `audio_folder`, of each of the `count` captions of a list; captions may share one.
 
     Raises:
         InputError: no list, another number of lines than captions, a name that leaves the folder, or an image that
             is not there; the message names file and line.
     """
-    lists = audio_lists(folder, split, audio_folder)
+    places = (folder, audio_folder)
+    # Older copies of the published sets have a train_audio.txt.
+    lists = [place / _file_name(split, kind) for place in places for kind in ("audios", "audio")]
     found = [path for path in lists if path.is_file()]
     if not found:
         raise InputError(
@@ -172,10 +163,6 @@ def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int)
 def check_images(annotations: Annotations, image_folder: Path) -> None:
     """Check that every image of a list is a file in the image folder, with one listing of each folder.
 
-    Args:
-        annotations: the list.
-        image_folder: where its file names start from.
-
     Raises:
         InputError: the folder or some images are missing, or lie outside of it behind a symbolic link; the message
             names the first lines and counts the rest.
@@ -192,32 +179,17 @@ def check_images(annotations: Annotations, image_folder: Path) -> None:
 
 
 def blank_captions(annotations: Annotations, tokenize: Callable[[str], list[str]]) -> np.ndarray:
-    """Which captions hold no token.
-
-    Args:
-        annotations: the list, M captions.
-        tokenize: the token rule.
-
-    Returns:
-        [M] bool.
-    """
+    """Which captions hold no token, [M] bool."""
     blank = {caption: not tokenize(caption) for caption in set(annotations.captions)}
     return np.array([blank[caption] for caption in annotations.captions], dtype=bool)
 
 
 def describe_blank(annotations: Annotations, blank: np.ndarray) -> str:
-    """A one-line warning that counts the blank captions and names at most five of their images; "" if there are none.
-
-    Args:
-        annotations: the list, M captions.
-        blank: [M] bool, as from `blank_captions`.
-    """
+    """A line that counts the captions that are `blank` [M] and names at most five of their images; "" for none."""
     if not blank.any():
         return ""
     images = np.unique(annotations.caption_image[blank])
-    names = ", ".join(annotations.image_names[image] for image in images[:FAULTS_SHOWN])
-    if len(images) > FAULTS_SHOWN:
-        names += f" and {len(images) - FAULTS_SHOWN} more"
+    names = first_names([annotations.image_names[image] for image in images])
     return (
         f"{annotations.name}: {int(blank.sum())} of {len(blank)} captions have no token: left out of training, read as "
         f"<unk> in evaluation; images: {names}"

@@ -35,14 +35,7 @@ def read_header(path: Path, max_pixels: int) -> Header:
     """Read an image's header and see that its file does not end too early.
 
     A file whose end looks wrong is decoded, so that the answer is the one that training would get. Damage in the middle
-    of a file shows only when it is decoded.
-
-    Args:
-        path: a JPEG, PNG or TIFF file.
-        max_pixels: see `data.images.decode`.
-
-    Raises:
-        InputError: see `data.images.decode`.
+    of a file shows only when it is decoded. Arguments and errors are those of `data.images.decode`.
     """
     with opened(path, max_pixels) as image:
         header = Header(image.width, image.height, image.mode)

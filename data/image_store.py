@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,43 +24,7 @@ from utils import InputError, remove_unfinished, write_atomic
 CACHES = ("device", "ram", "disk", "off")
 
 _CHUNK = 256  # images between two marks: what a killed run has to decode again
-_DEVICE_SHARE = 0.3
-_RAM_SHARE = 0.5
 _MARK_BYTES = 8
-
-
-def choose_cache(
-    requested: str,
-    count: int,
-    size: int,
-    device: torch.device,
-    processes: int = 1,
-    promised: Mapping[str, int] = MappingProxyType({}),
-) -> str:
-    """Where the images of a list are to be kept.
-
-    Args:
-        requested: "device", "ram", "disk" or "off" are taken as asked ("device" is "ram" where the device is the
-            CPU); "auto" is "device" if the images take less than 30 % of a GPU's free memory, else "ram" if they
-            take less than half of the memory available and not promised, else "disk".
-        count: how many images.
-        size: S, pixels; an image takes 3 S^2 bytes.
-        device: where the model runs.
-        processes: how many of this machine will each keep them in memory.
-        promised: to other stores of each process, by cache, and not yet taken: the system hands memory out only as it
-            is filled [bytes].
-    """
-    if requested == "device" and device.type == "cpu":
-        return "ram"
-    if requested != "auto":
-        return requested
-    needed = count * 3 * size * size
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] - promised.get("device", 0)
-        if needed < _DEVICE_SHARE * free:
-            return "device"
-    free = available_memory() - processes * promised.get("ram", 0)
-    return "ram" if processes * needed < _RAM_SHARE * free else "disk"
 
 
 class ImageStore:
@@ -74,7 +37,7 @@ class ImageStore:
     Attributes:
         paths: N image files.
         size: S, pixels.
-        cache: "ram", "device", "disk" or "off".
+        cache: one of `CACHES`, see `data.image_library.choose_cache`.
         decoded: how many images this process has decoded.
     """
 
@@ -89,13 +52,8 @@ class ImageStore:
     ) -> None:
         """Prepare the store; nothing is decoded yet.
 
-        Args:
-            paths: N image files.
-            size: S, pixels.
-            cache: "ram", "device", "disk" or "off", see `choose_cache`.
-            cache_folder: for "disk": where the pixels go, one file for each list and size.
-            device: for "device": where the pixels are kept.
-            max_pixels: see `data.images.decode`.
+        With "disk" the pixels go into `cache_folder`, one file for each list and size; with "device" onto `device`.
+        `max_pixels` is that of `data.images.decode`.
 
         Raises:
             InputError: there is no room for the pixels.
@@ -124,9 +82,7 @@ class ImageStore:
     @property
     def promised(self) -> int:
         """Bytes of memory that the store will still take as it fills."""
-        if self.cache != "ram":
-            return 0
-        return int((self._marks != self._stamps).sum()) * 3 * self.size**2
+        return int((self._marks != self._stamps).sum()) * 3 * self.size**2 if self.cache == "ram" else 0
 
     def holds(self, index: int) -> bool:
         """Whether an image is kept already."""
@@ -137,7 +93,7 @@ class ImageStore:
 
         Args:
             indices: which images, each in [0, N), in any order.
-            progress: the title of a progress bar, or None for no bar; it shows in a terminal only.
+            progress: title of a progress bar, which shows in a terminal only; None for no bar.
 
         Raises:
             InputError: some images can't be read; the others are kept. Names the first five and counts the rest.
@@ -160,10 +116,7 @@ class ImageStore:
         _refuse_unreadable(faults, len(wanted))
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Images by index; those that are not kept are decoded now.
-
-        Args:
-            indices: [B] int64, each in [0, N); may repeat.
+        """Images by index [B], each in [0, N), also repeated; those that are not kept are decoded now.
 
         Returns:
             [B, 3, S, S] uint8, on the store's device with the cache "device", else on the CPU.
@@ -287,16 +240,3 @@ def _stamp(path: Path) -> int:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def available_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that can still be taken from the machine, or from its container (cgroup 2) if that has less."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo, limit = Path("/proc/meminfo"), cgroup / "memory.max"
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    if limit.exists() and (content := limit.read_text().strip()).isdigit():
-        taken = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())["anon"]
-        available = min(available, int(content) - int(taken))
-    return available

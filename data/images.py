@@ -27,6 +27,9 @@ from utils import InputError
 DECODING_RULES = 1
 """Raised when a change above makes pixels that were stored earlier outdated."""
 
+MAX_PIXELS = 100_000_000
+"""The most that the commands which make data let an image have."""
+
 ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """Of the files that count as images where no list names them."""
 
@@ -59,7 +62,7 @@ def decode(path: Path, max_pixels: int) -> Image.Image:
         InputError: the file is missing, empty, damaged, too large, or of a kind that is not read.
     """
     with opened(path, max_pixels) as image:
-        return _to_rgb(path, image)
+        return _to_rgb(image)
 
 
 @contextmanager
@@ -96,18 +99,10 @@ def refuse_special(path: Path) -> None:
 
 
 def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
-    """Decode an image and resize it to a square, bilinear with antialiasing, as the published transform does.
-
-    Args:
-        path: a JPEG, PNG or TIFF file.
-        size: S, pixels.
-        max_pixels: see `decode`.
+    """`decode` an image and resize it to a square, bilinear with antialiasing, as the published transform does.
 
     Returns:
-        [3, S, S] uint8.
-
-    Raises:
-        InputError: see `decode`.
+        [3, S, S] uint8, S = `size` pixels.
     """
     return to_square(decode(path, max_pixels), size)
 
@@ -118,7 +113,7 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # [3, S, S]
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """An opened image as RGB, by the rules of this module."""
     grey_of_16_bits = _is_16_bit_grey(image)
     image.load()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from runtime.untrusted import leads_outside, read_bytes
-from utils import InputError, first_line
+from utils import InputError, first_line, write_text_atomic
 
 FAULTS_SHOWN = 5
 LONGEST_LINE = 10_000  # characters; the longest published caption has a few hundred
@@ -24,20 +24,11 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
     Only a line feed ends a line, with or without a carriage return before it: a caption may hold the other characters
     at which Python would cut.
 
-    Args:
-        path: the text.
-        given_by: what says where it is, for the message where it can't be read, such as "--captions".
-
     Raises:
-        InputError: the file can't be read, or some lines are not UTF-8, too long, or hold a NUL character; the message
-            names them.
+        InputError: the file can't be read (the message names `given_by`, what says where it is, such as "--captions"),
+            or some lines are not UTF-8, too long, or hold a NUL character, which it names.
     """
-    try:
-        content = read_bytes(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"{path}: can't be read ({reason})" + (f"; check {given_by}" if given_by else "")) from error
-    rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    rows = read_content(path, given_by).removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not rows[-1]:
         rows.pop()
     lines, faults = [], []
@@ -53,14 +44,22 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
     return lines
 
 
-def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]:
-    """The file names that a text lists, each checked to stay in its folder.
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text that `read_lines` reads, atomically."""
+    write_text_atomic(path, "".join(f"{line}\n" for line in lines))
 
-    Args:
-        path: the text.
-        what: what its lines name, for messages.
-        given_by: see `read_lines`.
-    """
+
+def read_content(path: Path, given_by: str = "") -> bytes:
+    """The bytes of a file; an InputError says why it can't be read, and to check `given_by`, what says where it is."""
+    try:
+        return read_bytes(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path}: can't be read ({reason})" + (f"; check {given_by}" if given_by else "")) from error
+
+
+def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]:
+    """`read_lines` of file names, each checked to stay in its folder; `what` they name, messages say."""
     names = [line.strip() for line in read_lines(path, given_by)]
     faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := name_fault(name, what))]
     refuse_faults(path, faults, f"Each line is one {what}'s file name, relative to the {what} folder.")
@@ -68,12 +67,9 @@ def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]
 
 
 def absent_files(names: Sequence[str], lines: Iterable[int], folder: Path) -> list[str]:
-    """A fault for each name that is no file in a folder, found with one listing of each folder.
+    """A fault for each name that is no file in a folder, or lies outside of it behind a symbolic link.
 
-    Args:
-        names: file names relative to the folder, which exists.
-        lines: the line of each in its list, from 1.
-        folder: where the names start from; a file that lies outside of it behind a symbolic link is a fault, too.
+    It takes one listing of each folder. `lines` are the names' lines in their list, from 1.
     """
     root = folder.resolve()
     listings: dict[PurePosixPath, dict[str, bool]] = {}
@@ -98,11 +94,17 @@ def first_faults(faults: Sequence[str]) -> str:
     return "".join(f"\n  {line}" for line in lines)
 
 
-def refuse_faults(path: Path, faults: Sequence[str], advice: str) -> None:
+def first_names(names: Sequence[str]) -> str:
+    """The first five names on one line, and the number of those not shown."""
+    more = f" and {len(names) - FAULTS_SHOWN} more" if len(names) > FAULTS_SHOWN else ""
+    return ", ".join(names[:FAULTS_SHOWN]) + more
+
+
+def refuse_faults(path: Path, faults: Sequence[str], advice: str = "") -> None:
     """Raise an InputError if a file has faults."""
     if faults:
         count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}")
+        raise InputError(f"{path}: {count}:{first_faults(faults)}\n{advice}".rstrip())
 
 
 def repeated_names(names: Sequence[str], starts: Sequence[int]) -> list[str]:

@@ -14,14 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.annotations import Annotations, Split, check_images, read_annotations
-from data.images import load_square
+from data.images import MAX_PIXELS, load_square
 from data.polygons import Place, write_places
-from data.splits import scene_classes
+from data.scenes import scene_classes
 from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 
 IMAGE, PLACES = "mosaic.tif", "anno.json"
-MAX_PIXELS = 100_000_000
 
 
 def class_blocks(classes: Sequence[str], rows: int, columns: int, generator: np.random.Generator) -> NDArray[np.str_]:
@@ -41,13 +40,9 @@ def common_captions(annotations: Annotations, classes: Sequence[str]) -> dict[st
 
 
 def places_of(blocks: NDArray[np.str_], captions: dict[str, str], block_side: int, side: int) -> list[Place]:
-    """One entry per class, with a rectangle for each of its blocks.
+    """One entry per class, with a rectangle for each of its blocks in an image of `side` pixels.
 
-    Args:
-        blocks: class of each block.
-        captions: of each class.
-        block_side: pixels; the last block of a row or column is cut off at the image's edge.
-        side: of the image, pixels.
+    A block has `block_side` pixels; the last one of a row or column is cut off at the image's edge.
     """
     places = []
     for name in sorted(set(blocks.flat) & captions.keys()):
@@ -69,9 +64,9 @@ def lay_out(
     Args:
         blocks: class of each block.
         images: files of each class.
-        tile: side of an image in the mosaic, pixels.
+        tile: side of an image in the mosaic, pixels; the last one of a row or column is cut off.
         tiles_per_block: images side by side in a block.
-        side: pixels; the last tile of a row or column is cut off.
+        side: pixels.
         seed: of the choice.
     """
     generator = np.random.default_rng(seed)

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from data.lists import first_faults, name_fault, refuse_faults
-from runtime.untrusted import read_bytes
-from utils import InputError, first_line, write_text_atomic
+from data.forms import read_form
+from data.lists import name_fault, refuse_faults
+from utils import write_text_atomic
 
 ADVICE = (
     'Expected a list of {"jpg_name": a file in the image folder, "caption": a sentence, "points": a list of polygons, '
@@ -55,13 +55,7 @@ def read_places(path: Path) -> list[Place]:
         InputError: the file can't be read, or does not hold that, or a name leaves the image folder, or the points of
             a polygon are all the same; the message names the entries, counted from 0.
     """
-    try:
-        entries = TypeAdapter(list[_Entry]).validate_json(read_bytes(path))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError(f"{path}: not annotated places:{first_faults(faults)}\n{ADVICE}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({first_line(error)}).") from error
+    entries = read_form(path, TypeAdapter(list[_Entry]), "annotated places", ADVICE)
     faults = [] if entries else ["the file: it holds no entry"]
     for number, entry in enumerate(entries):
         if name := name_fault(entry.jpg_name, "image"):
@@ -76,14 +70,9 @@ def read_places(path: Path) -> list[Place]:
 
 
 def refuse_outside(path: Path, places: Sequence[Place], numbers: Sequence[int], width: int, height: int) -> None:
-    """Raise an InputError where a point of an annotation lies outside of its image.
+    """Raise an InputError where a point of some places of an image lies outside of its width and height in pixels.
 
-    Args:
-        path: the file of the annotations, for the message.
-        places: of one image.
-        numbers: of these places in the file.
-        width: of the image, pixels.
-        height: of the image, pixels.
+    `numbers` are those of the places in the file, which the message names.
     """
     faults = [
         f"{number}.points.{index}.{point}: {polygon[point].tolist()} lies outside of {place.image}"

@@ -1,4 +1,4 @@
-"""Which images of a data set are train and which are val: the strategies, and the record that a run keeps of them."""
+"""Which images of a data set are train and which are val: the strategies, and the record that a run keeps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from data.annotations import Annotations, list_files, read_annotations
-from data.lists import first_faults, read_lines, read_names, refuse_faults, repeated_names, shown
-from utils import InputError, write_text_atomic
+from data.lists import first_faults, read_names, refuse_faults, repeated_names, shown, write_lines
+from data.scenes import scene_classes
+from utils import InputError
 
 Strategy = Literal["random", "kfold", "stratified", "blocks", "fixed"]
 
-UNNAMED_SCENE = "noneclass"
-_IMAGES_PER_NUMBERED_CLASS = 100
 _LEAST_BLOCKS = 5
 
 
@@ -31,17 +30,9 @@ def recorded_or_new(
     resume: bool,
     audio_folder: Path | None = None,
 ) -> tuple[Annotations, Annotations]:
-    """The train and val lists of one fold; the split is recorded in the run's folder.
+    """The train and val lists of one fold, see `fold_annotations`; the split is recorded in the fold's `run_folder`.
 
-    Args:
-        folder: the data set's folder, which is only read.
-        run_folder: the fold's own folder, see `write_split`.
-        strategy: see `fold_annotations`.
-        fold: which fold, in [0, folds).
-        folds: how many folds.
-        seed: 0 or more.
-        resume: take the split that is recorded, where there is one, whatever the other arguments would give.
-        audio_folder: see `read_annotations`.
+    With `resume`, a split that is recorded there is taken, whatever the other arguments would give.
 
     Raises:
         InputError: as `fold_annotations` and `read_split`.
@@ -57,16 +48,9 @@ def recorded_or_new(
 def fold_annotations(
     folder: Path, strategy: Strategy, fold: int, folds: int, seed: int, audio_folder: Path | None = None
 ) -> tuple[Annotations, Annotations]:
-    """The train and val lists of one fold, by any strategy.
+    """The train and val lists of one fold, by any strategy of `split_images`.
 
-    Args:
-        folder: the data set's folder, which is only read.
-        strategy: as in `split_images`, or "fixed": the split that the folder ships in its `*_verify.txt` files, the
-            same for every fold.
-        fold: which fold, in [0, folds).
-        folds: how many folds.
-        seed: 0 or more.
-        audio_folder: see `read_annotations`.
+    Or by "fixed": the split that the folder ships in its `*_verify.txt` files, the same for every fold.
 
     Raises:
         InputError: as `read_annotations` and `split_images`; or a file of the fixed split is missing, or an image is
@@ -80,10 +64,9 @@ def fold_annotations(
 
 
 def deciding(k_fold: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the options `k_fold` decides the split of a fold; those of equal value give equal splits.
+    """What of the options `k_fold` decides the split of a fold: equal values give equal splits.
 
-    Args:
-        k_fold: the block's values by key; those that a stored block lacks are left out.
+    What a stored block lacks is left out.
     """
     strategy = k_fold.get("strategy")
     kept: dict[str, Any] = {"strategy": strategy}
@@ -141,57 +124,16 @@ def split_images(
     return train, val
 
 
-def scene_classes(annotations: Annotations) -> tuple[str, ...]:
-    """The scene class of every image.
-
-    It is the file name up to the first `_`; names that begin with a digit share the class `noneclass`. Where the
-    folder has a `classes.txt` and all names are plain numbers, image k is of class (k - 1) // 100 of that file.
-
-    Returns:
-        N class names.
-
-    Raises:
-        InputError: a number is beyond the classes of `classes.txt`.
-    """
-    stems = [PurePosixPath(name).stem for name in annotations.image_names]
-    classes_file = annotations.folder / "classes.txt"
-    if classes_file.exists() and all(stem.isascii() and stem.isdigit() for stem in stems):
-        return _numbered_classes(annotations, [int(stem) for stem in stems], classes_file)
-    return tuple(UNNAMED_SCENE if stem[:1].isdigit() else stem.split("_")[0] for stem in stems)
-
-
-def scene_of(name: str) -> str:
-    """The class of an image in a plain folder: its sub-folder, or its file name up to the first `_`."""
-    path = PurePosixPath(name)
-    if len(path.parts) > 1:
-        return path.parent.as_posix()
-    return UNNAMED_SCENE if path.stem[:1].isdigit() else path.stem.split("_")[0]
-
-
-def numbered_scenes(names: Sequence[str], classes: Sequence[str]) -> list[str] | None:
-    """The class of each image, 100 to a class, where all names are plain numbers of such classes; else None."""
-    stems = [PurePosixPath(name).stem for name in names]
-    if not all(stem.isascii() and stem.isdigit() for stem in stems):
-        return None
-    places = [(int(stem) - 1) // _IMAGES_PER_NUMBERED_CLASS for stem in stems]
-    return [classes[place] for place in places] if all(0 <= place < len(classes) for place in places) else None
-
-
 def write_split(run_folder: Path, train: Annotations, val: Annotations) -> None:
     """Record a fold's split in its run folder: `split/train.txt` and `split/val.txt`, one file name a line."""
     for side, images in (("train", train), ("val", val)):
-        write_text_atomic(_split_file(run_folder, side), "".join(f"{name}\n" for name in images.image_names))
+        write_lines(_split_file(run_folder, side), images.image_names)
 
 
 def read_split(
     run_folder: Path, train_source: Annotations, val_source: Annotations
 ) -> tuple[Annotations, Annotations] | None:
-    """Read back the split that `write_split` recorded, so that a resumed run goes on with it.
-
-    Args:
-        run_folder: the fold's folder.
-        train_source: the list that the train images were taken from.
-        val_source: the list that the val images were taken from.
+    """Read back the split of lists that `write_split` recorded, so that a resumed run goes on with it.
 
     Returns:
         Train and val, or None where no whole split was recorded.
@@ -241,23 +183,6 @@ def _lists(folder: Path, strategy: Strategy, audio_folder: Path | None) -> tuple
     val = read_annotations(folder, "val_verify", audio_folder)
     _refuse_overlap(train.image_names, val.image_names, train.names_file, val.names_file)
     return train, val
-
-
-def _numbered_classes(annotations: Annotations, numbers: Sequence[int], classes_file: Path) -> tuple[str, ...]:
-    """The class of each numbered image, 100 images to a class."""
-    classes = [line.strip() for line in read_lines(classes_file)]
-    faults = [
-        f"line {line}: {shown(name)}"
-        for name, line, number in zip(annotations.image_names, annotations.image_lines, numbers, strict=True)
-        if not 1 <= number <= _IMAGES_PER_NUMBERED_CLASS * len(classes)
-    ]
-    refuse_faults(
-        annotations.names_file,
-        faults,
-        f"{classes_file} has {len(classes)} classes of {_IMAGES_PER_NUMBERED_CLASS} images, so names must be 1 to "
-        f"{_IMAGES_PER_NUMBERED_CLASS * len(classes)}.",
-    )
-    return tuple(classes[(number - 1) // _IMAGES_PER_NUMBERED_CLASS] for number in numbers)
 
 
 def _stratified_val(classes: Sequence[str], generator: np.random.Generator) -> np.ndarray:

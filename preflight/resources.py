@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from data.headers import Header, read_headers
-from data.image_store import available_memory, choose_cache
+from data.image_library import available_memory, choose_cache
 from option.fields import leaves
 from option.parameters import ModelParameters
 from option.schema import ImageReading

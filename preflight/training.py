@@ -13,7 +13,8 @@ from batches.augmentation import audio_margin_size, margin_size
 from batches.sampling import SAMPLERS, batches_of
 from data.annotations import FOLDER, Annotations, blank_captions, check_images, list_files, read_annotations
 from data.lists import read_lines
-from data.splits import UNNAMED_SCENE, fold_annotations, scene_classes
+from data.scenes import UNNAMED_SCENE, scene_classes
+from data.splits import fold_annotations
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options

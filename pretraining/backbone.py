@@ -22,7 +22,7 @@ from data.image_library import ImageLibrary
 from data.image_store import ImageStore
 from data.images import image_names
 from data.lists import read_names
-from data.splits import scene_classes, scene_of
+from data.scenes import scene_classes, scene_of
 from engine import fit
 from layers.backbone import plain_weights
 from option import BackboneOptions
@@ -72,7 +72,7 @@ BEST = {"scenes": "SceneClassifier_best.pth.tar", "views": "ViewMatcher_best.pth
 def find_images(dataset: BackboneImages) -> tuple[Path, dict[str, str]]:
     """The images to train on, by name in their folder, and the scene class of each.
 
-    With `data_path` they are the train images, and classes those of `data.splits.scene_classes`; in a plain folder an
+    With `data_path` they are the train images, and classes those of `data.scenes.scene_classes`; in a plain folder an
     image's class is its sub-folder, or else its file name up to the first `_`. Excluded images are left out.
 
     Raises:

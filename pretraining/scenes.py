@@ -17,7 +17,7 @@ from torch import Tensor
 from batches.augmentation import Augmentation, normalise
 from batches.batch import Batch
 from data.image_store import ImageStore
-from data.splits import UNNAMED_SCENE
+from data.scenes import UNNAMED_SCENE
 from dataloader import stored_batches
 from layers.backbone import SceneClassifier
 from option import BackboneOptions

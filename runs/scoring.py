@@ -18,7 +18,7 @@ import metrics
 import option
 from data.annotations import Annotations, read_annotations
 from data.images import decode
-from data.splits import UNNAMED_SCENE, scene_classes
+from data.scenes import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
 from metrics.rerank import Method, rerank

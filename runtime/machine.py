@@ -32,7 +32,7 @@ def explain(fault: BaseException) -> str | None:
     if worker := _WORKER.search(text):
         return (
             f"a process that reads images died ({worker.group()}): most likely the system ended it because the "
-            f"machine's memory, or its shared memory, was full ({_room(SHARED_MEMORY)}). Use fewer processes (--set "
+            f"machine's memory, or its shared memory, was full ({_room(SHARED_MEMORY)}). Use fewer of them (--set "
             "dataset.workers=1; 0: the main process reads), or less memory elsewhere (dataset.cache=disk)"
         )
     if is_out_of_memory(fault):

@@ -22,9 +22,6 @@ _LOUDEST = 1e6  # times full scale: far beyond any sound, far below where its po
 def read_sound(path: Path) -> np.ndarray:
     """Read a WAV file: whole numbers of 8 to 64 bits or floats, channels averaged, resampled.
 
-    Args:
-        path: the file.
-
     Returns:
         [n] float64 at `RATE`, n at least 1, full scale being 1.
 

@@ -67,10 +67,7 @@ def mel_power(sound: np.ndarray) -> np.ndarray:
 
 
 def to_image(power: np.ndarray) -> np.ndarray:
-    """Power as brightness: decibels down to 80 below the loudest point, stretched to 0..255.
-
-    Args:
-        power: [M, T] float.
+    """Power [M, T] as brightness: decibels down to 80 below the loudest point, stretched to 0..255.
 
     Returns:
         [M, T] uint8, the lowest band in the last row; all 0 where nothing differs, as in silence.

@@ -18,6 +18,7 @@ from data.audio.sounds import read_sound
 from utils import InputError, write_atomic
 
 PROGRAM = "espeak-ng"
+SPEEDS = (80, 450)  # words per minute that it takes as they are
 
 _SECONDS_TO_SPEAK = 60
 _LETTERS_IN_NAME = 40

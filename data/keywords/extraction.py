@@ -51,10 +51,6 @@ class Lexicon:
     targets: dict[str, int]
     describing: frozenset[str]
 
-    def most_frequent(self, count: int) -> list[str]:
-        """The target words of most images."""
-        return sorted(self.targets, key=self.targets.__getitem__, reverse=True)[:count]
-
 
 def learn_lexicon(annotations: Annotations, min_images: int) -> Lexicon:
     """Find the words that name things.
@@ -88,19 +84,18 @@ def learn_lexicon(annotations: Annotations, min_images: int) -> Lexicon:
     return Lexicon({word: frequent[word] for word in frequent if word in named}, frozenset(frequent) | QUANTITIES)
 
 
+def keywords_from_captions(annotations: Annotations, lexicon: Lexicon, most: int) -> list[tuple[Keyword, ...]]:
+    """The keywords of each image of a list, 1 to `most`."""
+    images = range(len(annotations.image_names))
+    return [extract_keywords(annotations.captions_of(image), lexicon, most) for image in images]
+
+
 def extract_keywords(captions: Sequence[str], lexicon: Lexicon, most: int) -> tuple[Keyword, ...]:
-    """The keywords of an image, first those that most of its captions name.
+    """The 1 to `most` keywords of an image, first those that most of its captions name.
 
-    Args:
-        captions: of the image.
-        lexicon: see `learn_lexicon`.
-        most: keywords at most, 1 or more.
-
-    Returns:
-        1 to `most` keywords. The forms of one stem are one target word, written as most captions do; its fine-grained
-        word is the one that most often stands before that form, a quantity only where no other does. Of two target
-        words in a row the last one counts, described by the first. Without a target word: the most frequent content
-        word, or `UNNAMED`.
+    The forms of one stem are one target word, written as most captions do; its fine-grained word is the one that most
+    often stands before that form, a quantity only where no other does. Of two target words in a row the last one
+    counts, described by the first. Without a target word: the most frequent content word, or `UNNAMED`.
     """
     mentions, content = Counter[str](), Counter[str]()
     forms: dict[str, Counter[str]] = {}

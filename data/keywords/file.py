@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.annotations import Annotations, list_files, read_annotations
-from data.lists import first_faults, read_lines, refuse_faults, shown
-from utils import InputError, write_text_atomic
+from data.lists import first_faults, read_lines, refuse_faults, shown, write_lines
+from utils import InputError
 
 Keyword = tuple[str, str]
 """Fine-grained word, or `NO_WORD`; target word."""
@@ -22,14 +22,9 @@ def keyword_list(folder: Path, side: str) -> Path:
 
 
 def read_keywords(path: Path, count: int) -> list[tuple[Keyword, ...]]:
-    """Read the keywords of a list of images.
+    """Read the keywords of a list of `count` images, at least one for each, in lower case.
 
-    Args:
-        path: one line per image, keywords separated by `,`, each a fine-grained word (or `-`) and a target word.
-        count: how many images the list has.
-
-    Returns:
-        At least one keyword for each image, in lower case.
+    A line holds an image's keywords, separated by `,`: each a fine-grained word (or `-`) and a target word.
 
     Raises:
         InputError: the file is missing or not UTF-8, has another number of lines than images, or a keyword has not two
@@ -60,12 +55,12 @@ def read_keywords(path: Path, count: int) -> list[tuple[Keyword, ...]]:
 
 
 def keywords_of(annotations: Annotations, folder: Path) -> list[tuple[Keyword, ...]]:
-    """The keywords of each image of a list, or of a part of one.
+    """The keywords of each image of a list, or of a part of one, from the files in a folder.
 
     Args:
         annotations: the test list, or images of the train list in any order: a fold's train or val images, or a half
             of a shipped split.
-        folder: where the files of keywords are.
+        folder: of the files.
 
     Raises:
         InputError: see `read_keywords`; or an image is not in the list that the file belongs to.
@@ -89,7 +84,7 @@ def keywords_of(annotations: Annotations, folder: Path) -> list[tuple[Keyword, .
 
 def write_keywords(path: Path, keywords: Sequence[Sequence[Keyword]]) -> None:
     """Write a file that `read_keywords` reads."""
-    write_text_atomic(path, "".join(f"{','.join(map(' '.join, row))}\n" for row in keywords))
+    write_lines(path, (",".join(map(" ".join, row)) for row in keywords))
 
 
 def _fault(part: tuple[str, ...]) -> str | None:

@@ -13,15 +13,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from data.lists import first_faults, line_fault, name_fault, read_lines, refuse_faults, shown
-from runtime.untrusted import read_bytes
-from utils import InputError, first_line
+from data.forms import form_faults
+from data.lists import line_fault, name_fault, read_content, read_lines, refuse_faults, shown
+from utils import InputError
 
 Side = Literal["train", "val", "test"]
 Row = tuple[str, str, Sequence[str], str | None]
 """Place in the file, for messages; file name; captions; split as written."""
 
-SIDES: dict[str, Side] = {
+SPLITS: dict[str, Side] = {
     "train": "train",
     "restval": "train",  # Karpathy's name for val images that are trained on
     "val": "val",
@@ -48,28 +48,24 @@ class Entry:
     side: Side | None = None
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Sentence(_Part):
+class _Sentence(BaseModel):
     raw: str
 
 
-class _Image(_Part):
+class _Image(BaseModel):
     filename: str
     split: str | None = None
     sentences: Annotated[list[_Sentence], Field(min_length=1)]
 
 
-class _Karpathy(_Part):
+class _Karpathy(BaseModel):
     images: Annotated[list[_Image], Field(min_length=1)]
 
 
 class _ClassImage(BaseModel):
     """NWPU-Captions: the sentences are the keys raw, raw_1, raw_2 and so on."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
     filename: str
     split: str | None = None
     raw: str
@@ -90,10 +86,7 @@ def read_json(path: Path) -> list[Entry]:
     Raises:
         InputError: the file can't be read or has another form; the message names the dotted keys.
     """
-    try:
-        content = read_bytes(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({first_line(error)})") from error
+    content = read_content(path)
     try:
         parsed = from_json(content)
         if isinstance(parsed, dict) and "images" not in parsed:
@@ -108,9 +101,8 @@ def read_json(path: Path) -> list[Entry]:
                 for place, image in enumerate(_Karpathy.model_validate(parsed).images)
             ]
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
         raise InputError(
-            f"{path}: not a caption file that is known:{first_faults(faults)}\nExpected an object with the key images, "
+            f"{path}: not a caption file that is known:{form_faults(error)}\nExpected an object with the key images, "
             "a list of {filename, split, sentences: [{raw}]}, or NWPU's form: class -> list of {filename, split, raw, "
             "raw_1, ...}."
         ) from error
@@ -200,10 +192,7 @@ def read_captions(path: Path) -> list[Entry]:
 def gather_entries(path: Path, rows: Iterable[Row], repeats: bool = False) -> list[Entry]:
     """Entries from what a reader found, in the order of their first appearance.
 
-    Args:
-        path: the file, for messages.
-        rows: what was read.
-        repeats: whether a name that comes again adds captions; if not, it is a fault.
+    A name that comes again adds captions if it `repeats`, else it is a fault.
 
     Raises:
         InputError: nothing was found, or a name or split is faulty; the message names the places.
@@ -213,13 +202,13 @@ def gather_entries(path: Path, rows: Iterable[Row], repeats: bool = False) -> li
     faults = []
     for place, written, sentences, split in rows:
         name = written.replace("\ufeff", "").strip()  # what a reader of lists would take away
-        side = SIDES.get(split.strip().lower()) if split is not None else None
+        side = SPLITS.get(split.strip().lower()) if split is not None else None
         fault = "line break in the file name" if re.search(r"[\r\n]", name) else name_fault(name, "image")
         fault = fault or next(filter(None, map(line_fault, sentences)), None)
         if fault:
             faults.append(f"{place}: {fault}")
         elif split is not None and side is None:
-            faults.append(f"{place}: split {shown(split)}, expected one of {', '.join(SIDES)}")
+            faults.append(f"{place}: split {shown(split)}, expected one of {', '.join(SPLITS)}")
         elif name in captions and not repeats:
             faults.append(f"{place}: {shown(name)} comes again")
         elif sides.setdefault(name, side) != side:

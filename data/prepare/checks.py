@@ -9,11 +9,10 @@ from pathlib import Path
 from data.lists import first_faults
 from data.prepare.captions import Entry
 from data.prepare.fingerprints import Place, same_scene, take_fingerprints
+from data.prepare.lists import Lists, captions_of
 from utils import markdown
 from vocab import tokenize
 
-Lists = dict[str, list[Entry]]
-"""The entries of "train" (val included) and of "test"."""
 DROPS = ("unreadable", "duplicates", "leaks", "blank", "val")
 
 
@@ -39,7 +38,7 @@ def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> 
     Args:
         lists: both lists.
         paths: the file of each name; names without a file are missing. None to look at no image.
-        max_pixels: see `data.images.decode`.
+        max_pixels: larger images count as unreadable.
     """
     places = [(side, entry.name) for side, entries in lists.items() for entry in entries]
     in_train = {entry.name for entry in lists["train"]}
@@ -91,18 +90,12 @@ def describe(lists: Lists, findings: Findings) -> str:
 
 
 def leave_out(lists: Lists, findings: Findings, what: Collection[str]) -> tuple[Lists, list[str]]:
-    """The lists without what is asked to go.
+    """The lists without what is asked to go, and a line on each thing that was left out.
 
-    Args:
-        lists: both lists.
-        findings: see `examine`.
-        what: "unreadable": images without a sound file; "duplicates": images that show the same as an earlier one
-            of their list; "leaks": train images that show the same as a test image, and train captions that stand
-            in test (test stays as it is); "blank": captions without a word. An image left without captions goes, too.
-            "val" is nothing to this function: see `data.prepare.preparing.split_entries`.
-
-    Returns:
-        The new lists, and a line on each thing that was left out.
+    "unreadable": images without a sound file; "duplicates": images that show the same as an earlier one of their list;
+    "leaks": train images that show the same as a test image, and train captions that stand in test (test stays as it
+    is); "blank": captions without a word. An image left without captions goes, too. "val" is nothing to this function:
+    see `data.prepare.lists.split_entries`.
     """
     gone: set[Place] = set()
     if "unreadable" in what:
@@ -125,11 +118,6 @@ def leave_out(lists: Lists, findings: Findings, what: Collection[str]) -> tuple[
         if images or captions:
             report.append(f"left out of {side}: {images:,} images, {captions:,} captions")
     return kept, report
-
-
-def captions_of(entries: Sequence[Entry]) -> list[str]:
-    """All captions of a list, without blanks around them."""
-    return [caption.strip() for entry in entries for caption in entry.captions]
 
 
 def _kept(entry: Entry, leaked: Container[str], no_blanks: bool) -> tuple[str, ...]:

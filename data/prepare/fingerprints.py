@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +40,6 @@ class Fingerprints:
 
 def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fingerprints, dict[Place, str]]:
     """Decode every image once.
-
-    Args:
-        paths: each image's file.
-        max_pixels: see `data.images.decode`.
 
     Returns:
         The fingerprints of the images that can be read, in the order given, and what is wrong with the others.
@@ -85,8 +81,3 @@ def same_scene(prints: Fingerprints) -> list[tuple[int, int, bool]]:
             if equal or np.abs(thumbnails[earlier] - thumbnails[later]).mean() <= MAX_GREY:
                 pairs.append((earlier, int(later), equal))
     return sorted(pairs)
-
-
-def list_digest(lines: Sequence[str]) -> str:
-    """SHA-256 (hexadecimal) of a text's lines, whatever its line ends."""
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode("utf-8")).hexdigest()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from data.prepare.captions import Entry
-from data.prepare.fingerprints import list_digest
+from data.prepare.lists import list_digest
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ KNOWN = {
 }
 
 
-def compare(known: KnownSet, train: Sequence[Entry], test: Sequence[Entry]) -> list[str]:
-    """A line on each thing that agrees with the published data set or doesn't.
+def compare_known(folder: Path, train: Sequence[Entry], test: Sequence[Entry]) -> str:
+    """`compare` with the published set that a folder is named for; "" where it is none."""
+    name = known_name(folder.resolve().name)
+    return "" if name is None else "\n".join(compare(KNOWN[name], train, test))
 
-    Args:
-        known: what is expected.
-        train: the entries of the train list, val included.
-        test: those of the test list.
-    """
+
+def compare(known: KnownSet, train: Sequence[Entry], test: Sequence[Entry]) -> list[str]:
+    """A line on each thing in which the lists (val is in train) agree with the published data set or don't."""
     total, listed = len(train) + len(test), sum(count for count, _ in known.published.values())
     lists = f", {listed:,} in the lists that results rest on" if listed not in (0, known.images) else ""
     verdict = "" if total in (known.images, listed) else ": NOT THE SAME"

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.lists import refuse_faults
-from data.prepare.captions import SIDES, Entry, Row, gather_entries
+from data.prepare.captions import SPLITS, Entry, Row, gather_entries
 from utils import InputError, write_atomic
 
 ROWS_AT_ONCE = 64
@@ -16,10 +16,7 @@ INSTALL = "install the extra hub: bash exec/environment.sh hub"
 
 
 def download(name: str) -> Path:
-    """Download the parquet files of a data set from the Hugging Face hub into its cache.
-
-    Args:
-        name: `owner/name`.
+    """Download the parquet files of a data set, `owner/name`, from the Hugging Face hub into its cache.
 
     Raises:
         InputError: the hub's library is missing, or can't find or reach the data set.
@@ -72,12 +69,7 @@ def read_parquet(path: Path) -> list[Entry]:
 
 
 def write_images(path: Path, entries: list[Entry], folder: Path) -> None:
-    """Write the images of all rows as files, byte for byte.
-
-    Args:
-        path: as for `read_parquet`.
-        entries: what it returned.
-        folder: where the images go.
+    """Write the images of all rows, whose entries `read_parquet` returned, as files, byte for byte.
 
     Raises:
         InputError: a row holds no image; the message names file and row.
@@ -120,4 +112,4 @@ def _side(path: Path, file: Path) -> str | None:
     """The split that a file's name, or else its folder's, begins with."""
     places = [file.stem, *([] if file == path else [file.parent.name])]
     words = [re.split(r"[-_.]", place)[0] for place in places]
-    return next((word for word in words if word.lower() in SIDES), None)
+    return next((word for word in words if word.lower() in SPLITS), None)

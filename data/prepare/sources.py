@@ -32,10 +32,7 @@ class Source:
 
 
 def open_source(given: str) -> Source:
-    """Read the captions of a source of any form.
-
-    Args:
-        given: a path, or `owner/name` on the Hugging Face hub.
+    """Read the captions of a source of any form: a path, or `owner/name` on the Hugging Face hub.
 
     Raises:
         InputError: there is no such source, its form isn't known, or see the readers.
@@ -75,12 +72,7 @@ def images_folder(given: Path | None, usual: Sequence[Path]) -> Path | None:
 def find_images(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """The file of each name: at its path, else anywhere below by file name, else by file name without ending.
 
-    Args:
-        folder: where to look; hidden folders are passed over.
-        names: paths relative to it.
-
-    Returns:
-        Files by name. A name that fits several files, or whose file belongs to another name, has none.
+    Hidden folders are passed over. A name that fits several files, or whose file belongs to another name, has none.
 
     Raises:
         InputError: some of them lie outside of the folder behind symbolic links.

@@ -10,13 +10,12 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.annotations import Split, list_files, read_annotations
-from data.lists import read_lines
+from data.lists import read_lines, write_lines
 from data.prepare.captions import Entry
-from data.prepare.checks import Lists
-from data.prepare.fingerprints import list_digest
+from data.prepare.lists import Lists, list_digest
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
@@ -74,17 +73,14 @@ def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool
             if not link or error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 raise
             raise InputError(
-                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --images copy"
+                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --image_files copy"
             ) from error
 
 
 def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the lists, those of a val split, and the record; then read train and test back.
+    """Write the lists, those of a val split, and the record of what the set was made from; then read the lists back.
 
-    Args:
-        lists: both lists, as many captions for each image.
-        folder: the new data set.
-        record: what the set was made from.
+    Each image has as many captions.
 
     Raises:
         InputError: what is read back differs.
@@ -98,7 +94,7 @@ def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
         names = [entry.name for entry in entries]
         captions = [caption for entry in entries for caption in entry.captions]
         for file, lines in zip(list_files(folder, split), (names, captions), strict=True):
-            write_text_atomic(file, "".join(f"{line}\n" for line in lines))
+            write_lines(file, lines)
             digests[file.name] = list_digest(lines)
         back = read_annotations(folder, split)
         if list(back.image_names) != names or list(back.captions) != captions:
@@ -121,9 +117,7 @@ def compare_record(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
     # Only names that a list can have: the record may come from elsewhere.
-    known = {
-        file.name for split in ("train", "test", "train_verify", "val_verify") for file in list_files(folder, split)
-    }
+    known = {file.name for split in get_args(Split) for file in list_files(folder, split)}
     changed = [
         name
         for name in sorted(known & digests.keys())

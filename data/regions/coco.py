@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from data.lists import first_faults, name_fault
+from data.forms import read_form
+from data.lists import name_fault, refuse_faults
 from data.regions.graph import CLASSES, Detections
-from runtime.untrusted import read_bytes
-from utils import InputError, first_line
+
+ADVICE = (
+    "Expected an object with the keys images (id, file_name, width, height), annotations (image_id, category_id, bbox "
+    "[left, top, width, height] in pixels, score 0..1) and categories (id, name). A bare list of results goes under "
+    "the key annotations."
+)
 
 
 class _Entry(BaseModel):
@@ -57,26 +62,13 @@ def read_detections(path: Path) -> tuple[dict[str, Detections], list[str]]:
     Boxes are cut at the image's edge; what lies outside of it is left out. Up to 15 categories have a column each, in
     the order of their ids.
 
-    Args:
-        path: the JSON file.
-
     Returns:
         The detections of each image by its file name, and the names of the categories.
 
     Raises:
         InputError: the file can't be read, or does not hold that; the message names the entries.
     """
-    try:
-        content = _Coco.model_validate_json(read_bytes(path))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError(
-            f"{path}: not COCO detections:{first_faults(faults)}\nExpected an object with the keys images (id, "
-            "file_name, width, height), annotations (image_id, category_id, bbox [left, top, width, height] in pixels, "
-            "score 0..1) and categories (id, name). A bare list of results goes under the key annotations."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({first_line(error)}).") from error
+    content = read_form(path, TypeAdapter(_Coco), "COCO detections", ADVICE)
     _refuse_inconsistent(path, content)
     categories = sorted(content.categories, key=lambda category: category.id)
     column = {category.id: index for index, category in enumerate(categories)}
@@ -111,8 +103,7 @@ def _refuse_inconsistent(path: Path, content: _Coco) -> None:
             faults.append(f"annotations.{index}: no category has the id {annotation.category_id}")
     if len(content.categories) > CLASSES:
         faults.append(f"{len(content.categories)} categories, at most {CLASSES} have a column: merge some")
-    if faults:
-        raise InputError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}:{first_faults(faults)}")
+    refuse_faults(path, faults)
 
 
 def _detections(image: _Image, annotations: list[_Annotation], column: dict[int, int]) -> Detections:

@@ -21,16 +21,13 @@ PALETTE = (
 def draw_regions(
     image: Image.Image, nodes: NDArray[np.float32], adjacency: NDArray[np.float32], classes: Sequence[str]
 ) -> Image.Image:
-    """The image with a numbered box per region, its two strongest edges, and a legend of the classes.
+    """The image with a numbered box per region, its two strongest edges, and a legend of the classes to its right.
 
     Args:
-        image: RGB.
+        image: RGB; it is scaled to 640 pixels on the longer side.
         nodes: [20, 20] as `data.regions.graph` makes them.
         adjacency: [20, 20].
         classes: name of each class column.
-
-    Returns:
-        A new image, its longer side 640 pixels, the legend to its right.
     """
     scale = SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)

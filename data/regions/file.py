@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.lists import first_faults
+from data.lists import first_faults, first_names, refuse_faults
 from data.regions.graph import CLASSES, REGIONS, WIDTH
 from runtime.untrusted import hdf5_data
 from utils import InputError, first_line, logger, write_atomic
 
 SHAPES = {"nodes": (REGIONS, WIDTH), "adjacency": (REGIONS, REGIONS)}
-SHOWN = 5
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -65,12 +64,10 @@ class RegionFile:
     def of(self, image_names: Sequence[str], missing: str) -> Regions:
         """The regions of some images, in their order.
 
-        Args:
-            image_names: N file names.
-            missing: `zeros` gives an image that the file lacks zeros, with one warning; `error` raises.
+        An image that the file lacks gets zeros, with one warning, where `missing` is `zeros`.
 
         Raises:
-            InputError: the file lacks some images; names the first five and counts the rest.
+            InputError: `missing` is `error`, and the file lacks some images; names the first five and counts the rest.
         """
         self.check(image_names, missing)
         return self.take(image_names)
@@ -85,7 +82,7 @@ class RegionFile:
                     f"{text}:{first_faults(lacking)}\nBuild the file from all images (python -m data.regions build), "
                     "or train with zeros in their place (--set dataset.missing_regions=zeros)."
                 )
-            logger.warning("%s and get zeros (dataset.missing_regions): %s", text, _names(lacking))
+            logger.warning("%s and get zeros (dataset.missing_regions): %s", text, first_names(lacking))
 
     def take(self, image_names: Sequence[str]) -> Regions:
         """The regions of some images; zeros for those that the file lacks."""
@@ -98,15 +95,23 @@ class RegionFile:
         return Regions(*chosen)
 
 
-def _names(names: Sequence[str]) -> str:
-    """The first five names on one line, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
 def region_name(image_name: str) -> str:
     """An image's name in a region file: its path in the image folder without the ending."""
     return PurePosixPath(image_name).with_suffix("").as_posix()
+
+
+def by_region_name(image_names: Iterable[str]) -> dict[str, str]:
+    """Names in a region file -> image names.
+
+    Raises:
+        InputError: two images differ in their ending alone.
+    """
+    found: dict[str, str] = {}
+    for name in image_names:
+        other = found.setdefault(region_name(name), name)
+        if other != name:
+            raise InputError(f"{other} and {name} differ in their ending alone: a region file can't tell them apart.")
+    return found
 
 
 def write_regions(
@@ -207,5 +212,4 @@ def _refuse_broken(path: Path, names: Sequence[str], arrays: Mapping[str, NDArra
             continue
         broken = np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max).all(axis=(1, 2)))
         faults += [f"{key}: {names[row]!r} holds numbers that are not finite in 32 bits" for row in broken.tolist()]
-    if faults:
-        raise InputError(f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}:{first_faults(faults)}")
+    refuse_faults(path, faults)

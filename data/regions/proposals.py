@@ -6,13 +6,18 @@ Segmentation", IJCV 2004. It draws nothing at random. Letters: S side of the ima
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.images import load_square
+from data.lists import first_faults
 from data.regions.graph import Detections
+from data.workers import in_parallel
+from utils import InputError
 
 SIDE = 96  # pixels; a car of UCM (30 cm per pixel) still covers 2 x 4 of them
 EVENNESS = 300.0  # greater: larger segments (the paper's k, in grey levels)
@@ -31,15 +36,32 @@ GREYEST = 16  # range of the channels of a grey colour
 def propose(path: Path, max_pixels: int) -> Detections:
     """Objects of an image, each of one of the 15 `APPEARANCES`.
 
-    Args:
-        path: the image.
-        max_pixels: see `data.images.decode`.
-
     Raises:
         InputError: it can't be read.
     """
     pixels = load_square(path, SIDE, max_pixels).transpose(1, 2, 0).astype(np.float64)  # [S, S, 3]
     return describe(pixels, segment(pixels))
+
+
+def propose_in_all(folder: Path, names: Sequence[str], workers: int, max_pixels: int) -> dict[str, Detections]:
+    """`propose` for images of a folder, by name; the same for any number of worker processes.
+
+    Raises:
+        InputError: some can't be read; names the first five and counts the rest.
+    """
+    work = partial(_propose_or_fault, max_pixels=max_pixels)
+    results = in_parallel(work, [folder / name for name in names], workers, "regions", "image")
+    faults = [result for result in results if isinstance(result, str)]
+    if faults:
+        raise InputError(f"{len(faults)} of {len(names)} images can't be read:{first_faults(faults)}")
+    return {name: result for name, result in zip(names, results, strict=True) if not isinstance(result, str)}
+
+
+def _propose_or_fault(path: Path, max_pixels: int) -> Detections | str:
+    try:
+        return propose(path, max_pixels)
+    except InputError as fault:
+        return str(fault)
 
 
 def segment(pixels: NDArray[np.float64], evenness: float = EVENNESS, smallest: int = SMALLEST) -> NDArray[np.int64]:

@@ -100,11 +100,9 @@ class _Reader(pickle.Unpickler):
 
 
 def read_published(path: Path) -> dict[str, tuple[Floats, Floats]]:
-    """Read a published region file.
+    """Read a published region file: an `.npy` with a dictionary of `local_rep` and `adj_matrix`.
 
-    Args:
-        path: an `.npy` with a dictionary of `local_rep` and `adj_matrix`, each a dictionary from `<image stem>.txt` to
-            a 20 x 20 array.
+    Each of them is a dictionary from `<image stem>.txt` to a 20 x 20 array.
 
     Returns:
         Nodes [20, 20] and adjacency [20, 20] by image stem.

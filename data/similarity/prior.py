@@ -2,8 +2,7 @@
 
 Yuan et al., "Exploring a Fine-Grained Multiscale Method for Cross-Modal Remote Sensing Image Retrieval", TGRS 2022.
 Letters: N images, C captions per image, M captions. A feature is a stemmed n-gram and the number of times that it was
-seen before in its caption: the clipped matches of BLEU are then the shared members of two sets, which a product of
-sparse 0/1 matrices counts. Torch multiplies these; SciPy is needed for sounds alone.
+seen before in its caption: the clipped matches of BLEU are then the shared members of two sets.
 """
 
 from __future__ import annotations
@@ -11,19 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from nltk.stem.porter import PorterStemmer
 from tqdm import tqdm
 
 import vocab
 from data.annotations import Annotations
 from data.lists import LONGEST_LINE
+from data.similarity.ragged import Ragged, shared
 from runtime.locks import waiting_lock
 from runtime.untrusted import read_arrays
 from utils import InputError, first_line, logger, remove_unfinished, write_atomic
@@ -31,6 +30,7 @@ from utils import InputError, first_line, logger, remove_unfinished, write_atomi
 RULE = "prior-1"
 """Names what is computed here, so that files of another rule are not taken for this one."""
 ORDERS = (1, 2, 3, 4)
+COLUMNS = ("word_shares", "lengths", "wording", "caption_image")
 CAPTIONS_PER_BLOCK = 512
 
 _stemmer = PorterStemmer()
@@ -50,39 +50,6 @@ def content_stems(caption_stems: Sequence[str]) -> list[str]:
     """Stems that are no stop words; `this`, `was`, `has`, stemmed before, stay as `thi`, `wa`, `ha` (as released)."""
     dropped = vocab.english_stop_words() | {",", "."}
     return [stem for stem in caption_stems if stem not in dropped]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths: row r is `values[starts[r] : starts[r + 1]]`.
-
-    Attributes:
-        values: [T] int32, ascending and different within a row.
-        starts: [rows + 1] int64.
-    """
-
-    values: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, rows: Iterable[Iterable[int]]) -> Ragged:
-        """Pack sets of numbers."""
-        ordered = [sorted(row) for row in rows]
-        starts = np.cumsum([0, *map(len, ordered)])
-        return cls(np.array([value for row in ordered for value in row], dtype=np.int32), starts)
-
-    def is_sound(self, rows: int) -> bool:
-        """Whether this packs that many rows of whole numbers."""
-        whole = all(array.dtype.kind == "i" and array.ndim == 1 for array in (self.values, self.starts))
-        ordered = whole and len(self.starts) == rows + 1 and bool((np.diff(self.starts) >= 0).all())
-        return ordered and bool(self.starts[0] == 0 and self.starts[-1] == len(self.values))
-
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in `values` of some rows, one row after the other, and for each which of the chosen rows it is in."""
-        sizes = self.starts[rows + 1] - self.starts[rows]
-        owner = np.repeat(np.arange(len(rows)), sizes)
-        first = np.cumsum(sizes) - sizes
-        return np.arange(len(owner)) - np.repeat(first - self.starts[rows], sizes), owner
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,14 +125,12 @@ class PriorSimilarity:
 
     def save(self, path: Path) -> None:
         """Write all counts, a few MB, as NumPy arrays."""
-        arrays: dict[str, np.ndarray] = {}
-        for name, value in self._parts():
-            arrays |= (
-                {f"{name}/{part}": array for part, array in vars(value).items()}
-                if isinstance(value, Ragged)
-                else {name: value}
-            )
-        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
+        grams = {"caption_grams": self.caption_grams, "image_grams": self.image_grams}
+        sets = {f"{name}{order}": each for name in grams for order, each in zip(ORDERS, grams[name], strict=True)}
+        sets |= {"caption_words": self.caption_words, "image_words": self.image_words}
+        arrays = {f"{name}/{part}": array for name, each in sets.items() for part, array in vars(each).items()}
+        arrays |= {name: getattr(self, name) for name in COLUMNS}
+        write_atomic(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, path: Path) -> PriorSimilarity:
@@ -185,7 +150,7 @@ class PriorSimilarity:
                 tuple(ragged(f"image_grams{order}") for order in ORDERS),
                 ragged("caption_words"),
                 ragged("image_words"),
-                *(arrays[name] for name in ("word_shares", "lengths", "wording", "caption_image")),
+                *(arrays[name] for name in COLUMNS),
             )
             if not found._is_sound():
                 raise ValueError("its arrays contradict each other")
@@ -197,7 +162,7 @@ class PriorSimilarity:
 
     def _is_sound(self) -> bool:
         """Whether all arrays have the types and sizes that belong together."""
-        captions, images = len(self.lengths), self.image_words.starts.size - 1
+        captions, images = len(self.lengths), len(self.image_words)
         sides = (*self.caption_grams, self.caption_words), (*self.image_grams, self.image_words)
         columns = self.lengths, self.wording, self.caption_image
         return (
@@ -211,24 +176,12 @@ class PriorSimilarity:
             and bool(np.isfinite(self.word_shares).all())
         )
 
-    def _parts(self) -> Iterator[tuple[str, Ragged | np.ndarray]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                yield from ((f"{field.name}{order}", each) for order, each in zip(ORDERS, value, strict=True))
-            else:
-                yield field.name, value
-
     def between(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """S of every one of some images and every one of some captions.
+        """S of some images [n] and some captions [m], given by their places in the list, also repeated.
 
         S = (s1 + s2) / 2. s1 is NLTK's sentence BLEU-4 of the caption against all captions of the image, without
         smoothing, or 1 if it is one of them; where an order of n-grams has no match NLTK gives less than 1e-76, which
         is 0 here. s2 is the mean over the image's captions of the share of their content stems that the caption has.
-
-        Args:
-            images: [n] int64 places in the list, in any order, also repeated.
-            captions: [m] int64 likewise.
 
         Returns:
             [n, m] float64 in [0, 1].
@@ -236,15 +189,15 @@ class PriorSimilarity:
         product = np.ones((len(images), len(captions)))
         for order, image_side, caption_side in zip(ORDERS, self.image_grams, self.caption_grams, strict=True):
             possible = np.maximum(self.lengths[captions] - order + 1, 1)
-            product *= _shared(image_side, images, caption_side, captions, None) / possible
+            product *= shared(image_side, images, caption_side, captions, None) / possible
         bleu = np.sqrt(np.sqrt(product)) * self._brevity(images, captions)
         bleu[self._stands_under(images, captions)] = 1
-        words = _shared(self.image_words, images, self.caption_words, captions, self.word_shares)
+        words = shared(self.image_words, images, self.caption_words, captions, self.word_shares)
         return (bleu + words) / 2
 
     def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All of S in blocks of captions, with a progress bar: their places [m] and S [N, m]."""
-        images = np.arange(self.image_words.starts.size - 1)
+        images = np.arange(len(self.image_words))
         captions = np.arange(len(self.lengths))
         chunks = np.split(captions, range(CAPTIONS_PER_BLOCK, len(captions), CAPTIONS_PER_BLOCK))
         for chunk in tqdm(chunks, desc="prior similarity", unit="block", disable=None):
@@ -252,7 +205,7 @@ class PriorSimilarity:
 
     def _of_images(self, per_caption: np.ndarray, images: np.ndarray) -> np.ndarray:
         """What each caption has, of the captions of some images: [n, C]."""
-        each = len(self.lengths) // max(1, self.image_words.starts.size - 1)
+        each = len(self.lengths) // max(1, len(self.image_words))
         return per_caption.reshape(-1, each)[images]
 
     def _brevity(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
@@ -299,36 +252,3 @@ def _shares(captions: Sequence[tuple[set[int], int]]) -> dict[int, float]:
         for word in words:
             shares[word] += 1 / (count * len(counted))
     return shares
-
-
-def _shared(
-    image_side: Ragged, images: np.ndarray, caption_side: Ragged, captions: np.ndarray, weights: np.ndarray | None
-) -> np.ndarray:
-    """How many members, or how much weight of them, the sets of images and captions share.
-
-    Args:
-        image_side: sets of all images.
-        images: [n] the chosen ones.
-        caption_side: sets of all captions.
-        captions: [m] the chosen ones.
-        weights: of `image_side.values`; None: 1 each.
-
-    Returns:
-        [n, m] float64.
-    """
-    caption_places, caption_of = caption_side.take(captions)
-    columns, column_of = np.unique(caption_side.values[caption_places], return_inverse=True)
-    members = torch.zeros(len(columns), len(captions), dtype=torch.float64)
-    members[torch.from_numpy(column_of), torch.from_numpy(caption_of)] = 1
-    places, image_of = image_side.take(images)
-    column = np.searchsorted(columns, image_side.values[places])
-    known = column < len(columns)
-    known[known] = columns[column[known]] == image_side.values[places][known]
-    values = np.ones(int(known.sum())) if weights is None else weights[places[known]]
-    sparse = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([image_of[known], column[known]])),
-        torch.from_numpy(values),
-        (len(images), len(columns)),
-        check_invariants=False,
-    )
-    return torch.sparse.mm(sparse, members).numpy()

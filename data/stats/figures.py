@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.annotations import list_files, read_annotations
-from data.splits import scene_classes
+from data.scenes import scene_classes
 from data.stats.caption_similarity import mean_similarity, scores_at_hand
 from vocab import tokenize
 
@@ -47,12 +47,7 @@ class Statistics:
 
 
 def statistics(folder: Path, pairs: int = 2000, seed: int = 0) -> Statistics:
-    """Read a data set's lists.
-
-    Args:
-        folder: the data set.
-        pairs: pairs of captions to sample for each mean similarity, at least 1.
-        seed: of the sample, 0 or more.
+    """Read a data set's lists; each mean similarity is that of `pairs` sampled pairs of captions, at least 1.
 
     Raises:
         InputError: a list can't be read.

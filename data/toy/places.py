@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from data.toy.canvas import COLOURS, MATERIALS, Canvas, rectangle
+from data.toy.canvas import MATERIALS, Canvas
+from data.toy.shapes import COLOURS, rectangle
 
 # Every scene is drawn the same way up: a border down to BORDER_END, the scene itself from ZONE_START to ZONE_END, and
 # other objects about DETAIL_Y; the finished image is then turned. Fractions of the frame.
 BORDER_END, ZONE_START, ZONE_END, DETAIL_Y = 0.23, 0.27, 0.76, 0.88
+
+Border = Callable[[Canvas], None]
+"""Draws what lies beside a scene."""
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -29,9 +33,9 @@ class Things:
         shape: key of `OBJECTS` and radius in frame units; empty where a scene draws the things itself.
     """
 
-    wordings: tuple[str, ...]
+    wordings: Sequence[str]
     counts: tuple[int, int]
-    colours: tuple[str, ...]
+    colours: Sequence[str]
     shape: tuple[str, float] = ("", 0.0)
 
     def sample(self, random: np.random.Generator, most: int | None = None) -> Group:
@@ -99,62 +103,62 @@ def across(random: np.random.Generator, depth: float, wave: float) -> list[tuple
     return [(x, depth + wave * math.sin(2 * math.pi * number * x + phase)) for x in np.linspace(-0.02, 1.02, 27)]
 
 
-def band(canvas: Canvas, random: np.random.Generator, *layers: tuple[str, float, float], wave: float = 0.012) -> None:
+def band(canvas: Canvas, *layers: tuple[str, float, float], wave: float = 0.012) -> None:
     """Lay materials (name, upper depth, lower depth) across the frame, one over the other."""
     for material, upper, lower in layers:
-        canvas.cover(material, across(random, upper, wave) + across(random, lower, wave)[::-1])
+        canvas.cover(material, across(canvas.random, upper, wave) + across(canvas.random, lower, wave)[::-1])
 
 
-def _field_border(canvas: Canvas, random: np.random.Generator) -> None:
+def _field_border(canvas: Canvas) -> None:
     edge = rectangle(-0.02, -0.02, 1.02, BORDER_END - 0.01)
-    canvas.cover("soil", edge, (126, 88, 58), (random.uniform(0, math.pi), random.uniform(24, 34)))
+    canvas.cover("soil", edge, (126, 88, 58), (canvas.random.uniform(0, math.pi), canvas.random.uniform(24, 34)))
 
 
-def _wood_border(canvas: Canvas, random: np.random.Generator) -> None:
-    band(canvas, random, ("canopy", -0.1, 0.19))
-    for centre in random.uniform((0, 0), (1, 0.19), (75, 2)):
-        canvas.place("tree", centre, random.uniform(0.028, 0.042), 0.0, (62, 116, 54))
+def _wood_border(canvas: Canvas) -> None:
+    band(canvas, ("canopy", -0.1, 0.19))
+    for centre in canvas.random.uniform((0, 0), (1, 0.19), (75, 2)):
+        canvas.place("tree", centre, canvas.random.uniform(0.028, 0.042), 0.0, (62, 116, 54))
 
 
-def _house_border(canvas: Canvas, random: np.random.Generator) -> None:
+def _house_border(canvas: Canvas) -> None:
     canvas.stroke([(-0.1, 0.215), (1.1, 0.215)], 0.035, MATERIALS["asphalt"][0])
     for x in np.linspace(0.09, 0.91, 5):
-        canvas.place("house", (x, 0.11), 0.072, 0.0, str(random.choice(["red", "brown", "grey", "orange"])))
+        canvas.place("house", (x, 0.11), 0.072, 0.0, str(canvas.random.choice(["red", "brown", "grey", "orange"])))
 
 
-def _runway_border(canvas: Canvas, random: np.random.Generator) -> None:
+def _runway_border(canvas: Canvas) -> None:
     canvas.cover("asphalt", rectangle(-0.02, 0.03, 1.02, 0.2))
     canvas.dashes((0.14, 0.115), (1.05, 0.115), 0.012)
     for y in np.linspace(0.055, 0.175, 5):
         canvas.stroke([(0.04, y), (0.12, y)], 0.012, COLOURS["white"])
 
 
-def _road_border(canvas: Canvas, random: np.random.Generator) -> None:
-    canvas.road((-0.1, 0.12 + random.normal(0, 0.01)), (1.1, 0.12 + random.normal(0, 0.01)), 0.1)
+def _road_border(canvas: Canvas) -> None:
+    canvas.road((-0.1, 0.12 + canvas.random.normal(0, 0.01)), (1.1, 0.12 + canvas.random.normal(0, 0.01)), 0.1)
 
 
-def _river(water: str) -> Callable[[Canvas, np.random.Generator], None]:
-    return lambda canvas, random: band(canvas, random, ("sand", 0.03, 0.215), (water, 0.045, 0.2), wave=0.008)
+def _bands(*layers: tuple[str, float, float], wave: float = 0.012) -> Border:
+    return lambda canvas: band(canvas, *layers, wave=wave)
 
 
-def _sea(water: str) -> Callable[[Canvas, np.random.Generator], None]:
-    return lambda canvas, random: band(canvas, random, ("foam", -0.1, 0.235), (water, -0.1, 0.2))
+def _river(water: str) -> Border:
+    return _bands(("sand", 0.03, 0.215), (water, 0.045, 0.2), wave=0.008)
 
 
 # What lies beside a scene: wordings, and how it is drawn into the upper `BORDER_END` of the frame.
-BORDERS: dict[str, tuple[tuple[str, ...], Callable[[Canvas, np.random.Generator], None]]] = {
+BORDERS: dict[str, tuple[tuple[str, ...], Border]] = {
     "road": (("a road", "an asphalt road"), _road_border),
     "wood": (("a forest", "a dense wood"), _wood_border),
     "field": (("a ploughed field", "a brown ploughed field"), _field_border),
     "houses": (("a row of houses", "a line of houses"), _house_border),
     "runway": (("a runway", "a long runway"), _runway_border),
-    "meadow": (("a meadow", "a green meadow"), lambda canvas, random: band(canvas, random, ("grass", -0.1, 0.21))),
-    "bare": (("a piece of bare land", "a strip of bare land"), lambda c, random: band(c, random, ("soil", -0.1, 0.21))),
+    "meadow": (("a meadow", "a green meadow"), _bands(("grass", -0.1, 0.21))),
+    "bare": (("a piece of bare land", "a strip of bare land"), _bands(("soil", -0.1, 0.21))),
     "blue river": (("a blue river",), _river("blue water")),
     "brown river": (("a brown river", "a muddy brown river"), _river("brown water")),
-    "blue sea": (("the blue sea",), _sea("blue water")),
-    "green sea": (("the green sea",), _sea("green water")),
-    "beach": (("a sandy beach", "a beach"), lambda canvas, random: band(canvas, random, ("sand", -0.1, 0.21))),
+    "blue sea": (("the blue sea",), _bands(("foam", -0.1, 0.235), ("blue water", -0.1, 0.2))),
+    "green sea": (("the green sea",), _bands(("foam", -0.1, 0.235), ("green water", -0.1, 0.2))),
+    "beach": (("a sandy beach", "a beach"), _bands(("sand", -0.1, 0.21))),
 }
 
 # By the side of the frame on which the border ends up, counter-clockwise from the top.

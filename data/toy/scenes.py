@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data.toy.canvas import BLOB, COLOURS, MATERIALS, Canvas, ellipse, rectangle
+from data.toy.canvas import MATERIALS, Canvas
 from data.toy.places import DETAIL_Y, NUMBERS, ZONE_END, ZONE_START, across, article, band
+from data.toy.shapes import BLOB, COLOURS, ellipse, rectangle
 
 ZONE_MIDDLE = (ZONE_START + ZONE_END) / 2
 LAYOUTS = ("in a row", "in two rows", "at scattered places")
@@ -26,7 +27,6 @@ class Sketch:
     """What a scene function has to draw, and with what."""
 
     canvas: Canvas
-    random: np.random.Generator
     count: int
     colour: str
     detail_x: float
@@ -52,7 +52,7 @@ def _scatter(random: np.random.Generator, count: int, radius: float) -> tuple[ND
 
 def spread(sketch: Sketch, shape: tuple[str, float], verbs: Sequence[str], layouts: Sequence[str] = LAYOUTS) -> str:
     """Draw the things in a row, in two rows or scattered."""
-    random, count = sketch.random, sketch.count
+    random, count = sketch.canvas.random, sketch.count
     name, radius = shape
     fitting = {
         "in a row": 2 <= count <= 5,
@@ -80,7 +80,7 @@ def spread(sketch: Sketch, shape: tuple[str, float], verbs: Sequence[str], layou
 
 def harbour(sketch: Sketch) -> str:
     """Boats at one or two piers, or out on the water."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     piers = int(random.integers(0, 3))
     if piers == 0:
         return spread(sketch, ("boat", 0.09), ("floating", "anchored"), ("at scattered places",))
@@ -95,7 +95,7 @@ def harbour(sketch: Sketch) -> str:
 
 def street(sketch: Sketch) -> str:
     """Houses along a street, or scattered."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     if random.random() < 0.4:
         return spread(sketch, ("house", 0.085), ("built", "standing"), ("at scattered places",))
     canvas.road((-0.1, ZONE_MIDDLE), (1.1, ZONE_MIDDLE), 0.08)
@@ -107,7 +107,7 @@ def street(sketch: Sketch) -> str:
 
 def parking(sketch: Sketch) -> str:
     """Cars in the stalls of a parking lot."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     canvas.cover("asphalt", rectangle(0.03, ZONE_START, 0.97, ZONE_END))
     stalls = np.linspace(0.13, 0.87, 6)
     for y in (0.36, 0.67):
@@ -131,12 +131,12 @@ def panels(sketch: Sketch) -> str:
         for line in np.linspace(top, bottom, 10):
             sketch.canvas.stroke([(left, line), (right, line)], 0.006, (176, 186, 200))
         sketch.canvas.stroke([(x, top), (x, bottom)], 0.006, (176, 186, 200))
-    return str(sketch.random.choice(["installed side by side", "mounted side by side"]))
+    return str(sketch.canvas.random.choice(["installed side by side", "mounted side by side"]))
 
 
 def fields(sketch: Sketch) -> str:
     """Fields side by side."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     steps = random.uniform(0.75, 1.25, sketch.count)
     ends = np.concatenate([[0.0], np.cumsum(steps) / steps.sum()])
     hedges = bool(random.random() < 0.5)
@@ -154,9 +154,9 @@ def fields(sketch: Sketch) -> str:
 
 def bridges(sketch: Sketch) -> str:
     """A river that runs along the border, and roads that cross it."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     water = str(random.choice(["blue", "green", "brown"]))
-    band(canvas, random, ("sand", 0.34, 0.7), (f"{water} water", 0.36, 0.68), wave=0.02)
+    band(canvas, ("sand", 0.34, 0.7), (f"{water} water", 0.36, 0.68), wave=0.02)
     first = 0.44 if sketch.detail_x < 0.5 else 0.15
     for slot in sorted(random.permutation(3)[: sketch.count]):
         x = first + 0.205 * slot
@@ -172,7 +172,9 @@ def roundabout(sketch: Sketch) -> str:
     canvas, centre = sketch.canvas, np.array([0.5, ZONE_MIDDLE])
     # The middle between two roads points at the details, so that none of these stands on a road.
     gap = math.pi / sketch.count
-    start = math.atan2(DETAIL_Y - centre[1], sketch.detail_x - centre[0]) + gap + sketch.random.uniform(-0.1, 0.1)
+    start = (
+        math.atan2(DETAIL_Y - centre[1], sketch.detail_x - centre[0]) + gap + sketch.canvas.random.uniform(-0.1, 0.1)
+    )
     for road in range(sketch.count):
         angle = start + 2 * gap * road
         canvas.road(tuple(centre), tuple(centre + 0.9 * np.array([math.cos(angle), math.sin(angle)])), 0.09)
@@ -185,7 +187,7 @@ def roundabout(sketch: Sketch) -> str:
 
 def crossroads(sketch: Sketch) -> str:
     """Cars on the straight road of a junction of three or four roads."""
-    random, canvas, y = sketch.random, sketch.canvas, ZONE_MIDDLE
+    canvas, random, y = sketch.canvas, sketch.canvas.random, ZONE_MIDDLE
     # The road that may be missing is the one towards the border.
     roads = int(random.integers(3, 5))
     canvas.road((-0.1, y), (1.1, y), 0.15)
@@ -204,7 +206,7 @@ def crossroads(sketch: Sketch) -> str:
 
 def clearings(sketch: Sketch) -> str:
     """Clearings in a forest."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     red, green, blue = COLOURS[sketch.colour]
     outline = [*across(random, 0.25, 0.01), (1.02, 1.02), (-0.02, 1.02)]
     canvas.cover("canopy", outline, (red // 2, green // 2, blue // 2))
@@ -225,7 +227,7 @@ def stadium(sketch: Sketch) -> str:
         (0.09, 0.38, 0.145, 0.65),
         (0.855, 0.38, 0.91, 0.65),
     ]
-    for index in sketch.random.permutation(4)[: sketch.count]:
+    for index in canvas.random.permutation(4)[: sketch.count]:
         left, top, right, bottom = stands[index]
         canvas.polygon(rectangle(left, top, right, bottom), COLOURS["white"], 0.02)
         wide = right - left > bottom - top
@@ -239,12 +241,12 @@ def stadium(sketch: Sketch) -> str:
     canvas.cover("grass", ellipse(0.5, y, 0.27, 0.125, 60))
     canvas.stroke([*rectangle(0.32, y - 0.08, 0.68, y + 0.08), (0.32, y - 0.08)], 0.007, COLOURS["white"])
     canvas.stroke([(0.5, y - 0.08), (0.5, y + 0.08)], 0.007, COLOURS["white"])
-    return f"{sketch.random.choice(['built', 'set'])} along {article(sketch.colour)} {sketch.colour} running track"
+    return f"{canvas.random.choice(['built', 'set'])} along {article(sketch.colour)} {sketch.colour} running track"
 
 
 def railway(sketch: Sketch) -> str:
     """Parallel tracks with one or two trains."""
-    random, canvas = sketch.random, sketch.canvas
+    canvas, random = sketch.canvas, sketch.canvas.random
     heights = [ZONE_MIDDLE + (index - (sketch.count - 1) / 2) * 0.095 for index in range(sketch.count)]
     canvas.cover("soil", rectangle(-0.02, heights[0] - 0.045, 1.02, heights[-1] + 0.045), (138, 128, 120))
     for y in heights:

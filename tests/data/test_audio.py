@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from scipy.io import wavfile
 
 from data.annotations import read_annotations
-from data.audio.making import SILENCE, audio_list_name, draw_wavs, main, speak
+from data.audio.__main__ import main
+from data.audio.drawing import SILENCE, audio_list_name, draw_wavs, speak
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import (
     BANDS,

@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data import image_store as image_store
-from data.image_store import ImageStore, choose_cache
+from data import image_library, image_store
+from data.image_library import choose_cache
+from data.image_store import ImageStore
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -278,7 +279,7 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_cache("device", 10**9, 256, cuda) == "device"
 
     image = 3 * 256 * 256
-    monkeypatch.setattr(image_store, "available_memory", lambda: 201 * image)
+    monkeypatch.setattr(image_library, "available_memory", lambda: 201 * image)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * image, 1000 * image))
     assert choose_cache("auto", 100, 256, CPU) == "ram"
     assert choose_cache("auto", 101, 256, CPU) == "disk"
@@ -289,7 +290,7 @@ def test_choose_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_promised_to_other_stores_counts(monkeypatch: pytest.MonkeyPatch, paths: list[Path]) -> None:
     image, cuda = 3 * 256 * 256, torch.device("cuda")
-    monkeypatch.setattr(image_store, "available_memory", lambda: 201 * image)
+    monkeypatch.setattr(image_library, "available_memory", lambda: 201 * image)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (101 * image, 200 * image))
     assert choose_cache("auto", 70, 256, CPU, promised={"ram": 60 * image}) == "ram"
     assert choose_cache("auto", 71, 256, CPU, promised={"ram": 60 * image}) == "disk"
@@ -304,13 +305,13 @@ def test_what_was_promised_to_other_stores_counts(monkeypatch: pytest.MonkeyPatc
 
 def test_available_memory(tmp_path: Path) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    machine = image_store.available_memory(tmp_path)
+    machine = image_library.available_memory(tmp_path)
     assert 2**20 < machine <= total
     (tmp_path / "memory.max").write_text("max\n")
-    assert image_store.available_memory(tmp_path) > machine / 2
+    assert image_library.available_memory(tmp_path) > machine / 2
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.stat").write_text("anon 400000\nfile 500000\n")
-    assert image_store.available_memory(tmp_path) == 600_000
+    assert image_library.available_memory(tmp_path) == 600_000
 
 
 def test_bad_arguments_and_too_many_images(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

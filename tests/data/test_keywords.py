@@ -24,8 +24,8 @@ import train as train_entry
 from batches.batch import Captions, QueryMode
 from batches.queries import build_queries, compact, keyword_ids, known_words, sentence_keywords, typed_queries
 from data.annotations import Annotations, read_annotations
-from data.keywords import making as command
-from data.keywords.extraction import UNNAMED, Lexicon, extract_keywords, learn_lexicon
+from data.keywords import __main__ as command
+from data.keywords.extraction import UNNAMED, Lexicon, extract_keywords, keywords_from_captions, learn_lexicon
 from data.keywords.file import Keyword, keyword_list, keywords_of, read_keywords, write_keywords
 from data.splits import fold_annotations, recorded_or_new
 from engine import evaluate
@@ -202,9 +202,7 @@ class TestExtraction:
         lexicon = learn_lexicon(annotations, 10)
         assert {"airplane", "harbor", "river", "trees", "courts", "area"} <= lexicon.targets.keys()
         assert not {"white", "green", "tennis", "parked", "arranged", "the", "two", "go"} & lexicon.targets.keys()
-        found = {
-            " ".join(keyword) for row in command.keywords_from_captions(annotations, lexicon, 5) for keyword in row
-        }
+        found = {" ".join(keyword) for row in keywords_from_captions(annotations, lexicon, 5) for keyword in row}
         assert {"white airplane", "- airport", "green trees", "tennis courts", "residential area"} <= found
 
 

@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.annotations import Split, check_images, read_annotations
+from data.images import MAX_PIXELS
+from data.prepare.__main__ import Request, check, main, prepare
 from data.prepare.captions import Entry, one_line, read_captions, read_csv, read_descriptions, read_json
-from data.prepare.checks import Lists, examine, leave_out
+from data.prepare.checks import examine, leave_out
 from data.prepare.fingerprints import MAX_BITS, MAX_GREY, Fingerprints, same_scene
 from data.prepare.known_sets import KNOWN, compare, known_name
-from data.prepare.preparing import MAX_PIXELS, Request, check, main, prepare, split_entries
+from data.prepare.lists import Lists, split_entries
 from data.prepare.sources import find_images
 from utils import InputError
 
@@ -391,7 +393,7 @@ def test_links_that_can_not_reach_are_told(tmp_path: Path, monkeypatch: pytest.M
 
     source = write_source(tmp_path / "source", "captions", ["a.png", "b.png"])
     monkeypatch.setattr(os, "link", far)
-    with pytest.raises(InputError, match=r"can't be linked into .* use --images copy"):
+    with pytest.raises(InputError, match=r"can't be linked into .* use --image_files copy"):
         prepare(Request(str(source), tmp_path / "set", image_files="link"))
     assert remains(tmp_path) == {"source"}
 

@@ -17,7 +17,8 @@ from nltk.translate.bleu_score import sentence_bleu
 
 import vocab
 from data.annotations import Annotations, read_annotations
-from data.similarity import showing as similarity
+from data.similarity import summary
+from data.similarity.__main__ import main
 from data.similarity.prior import PriorSimilarity, captions_digest, content_stems, stems
 from tests.tiny import make_precomp
 from utils import InputError
@@ -126,7 +127,7 @@ def test_kept_counts_are_taken_again_for_the_same_captions_alone(
 
 def test_the_command_shows_and_draws_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make_precomp(tmp_path / "data", train=12)
-    similarity.main([str(data), "--out", str(tmp_path / "s.png"), "--matrix", str(tmp_path / "s.npy")])
+    main([str(data), "--out", str(tmp_path / "s.png"), "--matrix", str(tmp_path / "s.npy")])
     printed = capsys.readouterr().out
     assert "| pairs | 24 | 264 |" in " ".join(printed.split())
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
@@ -134,15 +135,15 @@ def test_the_command_shows_and_draws_and_writes(tmp_path: Path, capsys: pytest.C
     expected = PriorSimilarity.build(annotations).between(np.arange(12), np.arange(24))
     np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), expected.T.astype(np.float16))
     name = annotations.image_names[3]
-    similarity.main([str(data), "--show", name])
+    main([str(data), "--show", name])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 2 + similarity.NEIGHBOURS
+    assert len(lines) == 2 + 2 + summary.NEIGHBOURS
     assert all(name in line and annotations.captions[6 + n] in line for n, line in enumerate(lines[2:4]))
     assert f"{expected[3, 6]:.3f}" in lines[2]
     with pytest.raises(InputError, match="no such image"):
-        similarity.main([str(data), "--show", "absent.png"])
+        main([str(data), "--show", "absent.png"])
     with pytest.raises(InputError, match="--beta above 0"):
-        similarity.main([str(data), "--beta", "0"])
+        main([str(data), "--beta", "0"])
 
 
 @pytest.mark.skipif("RSR_DATA" not in os.environ, reason="needs the real data sets (RSR_DATA)")

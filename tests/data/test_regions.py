@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.regions import building as commands
+from data.regions import __main__ as commands
 from data.regions.coco import read_detections
-from data.regions.file import read_regions, region_fields, region_name, write_regions
+from data.regions.file import by_region_name, read_regions, region_fields, region_name, write_regions
 from data.regions.graph import CLASSES, SCORE, WIDTH, Detections, box_overlaps, graph, region_arrays
 from data.regions.proposals import APPEARANCES, borders, describe, elongation, propose, segment
 from data.regions.published import read_published
@@ -200,7 +200,7 @@ class TestFile:
 
     def test_names(self) -> None:
         assert [region_name(name) for name in ("12.jpg", "a/b.c.tif", "x")] == ["12", "a/b.c", "x"]
-        assert "differ in their ending alone" in message(commands.by_region_name, ["a/b.jpg", "a/b.png"])
+        assert "differ in their ending alone" in message(by_region_name, ["a/b.jpg", "a/b.png"])
 
 
 def published(count: int = 3, dtype: str = "<f8") -> dict[str, Any]:

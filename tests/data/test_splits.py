@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.annotations import Annotations, read_annotations
+from data.scenes import scene_classes
 from data.splits import (
     Strategy,
     fold_annotations,
     read_split,
     recorded_or_new,
-    scene_classes,
     split_images,
     write_split,
 )

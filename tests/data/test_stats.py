@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.stats import caption_similarity
+from data.stats.__main__ import class_table, main, table
 from data.stats.caption_similarity import KINDS, _sample, bleu, mean_similarity, scores_at_hand
 from data.stats.figures import moments, statistics
-from data.stats.showing import class_table, main, table
 from utils import InputError
 
 

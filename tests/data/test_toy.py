@@ -16,9 +16,10 @@ from PIL import Image
 from data.annotations import read_annotations
 from data.audio.spectrogram import HOP, WINDOW, mel_power, to_image
 from data.images import decode
+from data.toy.__main__ import main
 from data.toy.canvas import Canvas
-from data.toy.classes import SCENES
-from data.toy.making import CLASSES, draw_scene, main, make_toy
+from data.toy.classes import CLASSES, SCENES, draw_scene
+from data.toy.dataset import make_toy
 from data.toy.places import DETAILS, NUMBERS, Things, place_words
 from data.toy.speech import caption_image, word_power, word_sound
 from utils import InputError
@@ -311,7 +312,7 @@ def test_a_broken_off_set_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monke
         return draw_scene(*scene)
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.toy.making.draw_scene", stop_at_the_tenth)
+        patch.setattr("data.toy.dataset.draw_scene", stop_at_the_tenth)
         with pytest.raises(KeyboardInterrupt):
             make_toy(tmp_path / "broken", 2, 32)
     assert len(contents(tmp_path / "broken")) == 10

@@ -47,9 +47,10 @@ class Stopped(Exception):
 
 @cache
 def module_of(program: str) -> Any:
-    """The module behind `train.py`, `data.toy.making` or `vocab`."""
+    """The module behind `train.py`, `data.toy` or `vocab`."""
     name = program.removesuffix(".py")
-    return importlib.import_module(f"{name}.__main__" if (ROOT / name / "__main__.py").is_file() else name)
+    package = ROOT / name.replace(".", "/")
+    return importlib.import_module(f"{name}.__main__" if (package / "__main__.py").is_file() else name)
 
 
 def stopped_at_parser(
@@ -98,8 +99,9 @@ def _flags(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def programs() -> list[str]:
     """All that `python` or `python -m` can run, but for the drawing of the figures, which takes no arguments."""
-    files = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")] if '== "__main__"' in read(path)]
-    names = [str(path.relative_to(ROOT)) for path in files if path.parent.name not in ("docs", "tests")]
+    places = [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*/__main__.py")]
+    names = [str(path.relative_to(ROOT)) for path in places if '== "__main__"' in read(path)]
+    names = [name for name in names if not name.startswith(("docs/", "tests/"))]
     return sorted(
         name if "/" not in name else name.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
         for name in names

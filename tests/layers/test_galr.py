@@ -20,7 +20,7 @@ import test as test_entry
 import train as train_entry
 from batches.batch import Batch
 from data.annotations import read_annotations
-from data.regions.building import main as regions_main
+from data.regions.__main__ import main as regions_main
 from data.regions.file import RegionFile, read_regions
 from layers import build_model
 from layers.base import l2norm

@@ -13,7 +13,7 @@ import preflight.resources as resources
 import pretrain as pretrain_entry
 import train as train_entry
 import vocab
-from data import image_store as image_store
+from data import image_library
 from data.annotations import read_annotations
 from data.headers import Header, read_header, read_headers
 from data.images import decode
@@ -225,7 +225,7 @@ class TestTraining:
         self, experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         use_small_model(monkeypatch)
-        for module in (resources, image_store):
+        for module in (resources, image_library):
             # Either size alone takes less than half of it, both together more than half of what the first one leaves.
             monkeypatch.setattr(module, "available_memory", lambda: 1_000_000)
         train_entry.main(["--path_opt", str(experiment), "--folds", "0", "--check"])

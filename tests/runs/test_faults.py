@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, get_worker_info
 import dataloader
 import train as train_entry
 from batches.batch import Batch
-from data import image_store as image_store
+from data import image_store
 from data.images import load_square
 from option import Options
 from runs.checkpoints import refuse_diverged, save_checkpoint

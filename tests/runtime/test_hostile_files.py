@@ -29,14 +29,14 @@ from torch import nn
 import option
 from bench.fuzz_targets import EXPERIMENT, TARGETS, run_target
 from data.annotations import list_files, read_annotations
-from data.audio.making import draw_wavs
+from data.audio.drawing import draw_wavs
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
 from data.images import decode, image_names
 from data.lists import LONGEST_LINE, read_lines
 from data.polygons import read_places
+from data.prepare.__main__ import Request, prepare
 from data.prepare.captions import read_captions, read_csv, read_json
-from data.prepare.preparing import Request, prepare
 from data.prepare.sources import find_images
 from data.prepare.writer import RECORD, compare_record
 from data.regions.coco import read_detections

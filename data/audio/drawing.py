@@ -1,39 +1,30 @@
-"""Spectrogram images of spoken captions: `python -m data.audio wav`, `speak`."""
+"""Draws the spectrograms of many sounds or captions, each different one once."""
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import vocab
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE, mel_power, save_image, to_image
 from data.audio.speech import Speaker
 from data.lists import read_lines, refuse_outside
+from data.workers import in_parallel
 from utils import InputError, write_text_atomic
 
 SILENCE = "silence.png"
 """The image that all captions without a word share: a second of silence."""
 
-SPEEDS = (80, 450)  # words per minute that espeak-ng takes as they are
-
 
 def draw_wavs(folder: Path, out: Path, workers: int) -> str:
-    """Draw every WAV file below a folder; an image that is not older than its sound is kept.
+    """Draw every WAV file below a folder as a PNG in the same folders below `out`.
 
-    Args:
-        folder: the sounds.
-        out: gets a PNG for each, in the same folders below it.
-        workers: processes; 1 stays in this one.
+    An image that is not older than its sound is kept. One `worker` stays in this process.
 
     Returns:
         One line on what was done.
@@ -52,7 +43,7 @@ def draw_wavs(folder: Path, out: Path, workers: int) -> str:
         if other != wav:
             raise InputError(f"{other} and {wav} differ in their ending alone: both would become {image}")
     jobs = [(wav, image) for image, wav in images.items() if not _up_to_date(image, wav)]
-    faults = _in_parallel(partial(_draw, hear=read_sound), jobs, workers, "sound")
+    faults = _draw_all(read_sound, jobs, workers, "sound")
     if faults:
         raise InputError(f"{len(faults)} of {len(wavs)} sounds have no image, the others are done:{_listed(faults)}")
     return f"{out}: {len(wavs)} images, {len(jobs)} of them new"
@@ -61,13 +52,8 @@ def draw_wavs(folder: Path, out: Path, workers: int) -> str:
 def speak(captions_files: Sequence[Path], out: Path, speaker: Speaker, workers: int) -> str:
     """Speak the captions of some lists and draw each different one once; images that are there are kept.
 
-    The lists of images' names are written last, when all images are there.
-
-    Args:
-        captions_files: texts with a caption a line.
-        out: gets the images and, for `train_caps.txt`, the list `train_audios.txt`, with one name per caption.
-        speaker: the voice.
-        workers: processes; 1 stays in this one.
+    The lists of the images' names are written last, when all images are there: one name per caption, in
+    `train_audios.txt` for `train_caps.txt`.
 
     Returns:
         One line on what was done.
@@ -93,7 +79,7 @@ def speak(captions_files: Sequence[Path], out: Path, speaker: Speaker, workers: 
     jobs = [(caption, out / name) for name, caption in captions.items() if not (out / name).is_file()]
     if jobs:
         speaker.say("hello")  # a fault that all captions would share is told once
-    faults = _in_parallel(partial(_draw, hear=speaker.say), jobs, workers, "caption")
+    faults = _draw_all(speaker.say, jobs, workers, "caption")
     if faults:
         raise InputError(
             f"{len(faults)} of {len(captions)} captions have no image, the others are done; no list was written:"
@@ -128,17 +114,11 @@ def _up_to_date(image: Path, wav: Path) -> bool:
     return image.is_file() and image.stat().st_mtime_ns >= wav.stat().st_mtime_ns
 
 
-def _in_parallel(
-    draw: Callable[[tuple[Any, Path]], str | None], jobs: Sequence[tuple[Any, Path]], workers: int, unit: str
+def _draw_all(
+    hear: Callable[[Any], np.ndarray], jobs: Sequence[tuple[Any, Path]], workers: int, unit: str
 ) -> list[str]:
     """Do all jobs, whatever becomes of some; returns what is wrong with those that failed."""
-    bar = partial(tqdm, total=len(jobs), desc="spectrograms", unit=unit, disable=None)
-    if workers > 1 and len(jobs) > 1:
-        # Not forked: a copy of a process in which torch has started its threads can hang.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            results = list(bar(pool.map(draw, jobs, chunksize=8)))
-    else:
-        results = list(bar(map(draw, jobs)))
+    results = in_parallel(partial(_draw, hear=hear), jobs, workers, "spectrograms", unit)
     return [result for result in results if result is not None]
 
 
@@ -154,50 +134,3 @@ def _draw(job: tuple[Any, Path], hear: Callable[[Any], np.ndarray]) -> str | Non
 
 def _listed(faults: Sequence[str]) -> str:
     return "".join(f"\n  {fault}" for fault in faults)
-
-
-def run_wav(given: argparse.Namespace) -> None:
-    """`wav FOLDER OUT`."""
-    print(draw_wavs(given.folder, given.out, given.workers))
-
-
-def run_speak(given: argparse.Namespace) -> None:
-    """`speak --data_path FOLDER OUT`, `speak --captions FILE OUT` or `speak --play CAPTION OUT.wav`."""
-    speaker = Speaker(given.voice, given.speed)
-    if given.play is not None:
-        speaker.save(given.play, given.out)
-        print(given.out)
-        return
-    files = given.captions or sorted(given.data_path.glob("*_caps*.txt"))
-    if not files:
-        raise InputError(f"{given.data_path}: no train_caps.txt or other list of captions there")
-    print(speak(files, given.out, speaker, given.workers))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one of the two commands."""
-    parser = argparse.ArgumentParser(prog="python -m data.audio", description="Spectrogram images of spoken captions.")
-    commands = parser.add_subparsers(required=True)
-
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
-        added.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (all cores)")
-        added.set_defaults(run=run)
-        return added
-
-    drawing = command("wav", run_wav, "draw every WAV file below a folder")
-    drawing.add_argument("folder", type=Path, metavar="FOLDER")
-    drawing.add_argument("out", type=Path, metavar="OUT", help="folder of the images")
-
-    speaking = command("speak", run_speak, "speak captions with espeak-ng and draw each different one")
-    source = speaking.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data_path", type=Path, metavar="FOLDER", help="speak every list of captions of a data set")
-    source.add_argument("--captions", type=Path, action="append", metavar="FILE", help="speak this list; repeatable")
-    source.add_argument("--play", metavar="CAPTION", help="write one caption as a sound to listen to")
-    speaking.add_argument("out", type=Path, metavar="OUT", help="folder of images and lists; with --play a WAV file")
-    speaking.add_argument("--voice", default=Speaker.voice, help="see `espeak-ng --voices=en` (en-us)")
-    speaking.add_argument("--speed", type=int, default=Speaker.speed, help="words per minute, 80 to 450 (175)")
-    given = parser.parse_args(arguments)
-    if given.run is run_speak and not SPEEDS[0] <= given.speed <= SPEEDS[1]:
-        raise InputError(f"--speed {given.speed}: expected {SPEEDS[0]} to {SPEEDS[1]} words per minute")
-    given.run(given)

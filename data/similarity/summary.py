@@ -1,12 +1,10 @@
-"""Shows the prior similarity of a data set: `python -m data.similarity data/rsitmd_precomp --out similarity.png`.
+"""What the prior similarities of a list look like: means, distribution, the captions most like an image's own.
 
 Letters: N images, M captions.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from data.annotations import Annotations, Split, read_annotations
+from data.annotations import Annotations
 from data.similarity.margin import dynamic_margin
 from data.similarity.prior import PriorSimilarity
 from option.schema import Dynamic
@@ -50,23 +48,21 @@ def margins(similarity: np.ndarray, dynamic: Dynamic) -> np.ndarray:
     return dynamic_margin(torch.from_numpy(similarity), dynamic.gamma, dynamic.beta).numpy()
 
 
-def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: BinaryIO | None = None) -> Summary:
-    """Pass over all pairs once, in blocks.
+def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: Path | None = None) -> Summary:
+    """Pass over all pairs once, in blocks; `matrix` is a NumPy file to write S [M, N] float16 into on the way."""
+    blocks: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
 
-    Args:
-        prior: of a list.
-        dynamic: constants of the margin.
-        matrix: a NumPy file to write S [M, N] float16 into on the way.
-    """
-    if matrix is not None:
-        shape = (len(prior.lengths), prior.image_words.starts.size - 1)
-        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(matrix, header)
-    blocks = []
-    for captions, similarity in prior.blocks():
-        blocks.append(_summary_of(prior, captions, similarity, dynamic))
-        if matrix is not None:
-            matrix.write(np.ascontiguousarray(similarity.T, dtype="<f2").tobytes())
+    def write(file: BinaryIO) -> None:
+        shape = (len(prior.lengths), len(prior.image_words))
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for captions, similarity in prior.blocks():
+            blocks.append(_summary_of(prior, captions, similarity, dynamic))
+            file.write(np.ascontiguousarray(similarity.T, dtype="<f2").tobytes())
+
+    if matrix is None:
+        blocks = [_summary_of(prior, captions, similarity, dynamic) for captions, similarity in prior.blocks()]
+    else:
+        write_atomic(matrix, write)
     counts = {kind: np.sum([block[kind][0] for block in blocks], axis=0) for kind in KINDS}
     means = {kind: np.sum([block[kind][1] for block in blocks], axis=0) / max(1, counts[kind].sum()) for kind in KINDS}
     return Summary(counts, *({kind: float(means[kind][place]) for kind in KINDS} for place in range(4)))
@@ -135,40 +131,3 @@ def draw(summary: Summary, dynamic: Dynamic, out: Path) -> None:
     right.set(title="dynamic margin", xlabel="prior similarity S", ylabel="margin", ylim=(0, None))
     right.grid(alpha=0.3)
     write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=110))
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the figures of a list; show an image, draw, and write the matrix, if asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.similarity", description="Prior similarity of captions and images, for the dynamic margin."
-    )
-    defaults = Dynamic()
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="data set; the lists are enough")
-    parser.add_argument("--split", choices=("train", "test", "train_verify", "val_verify"), default="train")
-    parser.add_argument("--show", metavar="IMAGE", help="only an image's most similar captions, by its file name")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="draw the distribution into this file (extra plot)")
-    parser.add_argument("--matrix", type=Path, metavar="NPY", help="write S [captions, images] float16 into this file")
-    parser.add_argument("--gamma", type=float, default=defaults.gamma, help=f"optim.dynamic.gamma ({defaults.gamma})")
-    parser.add_argument("--beta", type=float, default=defaults.beta, help=f"optim.dynamic.beta ({defaults.beta})")
-    given = parser.parse_args(arguments)
-    if given.gamma < 0 or given.beta <= 0:
-        raise InputError(f"--gamma must be at least 0, --beta above 0; found {given.gamma} and {given.beta}")
-    dynamic = Dynamic(gamma=given.gamma, beta=given.beta)
-    split: Split = given.split
-    annotations = read_annotations(given.folder, split)
-    prior = PriorSimilarity.build(annotations)
-    if given.show is not None:
-        if given.show not in annotations.image_names:
-            raise InputError(f"--show {given.show}: no such image in {annotations.names_file}")
-        print(show(annotations, prior, annotations.image_names.index(given.show), dynamic))
-        return
-    if given.matrix is None:
-        summary = summarise(prior, dynamic)
-    else:
-        found: list[Summary] = []
-        write_atomic(given.matrix, lambda file: found.append(summarise(prior, dynamic, file)))
-        summary = found[0]
-    print(table(summary))
-    if given.out is not None:
-        draw(summary, dynamic, given.out)
-        print(f"\n{given.out}")

@@ -1,29 +1,22 @@
-"""Draws the toy data set, `python -m data.toy`: overhead scenes with five true captions each, in the precomp format.
-
-Every different caption is also spoken, in sounds of our own, for models that listen.
-"""
+"""Writes the toy data set: images, captions, spectrograms and lists, and what says whether all of it is there."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import Image
 from tqdm import tqdm
 
+from data.lists import write_lines
 from data.toy.classes import CLASSES, draw_scene
 from data.toy.speech import caption_image
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_atomic, write_text_atomic
-
-__all__ = ["CLASSES", "draw_scene", "main", "make_toy"]
 
 MARKER = "toy.json"  # says which flags a folder was made with, and whether it is whole
 AUDIO_LISTS = ("train_audios.txt", "test_audios.txt")
@@ -63,18 +56,13 @@ class _Flags:
 
     def all_files(self) -> set[str]:
         """The same with every spectrogram that may be there: one that shares its caption with an earlier one is not."""
-        numbers = range(1, self.images_per_class + 1)
-        return self.files() | {
-            f"audios/{_audio_name(scene_class, number, position)}"
-            for scene_class in self.classes
-            for number in numbers
-            for position in range(1, 6)
-        }
+        images = [name for scene_class in self.classes for name in self.images(scene_class)]
+        return self.files() | {f"audios/{_audio_name(name, place)}" for name in images for place in range(1, 6)}
 
 
-def _audio_name(scene_class: str, number: int, position: int) -> str:
-    """File name of the spectrogram of an image's caption; position 1 is its first."""
-    return f"{scene_class}_{number}_{position}.png"
+def _audio_name(image_name: str, place: int) -> str:
+    """File name of the spectrogram of an image's caption; place 1 is its first."""
+    return f"{image_name.removesuffix('.jpg')}_{place}.png"
 
 
 def make_toy(
@@ -85,7 +73,7 @@ def make_toy(
     test_share: float = 0.2,
     progress: bool = False,
     force: bool = False,
-) -> None:
+) -> bool:
     """Draw the toy data set; where it is already there, made with the same flags, nothing is done.
 
     An image depends on `seed`, its class, its number and `size` alone, so the same flags give the same bytes (with the
@@ -100,15 +88,20 @@ def make_toy(
         progress: show a progress bar.
         force: replace a toy data set that was made with other flags.
 
+    Returns:
+        Whether anything was drawn.
+
     Raises:
         InputError: a value out of its range, or a folder that must not be written into.
     """
     flags = _Flags(images_per_class, size, seed, test_share)
-    if not _is_whole(folder, flags):
-        _clear(folder, flags, force)
-        _mark(folder, flags, whole=False)
-        _write(folder, flags, progress)
-        _mark(folder, flags, whole=True)
+    if _is_whole(folder, flags):
+        return False
+    _clear(folder, flags, force)
+    _mark(folder, flags, whole=False)
+    _write(folder, flags, progress)
+    _mark(folder, flags, whole=True)
+    return True
 
 
 def _write(folder: Path, flags: _Flags, progress: bool) -> None:
@@ -126,15 +119,15 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
                 split = "test" if number > flags.images_per_class - tests else "train"
                 captions[split] += five
                 names[split].append(name)
-                for position, caption in enumerate(five, start=1):
-                    audio_names.setdefault(caption, _audio_name(scene_class, number, position))
+                for place, caption in enumerate(five, start=1):
+                    audio_names.setdefault(caption, _audio_name(name, place))
                 bar.update()
     _speak(folder / "audios", audio_names, progress)
     for split in ("train", "test"):
-        write_text_atomic(folder / f"{split}_audios.txt", _lines([audio_names[caption] for caption in captions[split]]))
-        write_text_atomic(folder / f"{split}_caps.txt", _lines(captions[split]))
-        write_text_atomic(folder / f"{split}_filename.txt", _lines(names[split]))
-    write_text_atomic(folder / "classes.txt", _lines(flags.classes))
+        write_lines(folder / f"{split}_audios.txt", [audio_names[caption] for caption in captions[split]])
+        write_lines(folder / f"{split}_caps.txt", captions[split])
+        write_lines(folder / f"{split}_filename.txt", names[split])
+    write_lines(folder / "classes.txt", flags.classes)
 
 
 def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None:
@@ -143,10 +136,6 @@ def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None
     for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=None if progress else True):
         # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
         Image.fromarray(caption_image(caption)).save(folder / name)
-
-
-def _lines(entries: Sequence[str]) -> str:
-    return "".join(f"{entry}\n" for entry in entries)
 
 
 def _mark(folder: Path, flags: _Flags, whole: bool) -> None:
@@ -159,13 +148,8 @@ def _read_marker(folder: Path) -> tuple[_Flags, bool] | None:
     """The flags that a folder was made with and whether it is whole; nothing where the folder isn't a toy data set."""
     try:
         marker = parse_json(read_bytes(folder / MARKER))
-        flags = _Flags(
-            int(marker["images_per_class"]),
-            int(marker["size"]),
-            int(marker["seed"]),
-            float(marker["test_share"]),
-            tuple(str(name) for name in marker["classes"]),
-        )
+        images_per_class, size, seed = (int(marker[name]) for name in ("images_per_class", "size", "seed"))
+        flags = _Flags(images_per_class, size, seed, float(marker["test_share"]), tuple(map(str, marker["classes"])))
         # The names below become paths to be deleted, so none of them may lead out of the folder.
         ours = marker["made_by"] == "data.toy" and all(re.fullmatch("[a-z]+", name) for name in flags.classes)
         return (flags, bool(marker["whole"])) if ours else None
@@ -206,43 +190,9 @@ def _clear(folder: Path, flags: _Flags, force: bool) -> None:
 
 def _difference(earlier: _Flags, flags: _Flags) -> str:
     """The flags in which two sets differ, as "size 64, now 128"."""
-    old, new = asdict(earlier), asdict(flags)
-    changed = [key for key in old if old[key] != new[key]]
+    new = asdict(flags)
     return ", ".join(
-        "classes of another version" if key == "classes" else f"{key.replace('_', '-')} {old[key]}, now {new[key]}"
-        for key in changed
+        "classes of another version" if key == "classes" else f"{key.replace('_', '-')} {old}, now {new[key]}"
+        for key, old in asdict(earlier).items()
+        if old != new[key]
     )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a fault like any other wrong input: one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status (2 for wrong input)."""
-    parser = _Parser(prog="python -m data.toy", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("data/toy_precomp"), metavar="FOLDER")
-    parser.add_argument("--images-per-class", type=int, default=40, metavar="N", help="at least 2 (default: 40)")
-    parser.add_argument("--size", type=int, default=128, metavar="PIXELS", help="edge of an image (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="root of the randomness (default: 0)")
-    parser.add_argument("--test-share", type=float, default=0.2, metavar="SHARE", help="of each class (default: 0.2)")
-    parser.add_argument("--force", action="store_true", help="replace a toy data set made with other flags")
-    try:
-        given = parser.parse_args(arguments)
-        flags = _Flags(given.images_per_class, given.size, given.seed, given.test_share)
-        if _is_whole(given.out, flags):
-            print(f"{given.out}: already there, nothing done")
-            return 0
-        make_toy(given.out, flags.images_per_class, flags.size, flags.seed, flags.test_share, True, given.force)
-    except (InputError, OSError) as fault:
-        print(f"python -m data.toy: {fault}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"python -m data.toy: stopped; the same command makes {given.out} anew", file=sys.stderr)
-        return 130
-    number = flags.images_per_class * len(CLASSES)
-    print(f"{given.out}: {number} images of {len(CLASSES)} classes, {5 * number} captions and their spectrograms")
-    return 0
