@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches.augmentation import Augmentation, margin_size
+from batches.augmentation import margin_size
 from batches.batch import Batch
 from engine import embed
 from layers.backbone import ViewMatcher
@@ -23,9 +23,9 @@ from metrics.ranks import rank_blocks
 from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.backbone import Task, find_images, open_sides, split_classes, start_of
-from pretraining.unpaired import Schedule, TwoViewLoader
+from pretraining.unpaired import TwoViewLoader
 from runs.builders import place
-from utils import InputError, derive_seed
+from utils import InputError
 
 FEWEST = 2
 """Images on either side: a single one is always found."""
@@ -78,22 +78,8 @@ def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | No
     images, names = list_names(dataset)
     model = place(ViewMatcher(options.backbone.architecture, start_of(options, begun)), device)
     margin = margin_size(dataset.image_size)
-    sides = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
-    loader, val_loader = (
-        TwoViewLoader(
-            store,
-            rows,
-            Schedule(len(rows), size, derive_seed(optim.seed, purpose)),
-            image_size=dataset.image_size,
-            workers=dataset.workers,
-            device=device,
-            augmentation=Augmentation.of(dataset),
-        )
-        for store, rows, size, purpose in (
-            (sides.store, sides.rows, dataset.batch_size, "order"),
-            (sides.val_store, sides.val_rows, dataset.batch_size_val, "validation"),
-        )
-    )
+    train, val = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
+    val_loader = val.loader(TwoViewLoader, options, dataset.batch_size_val, "validation", device)
 
     def losses_of(batch: Batch) -> dict[str, Tensor]:
         first, second = model(batch.need("images")), model(batch.need("second_view"))
@@ -103,7 +89,7 @@ def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | No
 
     return Task(
         model,
-        loader,
+        train.loader(TwoViewLoader, options, dataset.batch_size, "order", device),
         losses_of,
         lambda: first_found(model, val_loader, device, optim.amp),
         select="first_found",

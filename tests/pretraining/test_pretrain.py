@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-import engine
 import option
 import pretrain as pretrain_entry
 from batches.augmentation import Augmentation, Draws, augment
@@ -37,6 +36,7 @@ from runs.record import read_record
 from runtime.weights import read_checkpoint
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp, write_experiment
+from training import epoch
 from training.epoch import autocast
 from utils import InputError
 
@@ -189,7 +189,7 @@ class TestRun:
     ) -> None:
         arguments = ["--path_opt", str(write_options(tmp_path, data))]
         run = tmp_path / "checkpoint" / "scenes"
-        with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+        with asked_to_stop(monkeypatch, epoch, "optimiser_step", 2):
             pretrain_entry.main(arguments)
         begun = read_checkpoint(run / "last.pth")
         assert (begun["epoch"], begun["batch"]) == (0, 2)
@@ -271,7 +271,7 @@ class TestViews:
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = self.run(tmp_path, data, "whole", 2)
-        with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+        with asked_to_stop(monkeypatch, epoch, "optimiser_step", 2):
             self.run(tmp_path, data, "parts", 2)
         parts = self.run(tmp_path, data, "parts", 2)
         assert_equal(*(comparable(read_checkpoint(run / "last.pth")) for run in (whole, parts)))
@@ -281,7 +281,7 @@ class TestViews:
         store = ImageStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, 10_000)
         choice = Augmentation("overhead", 0.3, 0.4)
         loader = TwoViewLoader(
-            store, torch.arange(6), Schedule(6, 6, 1), image_size=64, workers=0, device=CPU, augmentation=choice
+            Schedule(6, 6, 1), store, torch.arange(6), image_size=64, workers=0, device=CPU, augmentation=choice
         )
         (batch,), (again,) = list(loader.epoch(1)), list(loader.epoch(1))
         first, second = batch.need("images"), batch.need("second_view")
