@@ -22,7 +22,7 @@ from archive.measure import recall, timed
 from archive.shards import Shards, write_shard
 from layers.base import l2norm
 from runtime.entry_point import run_entry_point
-from utils import InputError, write_text_atomic
+from utils import InputError, markdown, write_text_atomic
 
 SHARD = 8192
 K = 10
@@ -129,15 +129,13 @@ def run(vectors: Shards, queries: Tensor, kinds: Sequence[nearest.Kind]) -> list
 
 
 def as_table(rows: Sequence[Row], title: str) -> str:
-    """A text table."""
-    headings = ("build s", "processor s", "MiB", "query ms", "processor ms", f"recall@{K}")
-    lines = [title, " ".join(["index   ", *(f"{heading:>12}" for heading in headings)])]
+    """A Markdown table below its title."""
+    cells = [["index", "build s", "processor s", "MiB", "query ms", "processor ms", f"recall@{K}"]]
     for row in rows:
-        _, *numbers = astuple(row)
+        name, *numbers = astuple(row)
         digits = (1, 1, 0, 2, 2, 4)
-        shown = (f"{number:12.{places}f}" for number, places in zip(numbers, digits, strict=True))
-        lines.append(" ".join([f"{row.name:8}", *shown]))
-    return "\n".join(lines)
+        cells.append([name, *(f"{number:.{places}f}" for number, places in zip(numbers, digits, strict=True))])
+    return f"{title}\n\n{markdown(cells)}\n"
 
 
 def _machine() -> str:
