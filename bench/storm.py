@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from bench.storm_trainings import Training, ending, make_data, trainings
-from layers.backbone import SceneClassifier
+from pretraining.scenes import SceneClassifier
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
 from utils import RUN_AGAIN, UNFINISHED, InputError, logger, remove_unfinished
@@ -54,7 +54,6 @@ class Storm:
     """Runs one training again and again, ending it in all manners, and compares its endings."""
 
     def __init__(self, training: Training, folder: Path, chance: random.Random, tmpfs: bool) -> None:
-        """Take a training and a folder of its own; nothing runs yet."""
         self.training, self.folder, self.chance, self.tmpfs = training, folder, chance, tmpfs
         self.log = folder / "log.txt"
         self.tally = Tally()

@@ -27,33 +27,34 @@ class TripletLoss(nn.Module):
     """`layers.losses.triplet_parts` with a fixed margin."""
 
     def __init__(self, margin: float, hardest: bool) -> None:
-        """Keep both constants."""
         super().__init__()
         self.margin, self.hardest = margin, hardest
 
+    def margin_of(self, pairs: Pairs) -> float | Tensor:
+        """The margin of all pairs, or of each [N, M]."""
+        return self.margin
+
     def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Both directions, summed over the batch, for scores [N, M]."""
-        return triplet_parts(scores, self.margin, self.hardest, pairs.matches, pairs.image_rows)
+        return triplet_parts(scores, self.margin_of(pairs), self.hardest, pairs.matches, pairs.image_rows)
 
 
-class DynamicMarginLoss(nn.Module):
+class DynamicMarginLoss(TripletLoss):
     """`layers.losses.triplet_parts` with the margin that each pair's prior similarity gives it."""
 
     def __init__(self, gamma: float, beta: float, hardest: bool) -> None:
-        """Keep the constants."""
-        super().__init__()
-        self.gamma, self.beta, self.hardest = gamma, beta, hardest
+        super().__init__(math.nan, hardest)
+        self.gamma, self.beta = gamma, beta
 
-    def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Both directions, summed over the batch, for scores [N, M].
+    def margin_of(self, pairs: Pairs) -> Tensor:
+        """That of each pair [N, M].
 
         Raises:
             ValueError: the pairs have no prior similarity.
         """
         if pairs.prior is None:
             raise ValueError("the dynamic margin needs Pairs.prior")
-        margin = dynamic_margin(pairs.prior, self.gamma, self.beta)
-        return triplet_parts(scores, margin, self.hardest, pairs.matches, pairs.image_rows)
+        return dynamic_margin(pairs.prior, self.gamma, self.beta)
 
 
 class ContrastiveLoss(nn.Module):

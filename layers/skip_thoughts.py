@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -55,6 +56,8 @@ class SkipThoughts(nn.Module):
     table_file = "utable.npy"
     weight_file = "uni_skip.npz"
     output_dim = STATE_DIM
+    directions: Mapping[str, str] = MappingProxyType({"encoder": "_l0"})
+    """How the arrays of each direction of the GRU begin in a published file, and how PyTorch's names of them end."""
 
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
         """Make the word table of `words` + 1 rows (row 0 is padding)."""
@@ -85,7 +88,8 @@ class SkipThoughts(nn.Module):
 
     def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
         """Name the arrays of a published weight file as this encoder's parameters."""
-        raise NotImplementedError
+        both = [stacked_gates(weights, prefix, suffix) for prefix, suffix in self.directions.items()]
+        return {f"rnn.{name}": value for gates in both for name, value in gates.items()}
 
     def mask(self, like: Tensor) -> Tensor:
         """A dropout mask [B, K] with inverted scaling for `like` [B, ..., K], one for all its time steps."""
@@ -96,7 +100,6 @@ class BayesianUniSkip(SkipThoughts):
     """GRU with one dropout mask per gate for the input and for the state, drawn per caption and held over its words."""
 
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
         super().__init__(words, dropout, fixed_embedding)
         self.input_reset = nn.Linear(WORD_DIM, STATE_DIM)
         self.input_update = nn.Linear(WORD_DIM, STATE_DIM)
@@ -140,45 +143,29 @@ class UniSkip(SkipThoughts):
     """The plain GRU; `dropout` has no effect on its one layer, as released."""
 
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
         super().__init__(words, dropout, fixed_embedding)
-        self.rnn = nn.GRU(WORD_DIM, STATE_DIM, batch_first=True)
+        count = len(self.directions)
+        self.rnn = nn.GRU(WORD_DIM, STATE_DIM // count, batch_first=True, bidirectional=count == 2)
 
     def encode_sorted(self, words: Tensor, lengths: Tensor) -> Tensor:
         """See `SkipThoughts`."""
         return last_gru_states(self.rnn, words, lengths)
 
-    def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
-        """See `SkipThoughts`."""
-        return {f"rnn.{name}": value for name, value in stacked_gates(weights, "encoder", "_l0").items()}
 
-
-class BiSkip(SkipThoughts):
+class BiSkip(UniSkip):
     """Two GRUs of 1,200 units, one from each end; their final states side by side."""
 
     table_file = "btable.npy"
     weight_file = "bi_skip.npz"
-
-    def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
-        super().__init__(words, dropout, fixed_embedding)
-        self.rnn = nn.GRU(WORD_DIM, STATE_DIM // 2, batch_first=True, bidirectional=True)
-
-    def encode_sorted(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """See `SkipThoughts`."""
-        return last_gru_states(self.rnn, words, lengths)
-
-    def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
-        """See `SkipThoughts`."""
-        both = stacked_gates(weights, "encoder", "_l0") | stacked_gates(weights, "encoder_r", "_l0_reverse")
-        return {f"rnn.{name}": value for name, value in both.items()}
+    directions = MappingProxyType({"encoder": "_l0", "encoder_r": "_l0_reverse"})
 
 
 class DropUniSkip(SkipThoughts):
     """GRU cell with one dropout mask for the word and one for the state that is carried on, held over a caption."""
 
+    directions = MappingProxyType({"encoder": ""})
+
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
         super().__init__(words, dropout, fixed_embedding)
         self.rnn = nn.GRUCell(WORD_DIM, STATE_DIM)
 
@@ -195,10 +182,6 @@ class DropUniSkip(SkipThoughts):
             return cast(Tensor, self.rnn(inputs[position][:running], carried))
 
         return last_states(step, lengths.tolist(), first)
-
-    def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
-        """See `SkipThoughts`."""
-        return {f"rnn.{name}": value for name, value in stacked_gates(weights, "encoder", "").items()}
 
 
 SKIP_THOUGHTS: dict[str, type[SkipThoughts]] = {

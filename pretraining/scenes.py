@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from batches.augmentation import normalise
 from batches.batch import Batch
 from data.splits import UNNAMED_SCENE
 from dataloader import stored_batches
-from layers.backbone import SceneClassifier
+from layers.backbone import backbone_width, build_backbone
 from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.backbone import Side, Task, find_images, open_sides, start_of
@@ -28,6 +28,19 @@ from training.epoch import autocast
 from utils import InputError, logger
 
 FEWEST_PER_CLASS = 2
+
+
+class SceneClassifier(nn.Module):
+    """A backbone that tells scene classes apart, by a new classifier on what `build_backbone` builds."""
+
+    def __init__(self, architecture: str, pretrained: str, classes: int) -> None:
+        super().__init__()
+        self.backbone = build_backbone(architecture, pretrained)
+        self.classifier = nn.Linear(backbone_width(self.backbone), classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: normalised images [B, 3, S, S] -> [B, classes]."""
+        return cast(Tensor, self.classifier(self.backbone(images)))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from batches.augmentation import margin_size
 from batches.batch import Batch
 from engine import embed
-from layers.backbone import ViewMatcher
+from layers.backbone import backbone_width, build_backbone
 from layers.losses import contrastive_parts
 from metrics.ranks import rank_blocks
 from option import BackboneOptions
@@ -27,12 +28,27 @@ from pretraining.unpaired import TwoViewLoader
 from runs.builders import place
 from utils import InputError
 
+VIEW_DIM = 128
 FEWEST = 2
 """Images on either side: a single one is always found."""
 ROWS = 1024
 """Images whose scores are held at once."""
 VALIDATION_EPOCH = -1
 """Names the views that every validation sees."""
+
+
+class ViewMatcher(nn.Module):
+    """A backbone and an MLP, in whose space two views of an image meet: the MLP of SimCLR (Chen et al., 2020)."""
+
+    def __init__(self, architecture: str, pretrained: str) -> None:
+        super().__init__()
+        self.backbone = build_backbone(architecture, pretrained)
+        width = backbone_width(self.backbone)
+        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, VIEW_DIM))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed normalised images: [B, 3, S, S] -> [B, D] of unit length."""
+        return F.normalize(self.project(self.backbone(images)), dim=1)
 
 
 def list_names(dataset: BackboneImages) -> tuple[Path, tuple[str, ...]]:
