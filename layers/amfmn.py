@@ -66,8 +66,8 @@ class CrossAttention(nn.Module):
         raise NotImplementedError
 
     def text_terms(self, texts: Tensor) -> Tensor:
-        """What a pair needs of its text: [M, D] -> [M, K]."""
-        raise NotImplementedError
+        """What a pair needs of its text: [M, D] -> [M, K]; unless overridden, the text, K = D."""
+        return texts
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
         """F of each pair, by broadcasting: [..., K] and [..., K] -> [..., D]."""
@@ -84,10 +84,6 @@ class SoftAttention(CrossAttention):
     def image_terms(self, images: Tensor) -> Tensor:
         """See `CrossAttention`; K = D."""
         return torch.sigmoid(self.gate(images))
-
-    def text_terms(self, texts: Tensor) -> Tensor:
-        """See `CrossAttention`; K = D."""
-        return texts
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
         """See `CrossAttention`."""

@@ -192,18 +192,26 @@ def _timm_network(name: str, pretrained: str) -> nn.Module:
 
 
 def import_timm() -> ModuleType:
-    """timm, which only its own networks need.
+    """timm, which only its own networks need; see `import_extra`."""
+    return import_extra("timm", "timm", f"architecture {TIMM}...: networks of timm need it")
+
+
+def import_extra(module: str, extra: str, need: str) -> ModuleType:
+    """A library that is no part of the common installation and imports torchvision.
+
+    Args:
+        module: its name.
+        extra: what `exec/environment.sh` installs it by.
+        need: who needs it, for the message.
 
     Raises:
         InputError: it is not installed.
     """
-    import_torchvision("torchvision")  # which timm imports, and which may not fit the installed torch
+    import_torchvision("torchvision")  # first, since it may not fit the installed torch
     try:
-        return importlib.import_module("timm")
+        return importlib.import_module(module)
     except ImportError as fault:
-        raise InputError(
-            f"architecture {TIMM}...: networks of timm need it: bash exec/environment.sh timm ({first_line(fault)})"
-        ) from fault
+        raise InputError(f"{need}: bash exec/environment.sh {extra} ({first_line(fault)})") from fault
 
 
 def resnet(architecture: str, pretrained: str) -> nn.Module:
