@@ -26,7 +26,8 @@ from localization.indicators import Indicators, attention_centres, indicators, o
 from localization.large_image import LargeImage, open_large, write_geotiff
 from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from option import Options
-from runs.builders import load_model, read_vocabulary, typed_queries_of
+from runs.loaders import read_vocabulary, typed_queries_of
+from runs.models import load_model
 from runtime.arguments import entry_parser
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point

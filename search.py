@@ -21,7 +21,7 @@ from archive.sheet import check_sheet, write_sheet
 from archive.store import EMBEDDED, check_url
 from data.images import decode
 from layers.registry import registered
-from runs.builders import read_vocabulary
+from runs.loaders import read_vocabulary
 from runtime.arguments import add_device, add_experiment
 from runtime.devices import choose_device
 from runtime.distributed import environment_number

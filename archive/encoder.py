@@ -25,7 +25,7 @@ from engine import embed, image_verb
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from runs.builders import load_model
+from runs.models import load_model
 from utils import InputError
 from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
 

@@ -10,9 +10,10 @@ import torch
 from runtime.arguments import entry_parser
 
 
-def bench_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that measure a model."""
+def bench_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The arguments that measure a model, of a command that users type as `prog`."""
     parser = entry_parser(description)
+    parser.prog = prog
     parser.add_argument("--amp", nargs="+", choices=("off", "bf16"), default=["off", "bf16"], help="precisions of ours")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of tensor operations")
     parser.add_argument("--rounds", type=positive, default=3, help="measurements of each side, in turn (A B A B)")

@@ -21,7 +21,7 @@ from bench.variants import Variant
 from dataloader import EvaluationLoader
 from engine import embed, score_source
 from metrics.ranks import rank_blocks, recalls
-from runs.builders import evaluation_loader
+from runs.loaders import evaluation_loader
 from runs.record import peak_memory
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
@@ -103,7 +103,9 @@ COMPARISON = Comparison(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides."""
-    parser = bench_parser("Time an evaluation of the test split on the published path and on ours, in turn.")
+    parser = bench_parser(
+        "python -m bench.evaluate", "Time an evaluation of the test split on the published path and on ours, in turn."
+    )
     comparison_parser(parser, "items encoded at a time by ours; default: batch_size_val")
     parser.add_argument("--blocks", type=positive, help="time so many blocks of the published path and scale to all")
     parser.add_argument("--checkpoint", type=Path, help="weights to score; default: random ones")

@@ -31,7 +31,8 @@ from layers.base import RetrievalModel
 from localization.large_image import LargeImage, open_large
 from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
 from localize import MEDIAN, WINDOWS, parse_sides
-from runs.builders import load_model, read_vocabulary, typed_queries_of
+from runs.loaders import read_vocabulary, typed_queries_of
+from runs.models import load_model
 from runs.record import peak_memory
 from runtime.arguments import entry_parser
 from runtime.devices import choose_device
@@ -184,6 +185,7 @@ def table(ours: dict[str, Any], plain: dict[str, Any], queries: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print both paths' seconds and how far their maps are apart."""
     parser = entry_parser("Time localization against a plain path that works as the published code does.")
+    parser.prog = "python -m bench.localize"
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--image", type=Path, required=True, help="the image")
     parser.add_argument("--query", action="append", required=True, help="may be repeated")

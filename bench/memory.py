@@ -36,7 +36,9 @@ class TrainingMemory(TrainingSteps):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides and batch sizes."""
-    parser = bench_parser("Peak memory of training steps and of an evaluation, each in a process of its own.")
+    parser = bench_parser(
+        "python -m bench.memory", "Peak memory of training steps and of an evaluation, each in a process of its own."
+    )
     parser.add_argument("--batch", type=positive, nargs="+", default=[100], help="pairs per batch")
     parser.add_argument("--blocks", type=positive, default=2, help="blocks of the published evaluation that are run")
     given = parser.parse_args(arguments)

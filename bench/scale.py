@@ -99,7 +99,9 @@ class Growth:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of growing data sets."""
-    parser = argparse.ArgumentParser(description="Time scoring and ranking of N images with 5 N captions as N grows.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.scale", description="Time scoring and ranking of N images with 5 N captions as N grows."
+    )
     parser.add_argument("--images", type=positive, nargs="+", default=[1000, 10_000], help="N of each data set")
     parser.add_argument("--dim", type=positive, default=512, help="numbers per embedding")
     parser.add_argument("--score", choices=tuple(SCORES), default="cosine", help="how pairs are scored")

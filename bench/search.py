@@ -43,7 +43,9 @@ class Row:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table, and write it."""
-    parser = argparse.ArgumentParser(description="Exact search against vector indexes on synthetic vectors.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.search", description="Exact search against vector indexes on synthetic vectors."
+    )
     parser.add_argument("--count", type=int, default=100_000, help="vectors (default %(default)s)")
     parser.add_argument("--dim", type=int, default=512, help="numbers in each (default %(default)s)")
     parser.add_argument("--queries", type=int, default=100, help="default %(default)s")

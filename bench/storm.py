@@ -210,7 +210,9 @@ def _disk(folder: Path, tmpfs: bool) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Storm the chosen trainings and report; the exit status is 1 where anything was lost or differs."""
-    parser = argparse.ArgumentParser(description="Kill small trainings at random moments; compare where they end.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.storm", description="Kill small trainings at random moments; compare where they end."
+    )
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs for each training (default 100)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these trainings: models, scenes, modalities")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")

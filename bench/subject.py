@@ -16,9 +16,10 @@ from data.annotations import Annotations, Split, read_annotations
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
-from runs.builders import place, read_vocabulary
 from runs.checkpoints import load_weights
+from runs.loaders import read_vocabulary
 from runs.media import Media, audio_folder_of
+from runs.models import place
 from utils import derive_seed
 from vocab import Vocabulary
 

@@ -20,11 +20,11 @@ from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant
 from layers.objective import build_objective
-from runs.builders import start_state, train_loader
+from runs.loaders import pair_source, train_loader
+from runs.models import start_state
 from runs.record import peak_memory
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
-from train import pair_source
 from training.epoch import autocast
 from training.learner import Losses
 from training.optimiser import slow_backbones
@@ -129,7 +129,7 @@ COMPARISON = Comparison(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides."""
-    parser = bench_parser("Time training steps of the published path and of ours, in turn.")
+    parser = bench_parser("python -m bench.train", "Time training steps of the published path and of ours, in turn.")
     comparison_parser(parser, "pairs per batch; default: dataset.batch_size")
     parser.add_argument("--steps", type=positive, default=2, help="steps in each measurement")
     given = parser.parse_args(arguments)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Makes .venv in the project's root and installs what the project needs into it, or says that this is done already.
 #
+# Usage: bash exec/environment.sh [EXTRA ...]
 #   bash exec/environment.sh              what training and testing need
 #   bash exec/environment.sh test plot    the same with extras of pyproject.toml; extras once installed stay
 #
 # PYTHON=python3.12 chooses the interpreter. pip's own variables choose where packages come from: without a GPU,
 # PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets PyTorch's CPU build, a tenth of the size.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 venv=.venv
 stamp="$venv/.installed" # line 1: checksum of what decides the versions, or `unfinished`; line 2: extras
@@ -38,7 +39,8 @@ make_venv() {
 
 known="$(sed -n '/^\[project.optional-dependencies\]/,/^\[tool/s/^\([a-z]*\) = \[.*/\1/p' pyproject.toml | tr '\n' ' ')"
 for extra in "$@"; do
-  [[ " $known " == *" $extra "* ]] || fail "there is no extra '$extra'. pyproject.toml has: $known"
+  if [[ "$extra" == -* ]]; then refuse "unknown argument '$extra'"; fi
+  if [[ " $known" != *" $extra "* ]]; then refuse "there is no extra '$extra' in pyproject.toml, which has: ${known% }"; fi
 done
 
 if [[ -n "${PYTHON:-}" && -x "$venv/bin/python" ]]; then

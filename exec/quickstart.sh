@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # From nothing to a recall table: environment, toy data set, vocabulary, AMFMN trained over its folds, tested, a report to look at.
 # Run it again to carry on after a fault or an interruption; what is done is not done twice.
-# Arguments (--set optim.epochs=2, --device cpu, --folds 0) are handed to both train.py and test.py.
+#
+# Usage: bash exec/quickstart.sh [arguments of exec/run_experiment.sh]
+# Example: bash exec/quickstart.sh --set optim.epochs=2 --device cpu --folds 0
+# PYTHON=python3.12 chooses the interpreter of a new environment (exec/environment.sh).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+check_arguments "$train_and_test" "$@"
 
 step "1/5 environment" bash exec/environment.sh
 python=.venv/bin/python
@@ -18,6 +22,6 @@ All five steps passed. What to do next:
   look at the results        open the report.html that is named above in a browser
   see the training curves    .venv/bin/python -m tensorboard.main --logdir checkpoint
   change something           bash exec/quickstart.sh --set optim.epochs=30 k_fold.experiment_name=toy_longer
-  train on real pictures     put a data set into data/<name>_precomp (data/README.md says how), then bash exec/run_amfmn_rsitmd.sh
+  train on real images     put a data set into data/<name>_precomp (data/README.md says how), then bash exec/run_amfmn_rsitmd.sh
   check the installation     bash exec/run_tests.sh
 NEXT

@@ -1,4 +1,5 @@
 # Sourced by run_recipe_ucm.sh and run_candidates_ucm.sh: the steps of the recipe for UCM-Captions, as settings of UCM_AMFMN.yaml.
+# Usage: bash exec/run_recipe_ucm.sh [arguments of exec/reproduce.sh]
 # shellcheck shell=bash disable=SC2034
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 
@@ -9,7 +10,7 @@ overhead=(dataset.augmentation=overhead)
 scenes=(model.backbone.pretrained=checkpoint/rsicd150_resnet18/backbone.pth)
 captions=(dataset.vocab_path=vocab/rsicd_ucm_all_words_vocab.json optim.resume=checkpoint/rsicd150_best_64/0/AMFMN_best.pth.tar)
 
-# What the steps start from; of RSICD's pictures only those of train are seen.
+# What the steps start from; of RSICD's images only those of train are seen.
 learn_scenes() { # NAME [KEY=VALUE ...]
   step "pretraining, $1" "$python" pretrain.py --path_opt option/RSICD150_RESNET18.yaml --set "logs.experiment_name=$1" "${@:2}"
 }

@@ -1,25 +1,23 @@
 # Sourced by scripts that put several experiments into one table (reproduce_*.sh, run_{ablation,candidates,recipe}_ucm.sh).
-# A script names its rows (`row NAME OPTION_FILE KEY=VALUE ...`, or `all_models`) and calls `run_rows`. Arguments of all of them:
-#   --full             the longer protocol for a GPU, where a script has two
-#   --name NAME        experiments are checkpoint/NAME_<row>; each script has a default, --full adds _full to it
-#   --list             print the rows and do nothing
-#   --set KEY=VALUE..  further options of every row, last
-# JOBS trainings run side by side, each with one thread, so that the sums don't depend on their number: by default as many as
-# there are processors, at most 4, and one where there is a GPU. Run it again after an interruption: it goes on.
+# A script names its rows (`row NAME OPTION_FILE KEY=VALUE ...`, or `all_models`) and calls `run_rows`.
+# Usage: bash exec/reproduce_ucm.sh [arguments]
+#
+# Arguments:
+#   --full                the longer protocol for a GPU, where a script has two
+#   --name NAME           experiments are checkpoint/NAME_<row>; each script has a default, --full adds _full to it
+#   --list                print the rows and do nothing
+#   --set KEY=VALUE ...   further options of every row
+# JOBS=2 trainings run side by side, each with one thread, so that the sums don't depend on their number: by default as many as
+# there are processors, at most 4, and one where there is a GPU. CARD=0 chooses the GPU.
+# Example: JOBS=2 bash exec/reproduce_ucm.sh --name trial --set optim.epochs=1 k_fold.nums=2
+# Run it again after an interruption: it goes on.
 # shellcheck shell=bash
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-rows=() size=short name="" list=no extra=()
-while (($#)); do
-  case "$1" in
-    --full) size=full && shift ;;
-    --name) name="${2:?--name needs a name}" && shift 2 ;;
-    --list) list=yes && shift ;;
-    --set) extra=("${@:2}") && break ;;
-    *) echo "Unknown argument $1. Usage: [--full] [--name NAME] [--list] [--set KEY=VALUE ...]" >&2 && exit 2 ;;
-  esac
-done
+check_arguments "--full --name= --list --set+" "$@"
+rows=() size=short name="${given_name:-}" list="${given_list:-no}" extra=("${settings[@]}")
+if [[ -n "${given_full:-}" ]]; then size=full; fi
 
 # row NAME OPTION_FILE KEY=VALUE...: one line of the table.
 row() { rows+=("$(printf '%q ' "$@")"); }
@@ -40,7 +38,7 @@ all_models() {
 # What must be done before the rows; a script may have some.
 beforehand() { :; }
 
-# run_rows SET NAME PROGRAM [ARGUMENTS]: train and test all rows on data/SET_precomp; PROGRAM puts them into checkpoint/NAME.md.
+# run_rows SET NAME -m MODULE [ARGUMENTS]: train and test all rows on data/SET_precomp; MODULE puts them into checkpoint/NAME.md.
 run_rows() {
   local set="$1" program=("${@:3}") folders=() missing=0 line row_name option settings
   if [[ -z "$name" ]]; then name="$2" && [[ $size == short ]] || name+="_full"; fi
@@ -82,9 +80,7 @@ choose_jobs() {
   if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     jobs="${JOBS:-1}"
   else
-    local processors
-    processors="$(env -u OMP_NUM_THREADS nproc)" # nproc heeds the variable, which speaks of threads per training
-    jobs="${JOBS:-$((processors < 4 ? processors : 4))}"
+    jobs="$(cpu_jobs)"
     export OMP_NUM_THREADS=1
   fi
 }
@@ -93,7 +89,7 @@ choose_jobs() {
 prepare() {
   local set="$1" data="data/$1_precomp"
   if [[ ! -f "$data/train_filename.txt" || ! -d "$data/images" ]]; then
-    echo "No data set in $data (captions, file names, and pictures in images/). data/README.md says where to get it." >&2
+    echo "No data set in $data (captions, file names, and image files in images/). data/README.md says where to get it." >&2
     exit 2
   fi
   make_vocabulary "$data" "${set%150}"

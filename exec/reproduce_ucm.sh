@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # AMFMN (three attentions), GaLR, SWAN and MCRN on UCM-Captions, from random weights, under one protocol; then one table.
-# bash exec/reproduce_ucm.sh [--full] [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
-# Short: pictures of 64 pixels, 6 epochs, for two CPU cores.
-# --full: pictures of 256 pixels, 50 epochs, for a GPU.
+#
+# Usage: bash exec/reproduce_ucm.sh [arguments of exec/reproduce.sh]
+# Short: images of 64 pixels, 6 epochs, for two CPU cores.
+# --full: images of 256 pixels, 50 epochs, for a GPU.
 # Both: triplet loss, batches of 100 pairs, the same three random 80/20 splits and seeds, a cosine schedule, bf16.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 
@@ -19,4 +20,4 @@ words=(model.seq2vec.arch=gru model.seq2vec.hidden_dim=512)
 swan=(model.is_finetune=true)
 mcrn=(optim.methods=tpt)
 all_models UCM
-run_rows ucm reproduce_ucm reproduction_table.py --published ucm
+run_rows ucm reproduce_ucm -m reports.reproduction --published ucm

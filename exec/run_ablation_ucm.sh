@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Which objective suits AMFMN on UCM-Captions: loss x mask x stop words, all else equal, then one table of all twelve.
-# bash exec/run_ablation_ucm.sh [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+#
+# Usage: bash exec/run_ablation_ucm.sh [arguments of exec/reproduce.sh]
 # About a minute per epoch and fold on one CPU core: 12 experiments x 2 folds x 6 epochs.
 source "$(dirname "${BASH_SOURCE[0]}")/reproduce.sh"
 
@@ -14,4 +15,4 @@ for words in dropped kept; do
     done
   done
 done
-run_rows ucm ucm_ablation experiment_table.py
+run_rows ucm ucm_ablation -m reports.experiments

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What might better the recipe for UCM-Captions, each by itself at 64 pixels: rates, batches, views and the mean of weights after the
 # captions of RSICD; before them, the image encoder and what it has learned. Val is made of blocks: other places than train, as test is.
-# bash exec/run_candidates_ucm.sh [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
+#
+# Usage: bash exec/run_candidates_ucm.sh [arguments of exec/reproduce.sh]
 # It needs what run_recipe_ucm.sh needs, and timm: bash exec/environment.sh timm
 # One CPU core takes five minutes per row and fold, and two hours for what must be learned first.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
@@ -34,4 +35,4 @@ candidate views model.backbone.pretrained=checkpoint/rsicd150_resnet18_views/bac
 candidate random
 candidate random34 model.backbone.architecture=resnet34
 candidate convnext model.backbone.architecture=timm/convnext_atto
-run_rows ucm candidates_ucm experiment_table.py
+run_rows ucm candidates_ucm -m reports.experiments

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# Trains all folds of one experiment, then tests: bash exec/run_experiment.sh option/UCM_AMFMN.yaml ucm [arguments]
-# The second word names the data set: its vocabulary is built from data/<name>_precomp where the file is missing, and so
-# are the regions data/<name>_regions.h5 where the option file names them.
-# CARD=0 chooses the GPU, RANKS=4 trains on four (docs/distributed.md). Further arguments (--set, --device, --folds) are handed to both train.py and test.py.
-# Run it again after an interruption: training carries on where it stopped.
+# Trains all folds of one experiment, then tests. Run it again after an interruption: training carries on where it stopped.
+#
+# Usage: bash exec/run_experiment.sh OPTION_FILE DATA_SET_NAME [arguments]
+# Example: CARD=0 bash exec/run_experiment.sh option/UCM_AMFMN.yaml ucm --set optim.epochs=5
+# DATA_SET_NAME is that of data/<name>_precomp, from which the vocabulary is built where its file is missing, and so are the
+# regions data/<name>_regions.h5 (by the built-in proposals) and the keywords data/<name>_keywords where the option file names them.
+#
+# Arguments, handed to both train.py and test.py:
+#   --set KEY=VALUE ...   other values than the option file's (docs/options.md)
+#   --device DEVICE       cpu, cuda or cuda:NUMBER; by default CUDA where there is one
+#   --folds 0,2           only these folds
+#   --force               load weights of another vocabulary, model or data set all the same
+# CARD=0 chooses the GPU, RANKS=4 trains on four GPUs (docs/distributed.md); the test and quickstart.sh take one.
+# Example: CARD=0 bash exec/run_amfmn_ucm.sh --set optim.epochs=5 dataset.workers=8 --folds 0,1
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if (($# < 2)); then
-  echo "Usage: bash exec/run_experiment.sh OPTION_FILE DATA_SET_NAME [arguments for train.py and test.py]" >&2
-  exit 2
-fi
+check_arguments "OPTION_FILE DATA_SET_NAME $train_and_test" "$@"
 option="$1" name="$2"
 shift 2
-if [[ -n "${CARD:-}" ]]; then export CUDA_VISIBLE_DEVICES="$CARD"; fi
+if [[ ! -f "$option" ]]; then refuse "there is no option file '$option'"; fi
 
 need_environment
 make_vocabulary "data/${name}_precomp" "$name"

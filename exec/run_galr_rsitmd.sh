@@ -1,4 +1,3 @@
 #!/usr/bin/env bash
-# GaLR on RSITMD, all folds, then the test: CARD=0 bash exec/run_galr_rsitmd.sh [--set optim.epochs=5 ...]
-# Where data/rsitmd_regions.h5 is missing, it is built by the built-in proposals.
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/RSITMD_GALR.yaml rsitmd "$@"
+# GaLR on RSITMD, all folds, then the test. Usage: bash exec/run_galr_rsitmd.sh [arguments of exec/run_experiment.sh]
+source "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/RSITMD_GALR.yaml rsitmd "$@"

@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
-# MCRN on one data set, all folds, then the test: bash exec/run_mcrn.sh ucm|rsitmd|rsicd|toy [--pretrain] [arguments]
-# Spectrograms of the spoken captions are made where data/<name>_audios is missing. --pretrain pretrains without pairs first
-# and trains from that, as the experiment <name>_mcrn_pretrained; without it, training starts from what the YAML says.
-# Further arguments (--set, --device, --folds) are handed to train.py and test.py, not to the pretraining: for another one run
-# python pretrain.py --path_opt option/UCM_MCRN_PRETRAIN.yaml --set ... before, which is then left as it is.
+# MCRN on one data set, all folds, then the test.
+#
+# Usage: bash exec/run_mcrn.sh ucm|rsitmd|rsicd|toy [arguments]
+# Example: CARD=0 bash exec/run_mcrn.sh ucm --pretrain --set optim.epochs=5
+# Spectrograms of the spoken captions are made where data/<name>_audios is missing.
+#
+# Arguments:
+#   --pretrain            pretrain without pairs first and train from that, as the experiment <name>_mcrn_pretrained;
+#                         without it, training starts from what the option file says
+#   --set, --device, --folds, --force
+#                         as in exec/run_experiment.sh: for train.py and test.py, not for the pretraining. For another one run
+#                         python pretrain.py --path_opt option/UCM_MCRN_PRETRAIN.yaml --set ... before, which is then left as it is
+# CARD=0 chooses the GPU, RANKS=4 trains on four GPUs (docs/distributed.md); the test takes one.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-if (($# < 1)) || [[ ! -f "option/${1^^}_MCRN.yaml" ]]; then
-  echo "Usage: bash exec/run_mcrn.sh ucm|rsitmd|rsicd|toy [--pretrain] [arguments for train.py and test.py]" >&2
-  exit 2
-fi
+check_arguments "DATA_SET_NAME --pretrain $train_and_test" "$@"
 name="$1"
-shift
-pretrain=no
-if [[ "${1:-}" == --pretrain ]]; then pretrain=yes && shift; fi
-if [[ -n "${CARD:-}" ]]; then export CUDA_VISIBLE_DEVICES="$CARD"; fi
+if [[ ! -f "option/${name^^}_MCRN.yaml" ]]; then refuse "there is no option file option/${name^^}_MCRN.yaml for '$name'"; fi
+handed_on=()
+for argument in "${@:2}"; do
+  if [[ "$argument" != --pretrain ]]; then handed_on+=("$argument"); fi
+done
 
 need_environment
 if [[ "$name" == toy ]]; then
@@ -25,9 +31,9 @@ else
 fi
 make_vocabulary "data/${name}_precomp" "$name"
 start=()
-if [[ $pretrain == yes ]]; then
+if [[ -n "${given_pretrain:-}" ]]; then
   step "pretraining" "$python" pretrain.py --path_opt "option/${name^^}_MCRN_PRETRAIN.yaml"
   start=(--set "k_fold.experiment_name=${name}_mcrn_pretrained"
     "model.init_from=checkpoint/${name}_mcrn_pretrain/pretrained.pth.tar")
 fi
-exec bash exec/run_experiment.sh "option/${name^^}_MCRN.yaml" "$name" "${start[@]}" "$@"
+exec bash exec/run_experiment.sh "option/${name^^}_MCRN.yaml" "$name" "${start[@]}" "${handed_on[@]}"

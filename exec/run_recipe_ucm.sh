@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What made option/UCM_BEST.yaml: one change at a time, from AMFMN with random weights, then one table of all rows.
-# bash exec/run_recipe_ucm.sh [--name NAME] [--list] [--set KEY=VALUE ...]      (what they mean: exec/reproduce.sh)
-# Besides data/ucm_precomp it needs data/rsicd150_precomp (RSICD's pictures at 150 pixels), of which only train pictures are seen.
+#
+# Usage: bash exec/run_recipe_ucm.sh [arguments of exec/reproduce.sh]
+# Besides data/ucm_precomp it needs data/rsicd150_precomp (RSICD's images at 150 pixels), of which only train images are seen.
 source "$(dirname "${BASH_SOURCE[0]}")/recipe_ucm.sh"
 
 beforehand() {
@@ -18,4 +19,4 @@ row overhead option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[
 row scenes option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${scenes[@]}"
 row captions option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${captions[@]}"
 row larger option/UCM_AMFMN.yaml "${base[@]}" "${contrastive[@]}" "${overhead[@]}" "${captions[@]}" "${larger[@]}"
-run_rows ucm recipe_ucm experiment_table.py
+run_rows ucm recipe_ucm -m reports.experiments

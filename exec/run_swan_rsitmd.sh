@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# SWAN on RSITMD, all folds, then the test: CARD=0 bash exec/run_swan_rsitmd.sh [--set optim.epochs=5 ...]
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/RSITMD_SWAN.yaml rsitmd "$@"
+# SWAN on RSITMD, all folds, then the test. Usage: bash exec/run_swan_rsitmd.sh [arguments of exec/run_experiment.sh]
+source "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/RSITMD_SWAN.yaml rsitmd "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# SWAN on UCM-Captions, all folds, then the test: CARD=0 bash exec/run_swan_ucm.sh [--set optim.epochs=5 ...]
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/UCM_SWAN.yaml ucm "$@"
+# SWAN on UCM-Captions, all folds, then the test. Usage: bash exec/run_swan_ucm.sh [arguments of exec/run_experiment.sh]
+source "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/UCM_SWAN.yaml ucm "$@"

@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
 # Linter, formatter, types and tests, in the environment of exec/environment.sh with its extra `test`.
-# All four are run, so that one run shows every fault. Arguments go to pytest: bash exec/run_tests.sh -k metrics
-# JOBS processes run the tests: by default as many as there are processors, at most 4.
+# All four are run, so that one run shows every fault.
+#
+# Usage: bash exec/run_tests.sh [arguments of pytest]
+# Example: bash exec/run_tests.sh -k metrics
+# Every argument but -h and --help goes to pytest, whose own help is: .venv/bin/python -m pytest --help
+# JOBS=2 chooses how many processes run the tests: by default as many as there are processors, at most 4.
+# PYTHON=python3.12 chooses the interpreter of a new environment (exec/environment.sh).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -15,9 +20,8 @@ check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check "mypy" "$python" -m mypy
 # A file's tests stay together, since they share what is slow to make; one thread each leaves the processors to the processes.
-processors="$(env -u OMP_NUM_THREADS nproc)" # nproc heeds the variable
 export OMP_NUM_THREADS=1
-check "pytest" "$python" -m pytest -n "${JOBS:-$((processors < 4 ? processors : 4))}" --dist loadfile "$@"
+check "pytest" "$python" -m pytest -n "$(cpu_jobs)" --dist loadfile "$@"
 
 if [[ -n "$failed" ]]; then
   printf '\nFailed: %s. What to do next: ruff mends most of its own findings\n' "$failed" >&2

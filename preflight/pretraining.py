@@ -25,7 +25,7 @@ from preflight.resources import (
 from pretraining.scenes import SceneClassifier, list_images
 from pretraining.unpaired_sources import find_sources
 from pretraining.views import ViewMatcher, list_names
-from runs.builders import read_vocabulary
+from runs.loaders import read_vocabulary
 from runs.resume import begun_run
 
 

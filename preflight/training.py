@@ -26,9 +26,9 @@ from preflight.resources import (
     describe_headers,
     each_weight_alone,
 )
-from runs.builders import queries_of, read_vocabulary
 from runs.checkpoints import fit_weights, load_weights
 from runs.folders import experiment_folder, run_folder
+from runs.loaders import queries_of, read_vocabulary
 from runs.media import audio_folder_of, regions_of
 from runs.provenance import check_data_set
 from runs.resume import begun_run

@@ -29,8 +29,8 @@ from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.run import NAME_KEY, folder_of, locked_run, written
 from pretraining.unpaired import ImageLoader, Schedule
-from runs.builders import plan_of, start_state
 from runs.checkpoints import refuse_diverged
+from runs.models import plan_of, start_state
 from runs.resume import Keeper, carry_on, save_best
 from training.epoch import Loader
 from training.state import TrainingState

@@ -17,9 +17,10 @@ from option import ModalityOptions
 from pretraining.adversaries import Adversaries, adversarial_epoch, validate
 from pretraining.run import NAME_KEY, folder_of, locked_run, written
 from pretraining.unpaired_sources import Sources, open_sources
-from runs.builders import place, read_vocabulary, start_state
 from runs.checkpoints import fit_weights, save_checkpoint
 from runs.events import EventLog
+from runs.loaders import read_vocabulary
+from runs.models import place, start_state
 from runs.resume import Keeper, carry_on
 from runtime.interruption import Watch
 from utils import InputError, derive_seed, logger

@@ -23,7 +23,7 @@ from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.backbone import Side, Task, find_images, open_sides, start_of
 from pretraining.unpaired import ImageLoader
-from runs.builders import place
+from runs.models import place
 from training.epoch import autocast
 from utils import InputError, logger
 

@@ -19,7 +19,7 @@ from layers.mcrn import Modality
 from option import ModalityOptions
 from option.pretraining import UnpairedSources
 from pretraining.unpaired import CaptionLoader, ImageLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
-from runs.builders import warn_of_blanks
+from runs.loaders import warn_of_blanks
 from utils import InputError, derive_seed, logger
 from vocab import UNKNOWN, Vocabulary
 

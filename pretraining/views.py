@@ -25,7 +25,7 @@ from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.backbone import Task, find_images, open_sides, split_classes, start_of
 from pretraining.unpaired import TwoViewLoader
-from runs.builders import place
+from runs.models import place
 from utils import InputError
 
 VIEW_DIM = 128

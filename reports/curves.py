@@ -49,7 +49,9 @@ def draw_curves(experiment: Path, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the training curves of an experiment."""
-    parser = argparse.ArgumentParser(description="Draw the training curves of all folds of an experiment.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.curves", description="Draw the training curves of all folds of an experiment."
+    )
     parser.add_argument("experiment", type=Path, help="its folder, e.g. checkpoint/ucm_amfmn")
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     given = parser.parse_args(arguments)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from reports.history import read_history, validation_score
-from reports.tables import RANDOM_TIES, RECALLS
+from reports.tables import RECALLS
 from runs.checkpoints import flat_options
+from runs.scoring import RANDOM_TIES
 from runtime.entry_point import run_entry_point
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, markdown, write_text_atomic
@@ -175,7 +176,9 @@ def text(experiments: Sequence[Experiment]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of some experiments."""
-    parser = argparse.ArgumentParser(description="Put finished experiments side by side.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.experiments", description="Put finished experiments side by side."
+    )
     parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     given = parser.parse_args(arguments)

@@ -18,9 +18,10 @@ from typing import Any
 from layers.registry import registered
 from reports.experiments import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
 from reports.significance import compare, read_ranks
-from reports.tables import LIMITS, RANDOM_TIES, RECALLS
+from reports.tables import LIMITS, RECALLS
 from runs.checkpoints import dotted
 from runs.record import UNKNOWN, read_record
+from runs.scoring import RANDOM_TIES
 from runtime.entry_point import run_entry_point
 from utils import InputError, markdown, write_text_atomic
 
@@ -208,7 +209,10 @@ def text(experiments: Sequence[Experiment], published: Sequence[Published]) -> s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of some experiments."""
-    parser = argparse.ArgumentParser(description="The results of some experiments with all that a citation needs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.reproduction",
+        description="The results of some experiments with all that a citation needs.",
+    )
     parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
     parser.add_argument("--published", metavar="SET", help="data set whose published rows to show: ucm, rsitmd, rsicd")
     parser.add_argument("--out", type=Path, help="write the tables here, too")

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from metrics.scenes import NAMED_ONLY
+from runs.scoring import RANDOM_TIES, RERANKED
 from utils import markdown
 
-RERANKED = "reranked_"
-"""Before the name of a score that was taken after reranking."""
-RANDOM_TIES = "random_ties_"
-"""Before the name of a score that counts ties as `metrics.ties.random_tie_recalls` does."""
 RECALLS = {
     "i2t_R@1": "I→T R@1",
     "i2t_R@5": "R@5",

@@ -13,8 +13,8 @@ import option
 import vocab
 from layers import build_model
 from option import Options
-from runs.builders import read_vocabulary
 from runs.checkpoints import save_checkpoint
+from runs.loaders import read_vocabulary
 from tests.tiny import SIDE, make_precomp
 
 WORDS = ["a red field", "a green roof", "a blue pond", "a yellow field"]

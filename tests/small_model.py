@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import preflight.training
-import train as train_entry
 from batches.batch import Batch
 from layers.base import Encodings, RetrievalModel
-from runs import builders
+from runs import models
 
 BeforeLoss = Callable[[Batch], None]
 
@@ -44,8 +43,7 @@ def use_small_model(patch: pytest.MonkeyPatch, before_loss: BeforeLoss | None = 
     def build(options: object, vocabulary: list[str], load_weights: bool = True) -> SmallModel:
         return SmallModel(len(vocabulary), before_loss)
 
-    patch.setattr(train_entry, "build_model", build)
-    patch.setattr(builders, "build_model", build)
+    patch.setattr(models, "build_model", build)
     patch.setattr(preflight.training, "build_model", build)
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from layers.base import RetrievalModel
 from metrics.ranks import Tasks
-from reports.html.collect import Fold, Gallery, TestSet, examine
+from reports.html.collect import Fold, Gallery, examine
 from reports.html.findings import by_direction, first_scenes
 from reports.html.page import Outcome, page
 from reports.tables import Table
+from runs.scoring import TestSet
 from utils import InputError, first_line, write_text_atomic
 
 __all__ = ["Report", "TestSet"]
@@ -64,7 +65,7 @@ class Report:
 
         Args:
             path: the file; one that is there is replaced.
-            result: what `test.summary` gives.
+            result: what `reports.results.summary` gives.
             tables: recall tables, see `reports.tables.score_tables`.
             command: that made the report.
 

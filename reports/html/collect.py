@@ -12,54 +12,18 @@ from torch import Tensor
 
 from batches.augmentation import normalise
 from batches.batch import Batch
-from data.annotations import Annotations
-from data.images import decode
 from data.regions.drawing import draw_regions
 from data.regions.file import read_regions, region_fields
-from data.splits import scene_classes
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
-from option import Options
 from reports.html.findings import Query, answers, extremes, margins, principal_plane
+from runs.scoring import TestSet
 from training.epoch import autocast
-from vocab import UNKNOWN, Vocabulary, tokenize
+from vocab import UNKNOWN, tokenize
 
 QUERIES = 4  # best ones and worst ones, of each direction
 ANSWERS = 5
 EXAMPLES = 3  # best captions and worst ones whose explanation is shown
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """What the models are tested on.
-
-    Attributes:
-        options: of the experiment.
-        annotations: N images, M captions.
-        vocabulary: the words that the models read.
-        loader: of the same images and captions.
-        scenes: class of each image, see `test.scene_numbers`; None where there are no classes.
-    """
-
-    options: Options
-    annotations: Annotations
-    vocabulary: Vocabulary
-    loader: EvaluationLoader
-    scenes: Tensor | None
-
-    __test__ = False  # no tests in here, whatever pytest makes of the name
-
-    @property
-    def scene_names(self) -> dict[int, str]:
-        """Number -> name of the scene classes, in the order of their numbers; none without classes."""
-        if self.scenes is None:
-            return {}
-        return dict(sorted(zip(self.scenes.tolist(), scene_classes(self.annotations), strict=True)))
-
-    def decoded(self, image: int) -> Image.Image:
-        """The image of an image, as large as its file has it."""
-        path = self.options.dataset.image_folder / self.annotations.image_names[image]
-        return decode(path, self.options.dataset.max_pixels)
 
 
 @dataclass(frozen=True)

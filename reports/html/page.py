@@ -16,7 +16,7 @@ import torch
 import option
 from reports.history import VALIDATION_SCORES, read_history, validation_score
 from reports.html.charts import Line, bar_chart, line_chart, matrix
-from reports.html.collect import Fold, Gallery, TestSet
+from reports.html.collect import Fold, Gallery
 from reports.html.findings import (
     DIRECTIONS,
     chance_curve,
@@ -29,6 +29,7 @@ from reports.html.findings import (
 from reports.html.markup import Markup, join, tag
 from reports.html.sights import examples_section, plane_section, queries_section
 from reports.tables import LIMITS, Table
+from runs.scoring import TestSet
 
 STYLE = Path(__file__).with_name("style.css")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -51,7 +52,7 @@ class Outcome:
         subject: what was tested on.
         folds: one or more checkpoints.
         gallery: of the first of them.
-        result: what `test.summary` gives.
+        result: what `reports.results.summary` gives.
         tables: recall tables.
         command: that made the report.
     """

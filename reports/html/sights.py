@@ -10,9 +10,10 @@ from torch import Tensor
 
 from localization.overlay import overlay
 from reports.html.charts import Cloud, scatter
-from reports.html.collect import Example, Gallery, TestSet
+from reports.html.collect import Example, Gallery
 from reports.html.findings import Found, Query
 from reports.html.markup import Markup, data_uri, tag
+from runs.scoring import TestSet
 
 THUMBNAIL = 96
 LARGE = 176

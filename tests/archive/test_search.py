@@ -39,7 +39,7 @@ from data.keywords.file import write_keywords
 from data.regions.file import write_regions
 from engine import encode
 from option import Options, load_options
-from runs.builders import evaluation_loader, read_vocabulary
+from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
 from tests import ROOT
 from tests.archives import Trained, make_trained

@@ -27,7 +27,7 @@ from layers.objective import build_objective
 from layers.registry import registered
 from option import Options
 from option.schema import Optim
-from runs.builders import train_loader
+from runs.loaders import train_loader
 from runs.media import Media
 from runtime.weights import read_checkpoint
 from tests.layers.test_layers import random_batch

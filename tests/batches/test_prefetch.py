@@ -14,7 +14,7 @@ from batches.prefetch import one_ahead, overlapped, pinned
 from layers import build_model
 from option import Options
 from option.schema import Optim
-from runs.builders import start_state
+from runs.models import start_state
 from tests.criteria import triplet_criterion
 from tests.layers.test_layers import random_batch
 from tests.training.test_engine import Silent

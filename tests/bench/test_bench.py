@@ -30,7 +30,8 @@ from layers.registry import registered
 from layers.skip_thoughts import BayesianUniSkip, SkipThoughts
 from option import Options
 from option.schema import leaves
-from runs.builders import evaluation_loader, place
+from runs.loaders import evaluation_loader
+from runs.models import place
 from tests import ROOT
 from tests.bench_subject import EnvironmentSubject
 from tests.criteria import triplet_criterion

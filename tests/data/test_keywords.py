@@ -33,7 +33,7 @@ from layers import build_model
 from layers.amfmn import AMFMN
 from layers.keywords import KeywordFusion
 from option import load_options
-from runs.builders import evaluation_loader, read_vocabulary, train_loader
+from runs.loaders import evaluation_loader, read_vocabulary, train_loader
 from runs.media import Media
 from runtime.weights import read_checkpoint
 from tests.tiny import make_precomp, write_experiment

@@ -53,7 +53,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _data_sets(folder: str, names: list[str]) -> set[str]:
-    return {name for name in names if Path(folder, name).is_dir()} if Path(folder).name == "data" else set()
+    """Folders that are no rooms: data sets and what is made of them."""
+    here = [Path(folder, name) for name in names] if Path(folder).name == "data" else []
+    return {path.name for path in here if path.is_dir() and not (path / "__init__.py").is_file()}
 
 
 def test_the_page_holds_one_model_and_one_yaml() -> None:

@@ -390,5 +390,5 @@ def test_the_cheap_commands_of_the_pages_run(tmp_path: Path, monkeypatch: pytest
     for text in dict.fromkeys(text for text in texts if text.startswith(wanted) and "toy" not in text):
         program, *arguments = shlex.split(text)[2:]
         module_of(program).main(arguments)
-    assert (tmp_path / "vocab" / "sydney_splits_vocab.json").is_file()
+    assert (tmp_path / "data" / "sydney_precomp" / "vocab.json").is_file()
     assert (tmp_path / "data" / "my_precomp" / "train_caps.txt").is_file()

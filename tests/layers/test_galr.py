@@ -28,8 +28,8 @@ from layers.galr import Fusion, FusionParameters, GaLR, GalrParameters, RegionGr
 from layers.released import load_released
 from layers.single_token import SingleTokenAttention, UnbiasedLayerNorm
 from option import Options, load_options
-from runs import builders as experiment_module
-from runs.builders import evaluation_loader, read_vocabulary, train_loader
+from runs import media as media_module
+from runs.loaders import evaluation_loader, read_vocabulary, train_loader
 from runs.media import Media, regions_of
 from tests import ROOT, reference_inputs
 from tests.tiny import make_precomp, write_experiment
@@ -260,7 +260,7 @@ class TestRuns:
             read.append(path)
             return read_regions(path)
 
-        monkeypatch.setattr(experiment_module, "read_regions", noted)
+        monkeypatch.setattr(media_module, "read_regions", noted)
         options = load_options(experiment)
         annotations, vocabulary = read_annotations(options.dataset.data_path, "train"), read_vocabulary(options)
         media = Media.of(options, [annotations], CPU)

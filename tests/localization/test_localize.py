@@ -22,8 +22,9 @@ from layers import build_model
 from localization.indicators import attention_centres, indicators
 from localization.large_image import open_large
 from localization.windows import encode_queries, mean_map, score_windows, window_grid
-from runs.builders import load_model, read_vocabulary
 from runs.checkpoints import save_checkpoint
+from runs.loaders import read_vocabulary
+from runs.models import load_model
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 

@@ -16,7 +16,7 @@ from data.annotations import Annotations
 from metrics.limits import scene_chance
 from metrics.ranks import CUTOFFS
 from metrics.scenes import NO_SCENE, SceneShares, scene_recalls, scene_shares
-from test import scene_numbers
+from runs.scoring import scene_numbers
 from tests import ROOT
 from tests.metrics.test_metrics import DEVICES, problems
 

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError
 import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
-from layers.registry import Registration
-from option.parameters import ModelParameters, Parameters
+from option import parameters
+from option.parameters import ModelBlock, ModelParameters, Parameters
 from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
 from option.unread import blocks_of
 from tests import ROOT
@@ -549,7 +549,7 @@ class DummyParameters(ModelParameters):
 
 @pytest.fixture
 def _dummy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._registrations, "Dummy", Registration(AMFMN, DummyParameters))
+    monkeypatch.setitem(parameters._blocks, "Dummy", ModelBlock(DummyParameters, AMFMN.unread))
 
 
 @pytest.mark.usefixtures("_dummy")

@@ -31,7 +31,7 @@ from pretraining.backbone import split_classes
 from pretraining.scenes import SceneClassifier, list_images
 from pretraining.unpaired import Schedule, TwoViewLoader
 from pretraining.views import ViewMatcher, first_found, view_task
-from runs.builders import read_vocabulary
+from runs.loaders import read_vocabulary
 from runs.record import read_record
 from runtime.weights import read_checkpoint
 from tests.interrupted import asked_to_stop, assert_equal, comparable

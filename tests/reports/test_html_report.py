@@ -46,10 +46,11 @@ from reports.html.findings import (
     recall_curve,
 )
 from reports.html.markup import VOID, tag
-from runs.builders import evaluation_loader, load_model, read_vocabulary
 from runs.checkpoints import save_checkpoint
 from runs.folders import best_checkpoint, experiment_folder, run_folder
+from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
+from runs.models import load_model
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError
 from vocab import Vocabulary

@@ -177,7 +177,7 @@ row first {yaml} optim.epochs=1
 row second {yaml} optim.epochs=1 optim.lr=2e-3
 prepare() {{ :; }}
 cd {folder}
-run_rows ucm reproduce_ucm reproduction_table.py --published ucm
+run_rows ucm reproduce_ucm -m reports.reproduction --published ucm
 """
 
 
@@ -185,7 +185,7 @@ run_rows ucm reproduce_ucm reproduction_table.py --published ucm
 def script(tmp_path: Path) -> Path:
     """A script of two rows on a tiny data set."""
     yaml = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
-    for name in ("train.py", "test.py", "reports.reproduction"):
+    for name in ("train.py", "test.py"):
         (tmp_path / name).write_text(f"import runpy; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n")
     path = tmp_path / "script.sh"
     path.write_text(SCRIPT.format(root=ROOT, python=sys.executable, yaml=yaml, folder=tmp_path))

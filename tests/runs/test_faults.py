@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 import dataloader
-import engine
 import train as train_entry
 from batches.batch import Batch
 from data import image_store as image_store
@@ -33,6 +32,7 @@ from runtime.weights import read_checkpoint
 from tests.criteria import triplet_criterion
 from tests.small_model import CPU_FAULT, CUDA_FAULT, SmallModel, out_of_memory_above, use_small_model
 from tests.tiny import make_precomp, write_experiment
+from training import epoch
 from training.memory import backward_in_memory, parts_of
 from training.state import TrainingState, optimiser_step
 from utils import InputError, RunFault, logger, write_atomic
@@ -278,7 +278,7 @@ class TestDivergence:
                     next(state.model.parameters()).fill_(float("nan"))
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "optimiser_step", poison)
+            patch.setattr(epoch, "optimiser_step", poison)
             message = run.fails()
         assert message.startswith("the loss became nan in epoch 2 at step 3. Try a lower optim.lr")
         run.goes_on()
@@ -293,7 +293,7 @@ class TestDivergence:
                     next(state.model.parameters())[0, 0] = float("inf")
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "optimiser_step", poison)
+            patch.setattr(epoch, "optimiser_step", poison)
             message = run.fails("logs.eval_step=9")
         assert f"{run.last} was not written: 1 tensors of the run hold numbers that are not finite" in message
         assert "(model.colours.weight)" in message
@@ -313,7 +313,7 @@ class TestDisk:
 
         with monkeypatch.context() as patch:
             # options.yaml is written before the training
-            patch.setattr(train_entry, "write_text_atomic", lambda path, text: None)
+            patch.setattr("runs.fold.write_text_atomic", lambda path, text: None)
             patch.setattr(os, "fsync", full)
             message = run.fails("logs.eval_step=9")
         assert message.startswith(f"{run.last} can't be written: No space left on device, ")

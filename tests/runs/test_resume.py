@@ -20,7 +20,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import engine
 import option
 import train as train_entry
 from batches.batch import Batch
@@ -31,7 +30,7 @@ from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from runs.builders import start_state
+from runs.models import start_state
 from runs.resume import Keeper, _refuse_other_options, save_best
 from runtime.entry_point import run_entry_point
 from runtime.interruption import Watch, stopped_at_once, termination_held
@@ -42,6 +41,7 @@ from tests.criteria import triplet_criterion
 from tests.interrupted import TIMED, asked_to_stop, assert_equal, comparable
 from tests.layers.test_layers import random_batch
 from tests.tiny import make_precomp, write_experiment
+from training import epoch
 from training.epoch import Plan
 from training.state import TrainingState
 from utils import RUN_AGAIN, InputError, remove_unfinished
@@ -159,7 +159,7 @@ def test_sigterm_saves_the_step_and_the_same_command_goes_on(
     (run / "split").mkdir(parents=True)
     leftover = run / ".last.pth.abc.unfinished"
     leftover.touch()
-    with asked_to_stop(monkeypatch, engine, "optimiser_step", 2):
+    with asked_to_stop(monkeypatch, epoch, "optimiser_step", 2):
         train_entry.main(arguments(tiny, "parts"))
     last = read_checkpoint(run / "last.pth")
     assert (last["epoch"], last["batch"]) == (0, 4)
@@ -167,7 +167,7 @@ def test_sigterm_saves_the_step_and_the_same_command_goes_on(
     assert "Stopped by SIGTERM; all steps so far are saved. Run the same command again" in caplog.text
     # As if it had been killed after the next batch, which was logged but not saved.
     shutil.copy(run / "last.pth", run.parent / "before.pth")
-    with asked_to_stop(monkeypatch, engine, "optimiser_step", 1):
+    with asked_to_stop(monkeypatch, epoch, "optimiser_step", 1):
         train_entry.main(arguments(tiny, "parts"))
     assert read_checkpoint(run / "last.pth")["batch"] == 5
     shutil.move(run.parent / "before.pth", run / "last.pth")

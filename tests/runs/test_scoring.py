@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -24,9 +24,10 @@ import test as test_entry
 from engine import encode
 from layers import build_model
 from layers.amfmn import AMFMN
-from runs.builders import place
+from metrics.rerank import Method
 from runs.checkpoints import load_weights, save_checkpoint
 from runs.folders import best_checkpoint
+from runs.models import place
 from runtime.weights import read_checkpoint
 from tests import ROOT
 from tests.tiny import make_precomp, write_experiment
@@ -289,3 +290,7 @@ def test_faults_of_an_export(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 2: holds a NUL character"):
         run(path, "--export", str(tmp_path / "out.h5"))
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_the_ways_to_rerank_are_those_that_can_be_asked_for() -> None:
+    assert get_args(Method) == test_entry.RERANKS

@@ -28,8 +28,9 @@ from layers.objective import Objective, build_objective
 from layers.registry import registered
 from option import Options
 from option.schema import leaves
-from runs.builders import evaluation_loader, train_loader
+from runs.loaders import evaluation_loader, train_loader
 from runs.media import Media
+from runs.models import refuse_ranks
 from runtime import distributed
 from runtime.distributed import ALONE, PLACE, World, own_random_states, refuse_torchrun, session
 from runtime.weights import read_checkpoint
@@ -37,7 +38,6 @@ from tests.layers.test_layers import random_batch, rows
 from tests.ranks import run_ranks
 from tests.small_model import BeforeLoss, use_small_model
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
-from train import check_ranks
 from training.learner import Losses
 from utils import InputError
 from vocab import Vocabulary
@@ -314,12 +314,12 @@ def test_what_several_ranks_can_not_do(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, tiny_options: Callable[..., Options]
 ) -> None:
     options = tiny_options("AMFMN", {"optim.sync_batch_norm": True})
-    check_ranks(options, ALONE, CPU)
+    refuse_ranks(options, ALONE, CPU)
     with pytest.raises(InputError, match=r"optim\.sync_batch_norm.*needs GPUs"):
-        check_ranks(options, World(0, 2), CPU)
+        refuse_ranks(options, World(0, 2), CPU)
     monkeypatch.setattr(registered()["AMFMN"].model, "training_loss", OneBatch.training_loss)
     with pytest.raises(InputError, match="AMFMN overrides `training_loss`"):
-        check_ranks(tiny_options("AMFMN"), World(0, 2), CPU)
+        refuse_ranks(tiny_options("AMFMN"), World(0, 2), CPU)
 
 
 def test_an_environment_that_is_not_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:

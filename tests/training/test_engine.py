@@ -21,12 +21,12 @@ from engine import encode, evaluate, fit, image_verb, score_blocks, score_source
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
-from runs.builders import evaluation_loader, start_state, train_loader
+from runs.loaders import evaluation_loader, train_loader
 from runs.media import Media
+from runs.models import start_model, start_state
 from runtime.distributed import ALONE, World
 from tests.criteria import triplet_criterion
 from tests.tiny import make_precomp, write_experiment
-from train import start_model
 from training.epoch import Plan, passes
 from training.state import Meter, TrainingState, optimiser_step
 from utils import InputError
@@ -312,7 +312,7 @@ def test_accumulation_steps_once_per_group_and_at_the_end(
         clips.append(clip)
         optimiser_step(state, clip)
 
-    monkeypatch.setattr("engine.optimiser_step", noted)
+    monkeypatch.setattr("training.epoch.optimiser_step", noted)
     run(options, vocabulary, Plan(epochs=1, accumulate=4, grad_clip=1.5))
     assert clips == [1.5, 1.5]  # 48 pairs in 6 batches of 8: after the fourth and after the last
 

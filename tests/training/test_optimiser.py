@@ -16,7 +16,7 @@ from layers.objective import build_objective
 from layers.registry import registered
 from option import Options
 from option.schema import Optim
-from runs.builders import start_state
+from runs.models import start_state
 from runs.resume import Keeper, save_best
 from runtime.weights import read_checkpoint
 from training.optimiser import moving_average, slow_backbones

@@ -1,37 +1,29 @@
-"""From options to the objects of one run: folders, vocabulary, images, loaders."""
+"""From options to vocabulary, lists, queries and loaders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import option
 import vocab
 from batches.augmentation import Augmentation, audio_margin_size, margin_size
 from batches.batch import Captions
+from batches.pairs import PairSource
 from batches.queries import build_queries, typed_queries
 from data.annotations import Annotations, blank_captions, check_images, describe_blank
+from data.similarity.prior import PriorSimilarity
+from data.splits import recorded_or_new
 from dataloader import EvaluationLoader, TrainLoader
-from layers import build_model
-from layers.base import RetrievalModel
 from layers.registry import registered
 from option import ModalityOptions, Options
-from option.schema import Descent, Logs, Training
-from runs.checkpoints import FORMAT, load_weights
-from runs.media import Media
-from runs.provenance import check_model
+from runs.folders import experiment_folder, run_folder
+from runs.media import Media, audio_folder_of
 from runtime.distributed import ALONE, World
-from training.epoch import Plan
-from training.optimiser import build_optimizer, build_scheduler, build_warmup, moving_average
-from training.state import TrainingState
-from utils import Gate, InputError, derive_seed, logger
+from utils import InputError, derive_seed, logger
 from vocab import Vocabulary
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def read_vocabulary(options: Options | ModalityOptions) -> Vocabulary:
@@ -50,6 +42,21 @@ def read_vocabulary(options: Options | ModalityOptions) -> Vocabulary:
             f"python -m vocab --data_path {options.dataset.data_path} --data_name NAME --out {path}"
         )
     return Vocabulary.load(path)
+
+
+def split_of(options: Options, fold: int, begun: bool) -> tuple[Annotations, Annotations]:
+    """Train and val list of a fold, of one that was begun those that it was begun with."""
+    k_fold, folder = options.k_fold, run_folder(options, fold)
+    return recorded_or_new(
+        options.dataset.data_path,
+        folder,
+        k_fold.strategy,
+        fold,
+        k_fold.nums,
+        k_fold.seed,
+        begun,
+        audio_folder_of(options),
+    )
 
 
 def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabulary) -> Captions:
@@ -140,73 +147,9 @@ def evaluation_loader(
     )
 
 
-def load_model(
-    options: Options, vocabulary: Vocabulary, path: Path, device: torch.device, gate: Gate | None = None
-) -> tuple[RetrievalModel, dict[str, Any]]:
-    """The model of one checkpoint, ready to encode, and all else that the checkpoint holds.
-
-    Raises:
-        InputError: see `load_weights` and `check_model`.
-    """
-    model = build_model(options, vocabulary, load_weights=False)
-    content = load_weights(model, path, options, vocabulary, gate)
-    if content.get("format") == FORMAT:
-        check_model(content, path, option.dump(options), gate)
-    logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
-    return place(model, device), content
-
-
-def place(model: Module, device: torch.device) -> Module:
-    """Put a model on a device, its convolutions in the channels-last layout that CPUs and tensor cores prefer."""
-    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
-
-
-def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
-    """How the engine is to train; the best epoch has the highest validation score `select`."""
-    return Plan(
-        epochs=optim.epochs,
-        eval_step=logs.eval_step,
-        print_freq=logs.print_freq,
-        patience=optim.patience,
-        accumulate=optim.accumulate,
-        grad_clip=optim.grad_clip,
-        amp=optim.amp,
-        on_oom=optim.on_oom,
-        select=select,
-        save_minutes=logs.save_minutes,
-    )
-
-
-def start_state(
-    model: nn.Module,
-    groups: Sequence[dict[str, Any]],
-    optim: Descent,
-    device: torch.device,
-    objective: nn.Module | None = None,
-    ema: float = 0.0,
-) -> TrainingState:
-    """Optimiser, learning rates, loss scale and moving average of a run before its first epoch.
-
-    Args:
-        model: placed on the device already.
-        groups: its parameters in groups for the optimiser, each with its learning rate.
-        optim: the optimiser and the schedule, and whether losses are scaled.
-        device: where the model is.
-        objective: on the device already; its parameters learn at the rate of the first group.
-        ema: decay of the moving average of the weights; 0: there is none.
-    """
-    learned = [] if objective is None else list(objective.parameters())
-    if learned:
-        groups = [*groups, {"params": learned, "lr": groups[0]["lr"]}]
-    optimizer = build_optimizer(groups, optim)
-    scheduler = build_scheduler(optimizer, optim)
-    return TrainingState(
-        model,
-        optimizer,
-        scheduler,
-        torch.amp.GradScaler(device.type, enabled=optim.amp == "fp16"),
-        objective=objective or nn.Identity(),
-        warmup=build_warmup(optimizer, optim.warmup_steps),
-        average=moving_average(model, ema) if ema > 0 else None,
-    )
+def pair_source(options: Options, train: Annotations) -> PairSource:
+    """What is known of the pairs of a training list, as far as the loss uses it."""
+    prior = None
+    if "dynamic" in options.optim.loss:
+        prior = PriorSimilarity.cached(train, experiment_folder(options) / "cache")
+    return PairSource(train, options.optim.mask, prior)

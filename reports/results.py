@@ -1,0 +1,158 @@
+"""What test.py makes of its scores: the tables, the line of protocol, and the files of an experiment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import metrics
+import option
+from layers.registry import registered
+from metrics import limits
+from metrics.rerank import Method
+from option import Options
+from option.schema import Rerank
+from reports.export import Embeddings
+from reports.tables import LIMITS, score_tables
+from runs.folders import experiment_folder
+from runs.scoring import RANDOM_TIES, RERANKED, TestSet, has_equal_captions, renamed
+from utils import InputError, as_csv, first_line, write_text_atomic
+
+
+@dataclass
+class Scores:
+    """What was found of each checkpoint, by its label, `fold 0` or a file's name.
+
+    Attributes:
+        rows: recalls and what else was asked for, in percent.
+        ranks: of images and captions.
+        embeddings: where they are to be exported.
+        origins: what the checkpoint says of its `epoch`, `fold` and `options`.
+    """
+
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    ranks: dict[str, metrics.Ranks] = field(default_factory=dict)
+    embeddings: dict[str, Embeddings] = field(default_factory=dict)
+    origins: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def summary(
+    test_set: TestSet,
+    scores: Scores,
+    device: torch.device,
+    method: Method | None = None,
+    checkpoint: Path | None = None,
+    forced: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Everything that a reader of the table needs, as plain values.
+
+    Args:
+        test_set: what was scored on.
+        scores: of each checkpoint.
+        device: that scored.
+        method: of the rerank; None: there was none.
+        checkpoint: the one file that was scored; None: the folds of the experiment.
+        forced: mismatches that were let through.
+    """
+    options, loader, scenes = test_set.options, test_set.loader, test_set.scenes
+    rows = scores.rows
+    mean = metrics.mean_and_deviation(list(rows.values()))
+    chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
+    ceiling = limits.ceiling(loader.text_image, loader.caption_row)
+    told = {} if scenes is None else limits.scene_knowledge(loader.text_image, scenes)
+    alone = dict(told)
+    for prefix, shown in ((RANDOM_TIES, has_equal_captions(loader)), (RERANKED, method is not None)):
+        if shown:
+            chance |= renamed(prefix, limits.chance(loader.text_image))
+            alone |= renamed(prefix, told)
+    if scenes is not None:
+        expected = limits.scene_chance(loader.text_image, scenes)
+        chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
+    scored = what_was_scored(options, scores, checkpoint)
+    model = registered()[options.model.name].model
+    views = "" if options.dataset.test_views == "one" else "each image in 8 right-angle views"
+    note = "; ".join(filter(None, [views, model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
+    protocol = (
+        f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
+        f"{scored}; an item that is no match and scores equal to the match counts as "
+        f"ranked before it; images of {options.dataset.image_size} pixels, "
+        f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
+    )
+    compared = {"chance": chance, "scene_class_alone": alone, "ceiling": ceiling}
+    named = {LIMITS[key]: values for key, values in compared.items()}
+    return {
+        "tables": score_tables(rows, mean, named, _describe(method, options.rerank)),
+        "protocol": protocol,
+        "rows": rows,
+        "mean": {name: value for name, (value, _) in mean.items()},
+        "standard_deviation": {name: value for name, (_, value) in mean.items()},
+        **compared,
+        "rerank": method,
+        "options": option.dump(options),
+    }
+
+
+def what_was_scored(options: Options, scores: Scores, checkpoint: Path | None) -> str:
+    """One file, or the folds, how they were split and by what each one's epoch was chosen."""
+    if checkpoint is not None:
+        epoch = scores.origins[checkpoint.name].get("epoch", "unknown")
+        return f"one checkpoint, {checkpoint.name} (epoch {epoch})"
+    model, count = registered()[options.model.name].model, len(scores.rows)
+    selected_by = "mR" if model.selected_by == "mR" else "the mean mR of all tasks"
+    return (
+        f"{count} {'fold' if count == 1 else 'folds'}, split strategy {options.k_fold.strategy}, each fold's best "
+        f"epoch by {selected_by} on val; mean ± sample standard deviation over folds"
+    )
+
+
+def _describe(method: Method | None, constants: Rerank) -> str:
+    weights = f", w1 {constants.w1:g}, w2 {constants.w2:g}" if method == "multivariate" else ""
+    return f"{method}, {constants.candidates} candidates{weights}"
+
+
+def results_folder(options: Options, content: Mapping[str, Any]) -> Path:
+    """Where results go: into the experiment's folder, or into one there if the queries are others than in training.
+
+    Args:
+        options: of the test.
+        content: of one of the checkpoints, which was loaded with these options.
+    """
+    registration, folder = registered()[options.model.name], experiment_folder(options)
+    mode = registration.model.query_mode(options.model)
+    if mode == "none":  # published checkpoints say nothing of their options
+        return folder
+    trained = registration.parameters.model_validate(content["options"]["model"])
+    return folder if registration.model.query_mode(trained) == mode else folder / f"by_{mode}"
+
+
+def write_results(folder: Path, folds: Sequence[int], result: Mapping[str, Any], tables: str, whole: bool) -> None:
+    """Each fold's scores into its folder, and where all folds were scored the whole result beside them."""
+    rows = result["rows"]
+    for fold in folds:
+        write_text_atomic(folder / str(fold) / "test.json", _json(rows[f"fold {fold}"]))
+    if whole:
+        write_text_atomic(folder / "test.json", _json(result))
+        write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
+        write_text_atomic(folder / "test.md", f"{tables}\n\n{result['protocol']}\n")
+        print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
+
+
+def write_copy(path: Path, result: Mapping[str, Any]) -> None:
+    """The result in a file of the user's choice, `--json`.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        write_text_atomic(path, _json(result))
+    except OSError as fault:
+        raise InputError(f"--json {path}: can't be written ({first_line(fault)}); give another file.") from fault
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"

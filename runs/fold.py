@@ -1,0 +1,67 @@
+"""What belongs to the training of one fold: whether it is over, what saves it, what it leaves besides checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import option
+from dataloader import EvaluationLoader
+from engine import evaluate
+from layers.base import RetrievalModel
+from option import Options
+from runs.events import EventLog, NoEvents
+from runs.folders import best_checkpoint, run_folder
+from runs.provenance import LIST_DIGEST, train_digest
+from runs.record import recorded
+from runs.resume import Keeper, is_finished, is_settled, save_best
+from runtime.distributed import World
+from training.state import TrainingState, random_states
+from utils import write_text_atomic
+from vocab import Vocabulary
+
+
+def is_over(options: Options, fold: int, begun: dict[str, Any]) -> bool:
+    """Whether nothing is left to do for a fold."""
+    finished = is_finished(begun, options.optim.epochs, options.optim.patience)
+    return finished and is_settled(begun, run_folder(options, fold), best_checkpoint(options, fold))
+
+
+def keeper_of(options: Options, fold: int, vocabulary: Vocabulary, state: TrainingState) -> Keeper:
+    """What saves a fold's run, with the words, the data set and the fold that belong to its weights."""
+    extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
+    best = best_checkpoint(options, fold)
+    return Keeper(run_folder(options, fold), best, options, partial(save_best, best, state, options, extra), extra)
+
+
+@contextmanager
+def written(
+    options: Options, folder: Path, state: TrainingState, batches: int, device: torch.device, world: World
+) -> Iterator[EventLog | NoEvents]:
+    """What a run leaves besides its checkpoints: its options, a record of it, and the events, to be written to."""
+    if not world.leads:
+        yield NoEvents()
+        return
+    write_text_atomic(folder / "options.yaml", option.to_yaml(options))
+    with recorded(folder, device), EventLog(folder, state.epoch * batches + state.batch + 1) as writer:
+        yield writer
+
+
+def validated(
+    state: TrainingState, loader: EvaluationLoader, device: torch.device, amp: str, world: World
+) -> dict[str, float]:
+    """The scores of val, the same on all ranks."""
+    world.share_buffers(state.scored)
+    return world.agree(evaluate(cast(RetrievalModel, state.scored), loader, device, amp))
+
+
+def saved(keeper: Keeper, world: World, state: TrainingState, is_best: bool) -> None:
+    """Save the run; every rank gives its random states."""
+    state.ranks = world.collect(random_states(state.device)) if world.size > 1 else []
+    if world.leads:
+        keeper.save(state, is_best)
