@@ -29,11 +29,10 @@ def bench_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def comparison_parser(parser: argparse.ArgumentParser, batch: str) -> argparse.ArgumentParser:
-    """Add the arguments that measure sides in turn; `batch` is what `--batch` says of itself."""
+def add_comparison(parser: argparse.ArgumentParser, batch: str) -> None:
+    """The arguments of a comparison of sides; `batch` is what `--batch` says of itself."""
     parser.add_argument("--batch", type=positive, help=batch)
     parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")
-    return parser
 
 
 def positive(text: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bench import table
-from bench.arguments import bench_parser, comparison_parser, positive
+from bench.arguments import add_comparison, bench_parser, positive
 from bench.comparison import Comparison
 from bench.machine import wait_for
 from bench.naive_data import blockwise_scores
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = bench_parser(
         "python -m bench.evaluate", "Time an evaluation of the test split on the published path and on ours, in turn."
     )
-    comparison_parser(parser, "items encoded at a time by ours; default: batch_size_val")
+    add_comparison(parser, "items encoded at a time by ours; default: batch_size_val")
     parser.add_argument("--blocks", type=positive, help="time so many blocks of the published path and scale to all")
     parser.add_argument("--checkpoint", type=Path, help="weights to score; default: random ones")
     given = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batches.batch import Batch
 from bench import table
-from bench.arguments import bench_parser, comparison_parser, positive
+from bench.arguments import add_comparison, bench_parser, positive
 from bench.comparison import Comparison
 from bench.machine import wait_for
 from bench.naive import loop_adam
@@ -130,7 +130,7 @@ COMPARISON = Comparison(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides."""
     parser = bench_parser("python -m bench.train", "Time training steps of the published path and of ours, in turn.")
-    comparison_parser(parser, "pairs per batch; default: dataset.batch_size")
+    add_comparison(parser, "pairs per batch; default: dataset.batch_size")
     parser.add_argument("--steps", type=positive, default=2, help="steps in each measurement")
     given = parser.parse_args(arguments)
     note = "GFLOP: of matrix products and convolutions, as computed by that side."

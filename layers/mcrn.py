@@ -159,7 +159,7 @@ class MCRN(MultiscaleModel):
             **{released.replace("text_feature.", "text."): ours for released, ours in RELEASED_CAPTIONS.items()},
             "audio.resnet.": "audio_encoder.resnet.",
             "audio.linear.": "audio_encoder.projection.",
-            **released_share_names("share.", "share.", len(share.enter.blocks)),
+            **released_share_names(len(share.enter.blocks)),
         }
 
     @classmethod

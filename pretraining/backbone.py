@@ -27,11 +27,13 @@ from engine import fit
 from layers.backbone import plain_weights
 from option import BackboneOptions
 from option.pretraining import BackboneImages
-from pretraining.run import NAME_KEY, folder_of, locked_run, written
+from pretraining.run import NAME_KEY, folder_of, locked_run
 from pretraining.unpaired import ImageLoader, Schedule
-from runs.checkpoints import refuse_diverged
+from runs.checkpoints import ending_clearly, refuse_diverged
+from runs.fold import written
 from runs.models import plan_of, start_state
 from runs.resume import Keeper, carry_on, save_best
+from runtime.distributed import ALONE
 from training.epoch import Loader
 from training.state import TrainingState
 from utils import InputError, derive_seed, logger, write_atomic
@@ -212,7 +214,9 @@ def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: to
             carry_on(state, begun, folder, NAME_KEY)
         keep_best = partial(_keep_best, options, task, state, result, best)
         keeper = Keeper(folder, best, options, keep_best, task.extra)
-        with written(keeper, state, begun, state.epoch * len(task.loader) + state.batch, device) as writer:
+        written_run = written(options, folder, state, len(task.loader), device, ALONE)
+        with ending_clearly(folder), written_run as writer:
+            keeper.settle(state, begun)
             plan = plan_of(optim, options.logs, select=task.select)
             fit(state, task.loader, task.losses_of, task.validate, plan, device, writer, keeper.save)
 

@@ -15,14 +15,16 @@ import torch
 from layers.mcrn import MCRN, Discriminator, McrnParameters
 from option import ModalityOptions
 from pretraining.adversaries import Adversaries, adversarial_epoch, validate
-from pretraining.run import NAME_KEY, folder_of, locked_run, written
+from pretraining.run import NAME_KEY, folder_of, locked_run
 from pretraining.unpaired_sources import Sources, open_sources
-from runs.checkpoints import fit_weights, save_checkpoint
-from runs.events import EventLog
+from runs.checkpoints import ending_clearly, fit_weights, save_checkpoint
+from runs.fold import written
 from runs.loaders import read_vocabulary
 from runs.models import place, start_state
 from runs.resume import Keeper, carry_on
+from runtime.distributed import ALONE
 from runtime.interruption import Watch
+from training.epoch import ScalarWriter
 from utils import InputError, derive_seed, logger
 from vocab import Vocabulary
 
@@ -52,8 +54,9 @@ def pretrain_modalities(options: ModalityOptions, device: torch.device, resume: 
         sides = start_adversaries(options, parameters, vocabulary, device, begun)
         extra = {"vocabulary": vocabulary.digest}
         keeper = Keeper(folder, result, options, partial(_save_model, result, sides, options, extra), extra)
-        done = sides.generating.epoch * sources.steps + sides.generating.batch
-        with written(keeper, sides, begun, done, device) as writer:
+        written_run = written(options, folder, sides.generating, sources.steps, device, ALONE)
+        with ending_clearly(folder), written_run as writer:
+            keeper.settle(sides, begun)
             fit_adversaries(sides, sources, options, device, keeper, writer)
 
     locked_run(options, result, resume, train)
@@ -71,7 +74,7 @@ def fit_adversaries(
     options: ModalityOptions,
     device: torch.device,
     keeper: Keeper,
-    writer: EventLog,
+    writer: ScalarWriter,
 ) -> None:
     """Train to the last epoch, validating after each, and saving as `engine.fit` does.
 
@@ -99,7 +102,7 @@ def fit_adversaries(
 
 
 def _end_epoch(
-    sides: Adversaries, figures: dict[str, float], scores: dict[str, float], epochs: int, writer: EventLog
+    sides: Adversaries, figures: dict[str, float], scores: dict[str, float], epochs: int, writer: ScalarWriter
 ) -> None:
     """Enter what an epoch came to into the history and the events, and say it in one line."""
     epoch = sides.generating.epoch + 1

@@ -1,23 +1,16 @@
-"""A pretraining as a run on disk: its folder, its lock, what is begun or finished, and what it leaves."""
+"""A pretraining as a run on disk: its folder, its lock, and what is begun or finished."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import option
 from option import BackboneOptions, ModalityOptions
-from runs.checkpoints import ending_clearly
-from runs.events import EventLog
-from runs.record import recorded
-from runs.resume import Keeper, Resumable, begun_run, is_finished, is_settled
+from runs.resume import begun_run, is_finished, is_settled
 from runtime.locks import run_lock
 from runtime.log import log_to
-from utils import logger, write_text_atomic
+from utils import logger
 
 NAME_KEY = "logs.experiment_name"
 Options = BackboneOptions | ModalityOptions
@@ -51,18 +44,3 @@ def locked_run(
             return
         with log_to(folder / "train.log"):
             train(begun)
-
-
-@contextmanager
-def written(
-    keeper: Keeper, state: Resumable, begun: dict[str, Any] | None, done: int, device: torch.device
-) -> Iterator[EventLog]:
-    """What a run leaves besides its checkpoints: its options, a record of it, and the events, to be written to.
-
-    What a killed run had still to write is made up first. `done`: how many steps of the training are behind.
-    """
-    folder = keeper.folder
-    write_text_atomic(folder / "options.yaml", option.to_yaml(keeper.options))
-    with ending_clearly(folder), recorded(folder, device), EventLog(folder, done + 1) as writer:
-        keeper.settle(state, begun)
-        yield writer
