@@ -30,31 +30,28 @@ class TripletLoss(nn.Module):
         super().__init__()
         self.margin, self.hardest = margin, hardest
 
-    def margin_of(self, pairs: Pairs) -> float | Tensor:
-        """The margin of all pairs, or of each [N, M]."""
-        return self.margin
-
     def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Both directions, summed over the batch, for scores [N, M]."""
-        return triplet_parts(scores, self.margin_of(pairs), self.hardest, pairs.matches, pairs.image_rows)
+        return triplet_parts(scores, self.margin, self.hardest, pairs.matches, pairs.image_rows)
 
 
-class DynamicMarginLoss(TripletLoss):
+class DynamicMarginLoss(nn.Module):
     """`layers.losses.triplet_parts` with the margin that each pair's prior similarity gives it."""
 
     def __init__(self, gamma: float, beta: float, hardest: bool) -> None:
-        super().__init__(math.nan, hardest)
-        self.gamma, self.beta = gamma, beta
+        super().__init__()
+        self.gamma, self.beta, self.hardest = gamma, beta, hardest
 
-    def margin_of(self, pairs: Pairs) -> Tensor:
-        """That of each pair [N, M].
+    def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Both directions, summed over the batch, for scores [N, M].
 
         Raises:
             ValueError: the pairs have no prior similarity.
         """
         if pairs.prior is None:
             raise ValueError("the dynamic margin needs Pairs.prior")
-        return dynamic_margin(pairs.prior, self.gamma, self.beta)
+        margin = dynamic_margin(pairs.prior, self.gamma, self.beta)
+        return triplet_parts(scores, margin, self.hardest, pairs.matches, pairs.image_rows)
 
 
 class ContrastiveLoss(nn.Module):
