@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Comparison:
     changes: Sequence[str]
     unit: str
     parts: Sequence[str]
-    columns: Mapping[str, Callable[[Figures], str]] = field(default_factory=dict)
+    columns: Mapping[str, Callable[[Figures], str]]
 
     def show(self, given: argparse.Namespace, added: Sequence[Any], notes: Callable[[Rounds], list[str]]) -> None:
         """Measure all sides in turn and print their table.
@@ -57,9 +57,9 @@ class Comparison:
         """
         overrides = [*given.set, *([f"{self.batch_key}={given.batch}"] if given.batch else [])]
         variants = ladder(self.changes, given.amp[-1]) if given.ladder else sides(given.amp, not given.alone)
-        makers = {variant: (given.path_opt, overrides, variant, given.device, *added) for variant in variants}
+        arguments = {variant: (given.path_opt, overrides, variant, given.device, *added) for variant in variants}
         device = choose_device(given.device)
-        rounds = measure(self.make, makers, device, given)
+        rounds = measure(self.make, arguments, device, given)
         # The external command stands for the published side where that is left out.
         reference = AGAINST if given.against is not None and given.alone else variants[0].name
         ratios = table.ratios(rounds, reference, "seconds")
@@ -88,7 +88,7 @@ class Comparison:
 
 def measure(
     make: Callable[..., Subject],
-    makers: Mapping[Variant, Sequence[Any]],
+    arguments: Mapping[Variant, Sequence[Any]],
     device: torch.device,
     given: argparse.Namespace,
 ) -> Rounds:
@@ -96,20 +96,20 @@ def measure(
 
     Args:
         make: builds the subject of a side in its process.
-        makers: the sides, and the arguments of `make` for each.
+        arguments: of `make`, for each side.
         device: whose rates are measured.
         given: `rounds`, `threads`, `against` and `fresh` of the command line.
     """
     torch.set_num_threads(given.threads)
-    measured: Rounds = {variant.name: [] for variant in makers}
+    measured: Rounds = {variant.name: [] for variant in arguments}
     with ExitStack() as stack:
         processes: dict[Variant, Side] = {}
         for _ in range(given.rounds):
             copied = copy_rate(device)
-            gemm = {amp: gemm_rate(amp, device) for amp in {variant.amp for variant in makers}}
-            for variant, arguments in makers.items():
+            gemm = {amp: gemm_rate(amp, device) for amp in {variant.amp for variant in arguments}}
+            for variant, own in arguments.items():
                 if variant not in processes:
-                    side = Side(make, arguments, variant.environment(given.threads), given.threads)
+                    side = Side(make, own, variant.environment(given.threads), given.threads)
                     processes[variant] = stack.enter_context(closing(side))
                 rates = {"gemm_gflop_per_second": gemm[variant.amp], "copy_gb_per_second": copied}
                 measured[variant.name].append(processes[variant].run() | rates)

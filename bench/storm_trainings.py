@@ -38,7 +38,6 @@ SMALL = {
 }
 """Of the keys of `model` those that make it small, as far as a model has them."""
 TIMED = {"seconds", "images_per_second", "data_wait_share"}
-Ending = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def ending(run: Path) -> Ending:
+def ending(run: Path) -> dict[str, str]:
     """What must not depend on how often a run was killed, as digests: weights, state, best weights, history, curves."""
     last = read_checkpoint(run / "last.pth")
     history, weights = [_untimed(row) for row in last.pop("history")], last.pop("model")
