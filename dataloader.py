@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from batches.augmentation import PUBLISHED, Augmentation, Draws, augment, crop, draw_offsets, normalise
 from batches.batch import Batch, Captions
+from batches.features import NO_FEATURES, ListFeatures
 from batches.prefetch import overlapped, pinned
 from batches.sampling import SAMPLERS, Sample, batches_of, like_lengths
 from data.annotations import Annotations
@@ -104,7 +105,7 @@ class TrainLoader:
         annotations: Annotations,
         captions: Captions,
         usable: Tensor,
-        store: ImageStore,
+        store: ImageStore | None,
         image_ids: Tensor,
         *,
         batch_size: int,
@@ -118,6 +119,7 @@ class TrainLoader:
         augmentation: Augmentation = PUBLISHED,
         length_buckets: bool = False,
         batching: Batching = "pairs",
+        features: ListFeatures = NO_FEATURES,
         world: World = ALONE,
     ) -> None:
         """Pair each usable caption with its image.
@@ -126,7 +128,7 @@ class TrainLoader:
             annotations: N images and M captions.
             captions: the same captions, tokenised.
             usable: [M] bool, False for a caption that can't train a text encoder.
-            store: images of side R = `margin_size(image_size)`.
+            store: images of side R = `Augmentation.stored_size`; None where features stand for them.
             image_ids: [N] index of each image in the store.
             batch_size: pairs, or images, per batch of a rank.
             image_size: side S of the views, pixels.
@@ -139,6 +141,7 @@ class TrainLoader:
             augmentation: of the views.
             length_buckets: whether the captions of a batch are of like length.
             batching: what a batch is made of.
+            features: what frozen towers make of the list.
             world: the ranks that share each batch.
 
         Raises:
@@ -167,6 +170,8 @@ class TrainLoader:
         self.two_views = two_views
         self.augmentation = augmentation
         self.length_buckets = length_buckets
+        self.features = features
+        self.margin = 0 if store is None else store.size - image_size
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -186,21 +191,24 @@ class TrainLoader:
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", number))
         order = torch.randperm(len(self.sampler), generator=generator)
-        samples = [self.sampler.sample(items) for items in self._cut(order, generator)]
+        samples = [self.sampler.sample(items, generator) for items in self._cut(order, generator)]
         for sample in samples[:skip]:
             self._draw(sample, generator)
         return overlapped(self._batches(samples[skip:], generator), self.device)
 
     def _batches(self, samples: Sequence[Sample], generator: torch.Generator) -> Iterator[Batch]:
         shares = [sample.shares(self.world.size)[self.world.rank] for sample in samples]
-        images = stored_batches(self.store, [self.image_ids[share.images] for share in shares], self.workers)
-        spoken = self._spoken(shares)
-        for whole, share, stored in zip(samples, shares, images, strict=True):
+        images, spoken = self._stored(shares), self._spoken(shares)
+        for whole, share in zip(samples, shares, strict=True):
             size, (first, second, offsets) = self.image_size, self._draw(whole, generator)
-            resident = pinned(stored, self.device).to(self.device, non_blocking=True)
-            fields: dict[str, Any] = {"images": augment(resident, size, first)}
-            if second is not None:
-                fields["second_view"] = augment(resident, size, second)
+            fields: dict[str, Any] = {"text_features": self.features.of_captions(share.captions)}
+            if self.store is None:
+                fields["image_features"] = self.features.of_views(share.images, first.need_views())
+            else:
+                resident = pinned(next(images), self.device).to(self.device, non_blocking=True)
+                fields["images"] = augment(resident, size, first)
+                if second is not None:
+                    fields["second_view"] = augment(resident, size, second)
             if offsets is not None:
                 heard = pinned(next(spoken), self.device)
                 fields["audio"] = crop(heard.to(self.device, non_blocking=True), size, offsets)
@@ -213,7 +221,7 @@ class TrainLoader:
 
         Drawn for all ranks, as one process would have drawn it.
         """
-        size, margin, count = self.image_size, self.store.size - self.image_size, len(whole.images)
+        size, margin, count = self.image_size, self.margin, len(whole.images)
         shares = whole.shares(self.world.size)
         images = torch.arange(count).split([len(share.images) for share in shares])[self.world.rank]
         view = Draws.draw(count, margin, generator, augmentation=self.augmentation).rows(images)
@@ -224,6 +232,12 @@ class TrainLoader:
             drawn = draw_offsets(len(whole.captions), self.audio.store.size - size, generator)
             offsets = drawn.split([len(share.captions) for share in shares])[self.world.rank]
         return view, second, offsets
+
+    def _stored(self, shares: Sequence[Sample]) -> Iterator[Tensor]:
+        """Stored images of each batch; none where features stand for them."""
+        if self.store is None:
+            return iter(())
+        return stored_batches(self.store, [self.image_ids[share.images] for share in shares], self.workers)
 
     def _spoken(self, shares: Sequence[Sample]) -> Iterator[Tensor]:
         """Stored spectrograms of the captions of each batch."""
@@ -249,6 +263,8 @@ class EvaluationLoader:
         regions: Regions | None = None,
         audio: Spectrograms | None = None,
         views: ImageStore | None = None,
+        features: ListFeatures = NO_FEATURES,
+        image_views: int = 1,
         world: World = ALONE,
     ) -> None:
         """See `TrainLoader`; the store's images have the side S here, those of `views` the side R.
@@ -266,6 +282,8 @@ class EvaluationLoader:
         self.regions = regions
         self.audio = audio
         self.views = views
+        self.features = features
+        self.image_views = image_views
         self.world = world
 
     def _own(self, chunks: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -279,6 +297,11 @@ class EvaluationLoader:
     def image_batches(self) -> Iterator[Batch]:
         """Every image once, in order."""
         chunks = self._own(torch.arange(len(self.image_ids)).split(self.batch_size))
+        if self.features.images is not None:
+            for image_ids in chunks:
+                features = self.features.of_images(image_ids, self.image_views)
+                yield Batch(image_features=features, image_ids=image_ids).to(self.device)
+            return
         images = stored_batches(self.store, [self.image_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, images, strict=True):
             local = region_fields(self.regions, image_ids)
@@ -287,7 +310,9 @@ class EvaluationLoader:
     def caption_batches(self) -> Iterator[Batch]:
         """Every different caption once, the longest first; `caption_row` [M] says which row is whose."""
         for rows in self._own(torch.arange(len(self.distinct.lengths)).split(self.batch_size)):
-            yield replace(self.distinct.batch(rows), caption_ids=self.first_caption[rows]).to(self.device)
+            first = self.first_caption[rows]
+            features = self.features.of_captions(first)
+            yield replace(self.distinct.batch(rows), caption_ids=first, text_features=features).to(self.device)
 
     @property
     def spectrograms(self) -> int:

@@ -150,8 +150,11 @@ def image_verb(model: RetrievalModel, views: Views) -> Callable[[Batch], Tensor]
         return model.encode_image
 
     def mean(batch: Batch) -> Tensor:
-        seen = [model.encode_image(replace(batch, images=view)) for view in right_angle_views(batch.need("images"))]
-        return torch.stack(seen).mean(dim=0)
+        if batch.image_features is not None:
+            parts = [replace(batch, image_features=view) for view in batch.image_features.unbind(dim=1)]
+        else:
+            parts = [replace(batch, images=view) for view in right_angle_views(batch.need("images"))]
+        return torch.stack([model.encode_image(part) for part in parts]).mean(dim=0)
 
     return mean
 

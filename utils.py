@@ -6,6 +6,7 @@ import csv
 import errno
 import glob
 import hashlib
+import importlib
 import io
 import logging
 import os
@@ -70,6 +71,23 @@ def refuse(gate: Gate | None, what: str, advice: str) -> None:
         raise InputError(f"{what}{stop}\n{advice} {insist}".rstrip())
     logger.warning("forced: %s", what)
     gate.passed.append(what.partition("\n")[0].rstrip(":"))
+
+
+def import_extra(module: str, purpose: str, extra: str) -> Any:
+    """A module that one of the project's extras brings.
+
+    Args:
+        module: its name.
+        purpose: what needs it, for the message.
+        extra: of pyproject.toml.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as fault:
+        raise InputError(f"{purpose}: bash exec/environment.sh {extra}") from fault
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], durable: bool = False) -> None:

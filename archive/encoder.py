@@ -6,7 +6,7 @@ Letters: B batch, D embedding, S image side in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from engine import embed, image_verb
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from runs.models import load_model
 from utils import InputError
 from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
 
@@ -42,49 +41,28 @@ def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
     return train_words(dataset.data_path, dataset.keywords_folder, vocabulary).tolist()
 
 
+@dataclass(eq=False)
 class Encoder:
-    """Embeds images, sentences and sounds with the model of one checkpoint."""
+    """Embeds images, sentences and sounds with the model of one checkpoint.
 
-    def __init__(
-        self,
-        model: RetrievalModel,
-        options: Options,
-        vocabulary: Vocabulary,
-        device: torch.device,
-        keyword_ids: Sequence[int] | None = None,
-    ) -> None:
-        """Take a model that is placed on the device.
+    Attributes:
+        model: of the options, with its weights, on the device.
+        options: of the experiment.
+        vocabulary: the words that the model reads.
+        device: where the model is.
+        keyword_ids: what the function of this name gives.
+    """
 
-        Args:
-            model: of the options, with its weights.
-            options: of the experiment.
-            vocabulary: the words that it reads.
-            device: where it is.
-            keyword_ids: what the function of this name gives.
-        """
-        self.model = model
-        self.options = options
-        self.vocabulary = vocabulary
-        self.device = device
-        self.keyword_ids = keyword_ids
-        self.reads_regions = model.uses_regions and options.dataset.local_path is not None
+    model: RetrievalModel
+    options: Options
+    vocabulary: Vocabulary
+    device: torch.device
+    keyword_ids: Sequence[int] | None = None
 
-    @classmethod
-    def load(
-        cls,
-        options: Options,
-        vocabulary: Vocabulary,
-        checkpoint: Path,
-        device: torch.device,
-        keyword_ids: Sequence[int] | None = None,
-    ) -> Encoder:
-        """Read a checkpoint; see the constructor.
-
-        Raises:
-            InputError: it is missing, or does not fit the options and the vocabulary.
-        """
-        model, _ = load_model(options, vocabulary, checkpoint, device)
-        return cls(model, options, vocabulary, device, keyword_ids)
+    @property
+    def reads_regions(self) -> bool:
+        """Whether the model reads the regions of an image."""
+        return self.model.uses_regions and self.options.dataset.local_path is not None
 
     @cached_property
     def region_file(self) -> RegionFile | None:
@@ -131,14 +109,14 @@ class Encoder:
         return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
 
     def image(self, image: Image.Image) -> Tensor:
-        """Embed an image to search with, RGB of any size, [1, D].
+        """Embed a query image, RGB of any size, [1, D].
 
         Raises:
             InputError: the model reads regions and may not do without (`dataset.missing_regions`).
         """
         if self.reads_regions and self.options.dataset.missing_regions != "zeros":
             raise InputError(
-                f"{self.options.model.name} reads the regions of an image, and an image that asks has none. Index "
+                f"{self.options.model.name} reads the regions of an image, and a query image has none. Index "
                 "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
                 "dataset.local_path=null if the model was trained so."
             )
@@ -149,20 +127,20 @@ class Encoder:
         """Embed a sentence, [1, D].
 
         Raises:
-            InputError: the vocabulary has none of its words, or the model asks with keywords alone.
+            InputError: the vocabulary has none of its words, or the model takes an image's keywords as queries.
         """
         words = self.vocabulary.word2idx
         if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
             raise InputError(
                 f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(words)} words, such "
-                f"as {', '.join(list(words)[:5])}. Ask with words of the captions that it learned."
+                f"as {', '.join(list(words)[:5])}. Use words of the captions that it learned."
             )
         query = Captions.encode([sentence], self.vocabulary)
         mode = self.model.query_mode(self.options.model)
         if mode in ("keywords", "both"):
             raise InputError(
-                "the model was indexed to be asked with the keywords of images (model.keywords.mode), which a "
-                "sentence does not have: index with --set model.keywords.mode=sentence."
+                "the index expects queries of an image's keywords (model.keywords.mode), which a sentence does not "
+                "have: index with --set model.keywords.mode=sentence."
             )
         if self.keyword_ids is not None:
             query = replace(query, keywords=sentence_keywords(query.tokens, torch.tensor(self.keyword_ids)))
@@ -181,7 +159,7 @@ class Encoder:
             InputError: the model hears nothing, or the file can't be read.
         """
         if not self.model.uses_audio:
-            raise InputError(f"{self.options.model.name} has no audio encoder: ask with a sentence or an image.")
+            raise InputError(f"{self.options.model.name} has no audio encoder: search with a sentence or an image.")
         drawn = Image.fromarray(to_image(mel_power(read_sound(path)))).convert("RGB")
         pixels = torch.from_numpy(to_square(drawn, self.options.dataset.image_size))[None]
         return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")

@@ -26,7 +26,8 @@ from archive.store import VectorStore, open_store
 from data.images import image_names, load_square
 from data.lists import first_faults, name_fault
 from option.schema import Images
-from runtime.distributed import ranks, told
+from runtime.devices import choose_device
+from runtime.distributed import environment_number, ranks, told
 from utils import InputError, file_sha256, logger, write_atomic
 
 
@@ -49,6 +50,18 @@ class Share:
     def of(self, names: Iterable[str]) -> list[str]:
         """The images that fall to this process: by their names alone, so that nothing has to be agreed on."""
         return [name for name in names if _number(name) % self.world == self.rank]
+
+
+def local_device(name: str | None) -> torch.device:
+    """The device of this process: under torchrun each of a machine has a GPU of its own.
+
+    Raises:
+        InputError: no such device.
+    """
+    local_rank = environment_number("LOCAL_RANK")
+    if name is None and torch.cuda.is_available() and local_rank is not None:
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return choose_device(name)
 
 
 def _number(name: str) -> int:
@@ -160,11 +173,9 @@ def _encode(
 
 def _write(names: Sequence[str], embeddings: Tensor, target: Target, store: VectorStore | None) -> None:
     """Keep a shard [n, D]."""
-    if store is None:
-        add_shard(target.folder, names, embeddings, target.dtype)
-        return
-    store.add(names, embeddings.numpy())
-    add_shard(target.folder, names, None, target.dtype)
+    if store is not None:
+        store.add(names, embeddings.numpy())
+    add_shard(target.folder, names, embeddings if store is None else None, target.dtype)
 
 
 Outcome = list[str | None]

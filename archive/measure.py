@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from archive import exact, nearest
+from archive.arguments import KINDS
 from archive.searcher import Searcher
 from data.lists import read_lines
 from utils import InputError
@@ -38,7 +39,7 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
 
     Args:
         searcher: of an exact search.
-        sentences: to ask with; None: images of the archive ask.
+        sentences: the queries; None: images of the archive are.
         count: queries, Q; spread evenly over what there is.
         k: images that recall is counted in, K.
 
@@ -58,7 +59,7 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "exact": lambda query: exact.search(embeddings.blocks(), query[None], score, k)[0][1]
     }
-    for kind in nearest.KINDS:
+    for kind in KINDS:
         if (folder.folder / f"{kind}.faiss").is_file():
             ways[kind] = nearest.Nearest.open(folder, kind).finder(score, k)
     what = "sentences" if sentences is not None else "images"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from archive.arguments import Kind
 from archive.exact import Ranked, Scorer, order
 from archive.index_folder import IndexFolder
 from archive.shards import Shards
 from layers.base import l2norm
+from layers.registry import registered
 from runtime.untrusted import parse_json, read_bytes
-from utils import InputError, first_line, write_atomic, write_text_atomic
-
-Kind = Literal["flat", "hnsw", "ivfpq"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from utils import InputError, first_line, import_extra, write_atomic, write_text_atomic
 
 LINKS = 32  # of each vector in HNSW's graph
 BUILD_BREADTH = 80  # vectors that HNSW keeps in mind while it links one
@@ -163,8 +162,9 @@ def build_in(folder: IndexFolder, kind: Kind) -> str:
     """Build a vector index and keep it in the folder; returns a line on what was built.
 
     Raises:
-        InputError: see `build`; or the embeddings are in a vector store.
+        InputError: see `build`; or the score is not the cosine, or the embeddings are in a vector store.
     """
+    refuse_pair_scores(folder.manifest.typed_options().model.name, "its index is searched exactly.")
     if folder.embeddings is None:
         raise InputError(f"{folder.folder} keeps its embeddings in a vector store, which has an index of its own.")
     started = time.perf_counter()
@@ -178,6 +178,12 @@ def build_in(folder: IndexFolder, kind: Kind) -> str:
     return f"{path}: {len(folder)} images, {path.stat().st_size / 2**20:.1f} MiB, built in {seconds:.1f} s"
 
 
+def refuse_pair_scores(model: str, advice: str) -> None:
+    """Raise an InputError with some advice for a model whose score is not the cosine of embeddings."""
+    if not registered()[model].model.scores_by_cosine():
+        raise InputError(f"{model} scores each pair by more than a cosine: {advice}")
+
+
 def _paths(folder: Path, kind: Kind) -> tuple[Path, Path]:
     return folder / f"{kind}.faiss", folder / f"{kind}.json"
 
@@ -187,13 +193,4 @@ def _unit(vectors: Tensor) -> NDArray[np.float32]:
 
 
 def _faiss() -> Any:
-    """FAISS.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import faiss
-    except ImportError as fault:
-        raise InputError("vector indexes are built by FAISS: bash exec/environment.sh index") from fault
-    return faiss
+    return import_extra("faiss", "vector indexes are built by FAISS", "index")

@@ -20,13 +20,12 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from archive.name_rows import NameRows
 from archive.page_limits import Guard, RateLimit, Turns
 from archive.scenes import Scenes
-from archive.searcher import Answer, Hit, Searcher
-from archive.store import StoreFault
+from archive.searcher import BY_COSINE, Hit, Searcher
+from archive.store import NameRows, StoreFault
 from archive.thumbnails import Thumbnails, to_jpeg
-from archive.uploads import Named, read_image, read_upload
+from archive.uploads import named, read_image, read_upload
 from data.lists import shown
 from utils import InputError, logger
 
@@ -85,9 +84,9 @@ class Found(BaseModel):
     total: int
     encode_ms: float
     search_ms: float
-    unknown_words: list[str]
-    note: str | None
-    preview: str | None
+    unknown_words: list[str] = []
+    note: str | None = None
+    preview: str | None = None
     hits: list[FoundImage]
 
 
@@ -141,7 +140,7 @@ class Service:
     ) -> Found:
         """Search with a sentence."""
         found = await self._found(q, view)
-        found.unknown_words = self.searcher.unknown_words(q)
+        found.unknown_words = self.searcher.encoder.unknown_words(q)
         return found
 
     async def image(self, request: Request, view: Annotated[View, Query()]) -> Found:
@@ -154,7 +153,7 @@ class Service:
             found = await self._found(image, view)
         found.preview = f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
         if not self.searcher.encoder.model.scores_by_cosine():
-            found.note = "Images are compared by the cosine of their embeddings, not by the model's score."
+            found.note = BY_COSINE
         return found
 
     async def audio(self, request: Request, view: Annotated[View, Query()]) -> Found:
@@ -163,7 +162,7 @@ class Service:
             name, content = await read_upload(request, "sound", self.max_upload)
             path = Path(folder) / "upload"
             path.write_bytes(content)
-            with Named(path, name):
+            with named(path, name):
                 return await self._found(path, view)
 
     async def file(self, row: int, size: Literal["thumbnail", "image"]) -> Response:
@@ -191,8 +190,7 @@ class Service:
             raise HTTPException(404, f"there is no page {view.page}: {total} images fill {pages}.")
         wanted = min(view.per_page, total - offset)
         with self._searches.taken():
-            answer: Answer = await run_in_threadpool(self.searcher.answer, query, wanted, offset, keep)
-        hits = [self._shown(rank, hit) for rank, hit in enumerate(answer.hits, start=offset + 1)]
+            answer = await run_in_threadpool(self.searcher.answer, query, wanted, offset, keep)
         return Found(
             page=view.page,
             pages=pages,
@@ -200,10 +198,7 @@ class Service:
             total=total,
             encode_ms=answer.encode_ms,
             search_ms=answer.search_ms,
-            unknown_words=[],
-            note=None,
-            preview=None,
-            hits=hits,
+            hits=[self._shown(rank, hit) for rank, hit in enumerate(answer.hits, start=offset + 1)],
         )
 
     def _shown(self, rank: int, hit: Hit) -> FoundImage:
@@ -225,7 +220,7 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
     Args:
         searcher: of the index.
         scenes: classes of its images, which can be filtered by; none for a vector store.
-        hosts: names under which the page may be asked for, against DNS rebinding.
+        hosts: names that the page answers to, against DNS rebinding.
         max_upload: bytes of an uploaded file.
         rate: searches of a client per minute; of images `IMAGES_PER_SEARCH` times as many.
 

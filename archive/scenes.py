@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from archive.searcher import printable
+from archive.searcher import Searcher, printable
 from data.lists import read_lines, refuse_faults, shown
 from data.splits import UNNAMED_SCENE, numbered_scenes, scene_of
 from utils import InputError
@@ -49,6 +49,20 @@ class Scenes:
 def no_scenes(count: int) -> Scenes:
     """Of N images whose classes are not known."""
     return Scenes({}, np.full(count, -1, np.int32))
+
+
+def scenes_of(searcher: Searcher, file: Path | None) -> Scenes:
+    """The scene classes of an index: of a file, see `read_scenes`, or else what the names say, see `find_scenes`.
+
+    Raises:
+        InputError: a file is given for an index in a vector store, which can't be filtered; or it can't be read.
+    """
+    if searcher.kind == "store":
+        if file is not None:
+            raise InputError("--scenes: an index in a vector store can't be searched in part; leave it out.")
+        return no_scenes(len(searcher))
+    names = searcher.index.names()
+    return find_scenes(names, searcher.images) if file is None else read_scenes(file, names)
 
 
 def find_scenes(names: Sequence[str], images: Path) -> Scenes:

@@ -16,12 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 from archive import exact, nearest, store
+from archive.arguments import KINDS
 from archive.encoder import Encoder
 from archive.exact import Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
+from runs.models import load_model
 from runtime.devices import choose_device
 from utils import InputError, file_sha256
+
+BY_COSINE = "Images are compared by the cosine of their embeddings, not by the model's score."
+"""To be said of a query image where the model scores by more than a cosine."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Searcher:
         index: the folder.
         encoder: the model.
         images: folder of the images.
-        kind: how is searched: `exact`, one of `archive.nearest.KINDS`, or `store`.
+        kind: of the search: `exact`, one of `archive.arguments.KINDS`, or `store`.
     """
 
     def __init__(self, index: IndexFolder, encoder: Encoder, images: Path, kind: str) -> None:
@@ -78,7 +83,7 @@ class Searcher:
         self.images = images
         self.kind = kind
         self._lock = Lock()
-        self._nearest = nearest.Nearest.open(index, kind) if kind in nearest.KINDS else None
+        self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
         self._store = store.open_full_store(index.folder, index.manifest) if kind == "store" else None
 
     @classmethod
@@ -95,7 +100,7 @@ class Searcher:
         Args:
             folder: of the index.
             device: `cpu`, `cuda`, `cuda:NUMBER`; None: CUDA where there is one.
-            kind: `exact` or one of `archive.nearest.KINDS`; None: the vector store of the index, or else exact.
+            kind: `exact` or one of `archive.arguments.KINDS`; None: the vector store of the index, or else exact.
             checkpoint: where the weights are now, if not where they were.
             images: where the images are now, if not where they were.
 
@@ -116,13 +121,11 @@ class Searcher:
                 f"{path} is not the checkpoint that {folder} was made with: its embeddings would mean something else. "
                 "Give that one by --checkpoint FILE, or index again."
             )
-        options, vocabulary = manifest.typed_options(), index.vocabulary()
-        encoder = Encoder.load(options, vocabulary, path, choose_device(device), manifest.keyword_ids)
-        if kind != "exact" and not encoder.model.scores_by_cosine():
-            raise InputError(
-                f"{manifest.options['model']['name']} scores each pair by more than a cosine, which a vector index "
-                "can't search for; use --index exact."
-            )
+        options, vocabulary, place = manifest.typed_options(), index.vocabulary(), choose_device(device)
+        if kind != "exact":
+            nearest.refuse_pair_scores(options.model.name, "a vector index can't search for that; use --index exact.")
+        model, _ = load_model(options, vocabulary, path, place)
+        encoder = Encoder(model, options, vocabulary, place, manifest.keyword_ids)
         return cls(index, encoder, images or manifest.images, kind)
 
     def __len__(self) -> int:
@@ -175,10 +178,6 @@ class Searcher:
             encoded = time.perf_counter()
             hits = self._search(embedding, score, k, offset, keep)
             return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
-
-    def unknown_words(self, query: str) -> list[str]:
-        """Words of a sentence that the model does not know, see `Encoder.unknown_words`."""
-        return self.encoder.unknown_words(query)
 
     def _search(self, query: Tensor, score: Scorer, k: int, offset: int, keep: NDArray[np.bool_] | None) -> list[Hit]:
         """Hits of an embedding [1, D]."""

@@ -1,4 +1,4 @@
-"""Runs the page of an archive: the address, the names under which it may be asked for, the server until it is ended."""
+"""Runs the page of an archive: its address, the host names that it answers to, and the server."""
 
 from __future__ import annotations
 
@@ -28,15 +28,14 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_hosts(host: str, more: Sequence[str]) -> list[str]:
-    """The names and addresses under which the page may be asked for.
+    """The host names and addresses that the page answers to.
 
     Args:
         host: address that is listened at.
         more: further names.
 
     Raises:
-        InputError: one is no name; or the address stands for all of the machine and nothing says under which name it
-            is asked for.
+        InputError: one is no name; or the address stands for all of the machine, and no further name is given.
     """
     for name in more:
         if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", name):
@@ -46,7 +45,7 @@ def allowed_hosts(host: str, more: Sequence[str]) -> list[str]:
     if host in ("0.0.0.0", "::", ""):
         if not more:
             raise InputError(
-                f"--host {host}: say under which name or address others ask for the page, once for each: "
+                f"--host {host}: say under which name or address others open the page, once for each: "
                 "--allow-host archive.example.org. Requests under other names are refused."
             )
         return [*LOOPBACK, *more]

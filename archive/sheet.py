@@ -1,4 +1,4 @@
-"""A contact sheet: what was asked on top, what was found under it."""
+"""A contact sheet: the query on top, the images that it found below."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_sheet(
         hits: what it found.
         folder: of the images.
         max_pixels: images with more are left blank, see `data.images.decode`.
-        query: the image that asked.
+        query: the query where it is an image.
 
     Raises:
         InputError: the file can't be written.

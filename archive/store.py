@@ -9,18 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from archive.index_folder import Manifest
-from utils import InputError, first_line
+from archive.arguments import EMBEDDED
+from archive.index_folder import IndexFolder, Manifest
+from utils import InputError, first_line, import_extra
 
-EMBEDDED = "embedded"
-"""What `--store` means without an address: Milvus Lite in the index folder."""
 TOKEN = "MILVUS_TOKEN"
 """The environment variable of a server's token, or `user:password`: no index holds it."""
 LONGEST_NAME = 4096  # bytes
@@ -72,13 +72,13 @@ def open_full_store(folder: Path, manifest: Manifest) -> VectorStore:
     return store
 
 
-def check_url(store: str) -> None:
-    """Refuse what is no address of a store.
+def check_url(store: str | None) -> None:
+    """Refuse what is no address of a store; None: there is none.
 
     Raises:
         InputError: neither `EMBEDDED` nor `http://HOST:PORT`; or it holds a password.
     """
-    if store == EMBEDDED:
+    if store is None or store == EMBEDDED:
         return
     if not store.startswith(("http://", "https://")):
         raise InputError(f"--store {store}: expected an address such as http://127.0.0.1:19530, or nothing after it.")
@@ -102,9 +102,9 @@ class MilvusStore:
         """
         self.url = url
         self.collection = collection
-        pymilvus = _pymilvus()
+        pymilvus = import_extra("pymilvus", "vector stores need the client pymilvus", "store")
         self._failures = (pymilvus.MilvusException, OSError, RuntimeError)
-        with _Told(url, self._failures):
+        with self._failures_told():
             self.client = pymilvus.MilvusClient(url, token=os.environ.get(TOKEN, ""))
             self._create(pymilvus, dim)
             self.client.load_collection(collection)
@@ -131,7 +131,7 @@ class MilvusStore:
             InputError: the store refuses.
         """
         rows = [{"name": name, "embedding": vector} for name, vector in zip(names, vectors, strict=True)]
-        with _Told(self.url, self._failures):
+        with self._failures_told():
             for start in range(0, len(rows), ROWS_PER_CALL):
                 self.client.upsert(self.collection, rows[start : start + ROWS_PER_CALL])
             self.client.flush(self.collection)
@@ -140,11 +140,11 @@ class MilvusStore:
         """See `VectorStore.search`.
 
         Raises:
-            InputError: the store refuses, or more is asked for than it gives at once.
+            InputError: the store refuses, or K is more than it gives at once.
         """
         if k > MOST_HITS:
-            raise InputError(f"Milvus finds at most {MOST_HITS} images at once, {k} were asked for.")
-        with _Told(self.url, self._failures):
+            raise InputError(f"Milvus finds at most {MOST_HITS} images at once, not {k}.")
+        with self._failures_told():
             found = self.client.search(
                 self.collection, data=[vector], limit=k, output_fields=["name"], search_params={"metric_type": "COSINE"}
             )
@@ -152,36 +152,41 @@ class MilvusStore:
 
     def count(self) -> int:
         """See `VectorStore.count`."""
-        with _Told(self.url, self._failures):
+        with self._failures_told():
             return int(self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
-
-class _Told:
-    """Tells a store's failure in one message."""
-
-    def __init__(self, url: str, failures: tuple[type[Exception], ...]) -> None:
-        self.url = url
-        self.failures = failures
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        if isinstance(fault, self.failures):
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Puts a failure of the store into one message."""
+        try:
+            yield
+        except self._failures as fault:
             raise StoreFault(
                 f"the vector store {self.url} does not work: {first_line(fault)}. Check that it runs, that "
-                f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it asks for one."
+                f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it wants one."
             ) from fault
 
 
-def _pymilvus() -> Any:
-    """The client.
+class NameRows:
+    """Finds the row of an image by its name; takes 16 bytes per image, since the names stay in their files."""
 
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import pymilvus
-    except ImportError as fault:
-        raise InputError("vector stores are spoken to by pymilvus: bash exec/environment.sh store") from fault
-    return pymilvus
+    def __init__(self, index: IndexFolder) -> None:
+        """Read the names of an index.
+
+        Raises:
+            InputError: a part of the index is damaged.
+        """
+        self._index = index
+        digests = np.fromiter((_digest(name) for name in index.names()), np.uint64, len(index))
+        self._rows = digests.argsort(kind="stable")
+        self._digests = digests[self._rows]
+
+    def row(self, name: str) -> int | None:
+        """The row of a name; None where the index lacks it."""
+        digest = np.uint64(_digest(name))
+        first, last = (int(np.searchsorted(self._digests, digest, side)) for side in ("left", "right"))
+        return next((row for row in self._rows[first:last].tolist() if self._index.name(row) == name), None)
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,19 +69,15 @@ async def read_upload(request: Request, field: str, most: int, seconds: float = 
     return name, content
 
 
-class Named:
+@contextmanager
+def named(path: Path, name: str) -> Iterator[None]:
     """Puts the sender's name of a file in place of its path here into messages."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        self.path = path
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
-        if isinstance(fault, InputError) and str(self.path) in str(fault):
-            raise InputError(str(fault).replace(str(self.path), shown(self.name))) from fault
+    try:
+        yield
+    except InputError as fault:
+        if str(path) not in str(fault):
+            raise
+        raise InputError(str(fault).replace(str(path), shown(name))) from fault
 
 
 def read_image(name: str, content: bytes, max_pixels: int) -> Image.Image:
@@ -91,5 +89,5 @@ def read_image(name: str, content: bytes, max_pixels: int) -> Image.Image:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         path.write_bytes(content)
-        with Named(path, name):
+        with named(path, name):
             return decode(path, max_pixels)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_ROTATION = 90.0  # degrees
 FLIP_PROBABILITY = 0.5
+RIGHT_ANGLE_VIEWS = 8
 
 
 def draw_offsets(count: int, margin: int, generator: torch.Generator) -> Tensor:
@@ -32,7 +34,8 @@ class Augmentation:
 
     Attributes:
         angles: `published`: any from 0 to 90 degrees. `overhead`: a multiple of 90 degrees, and mirrored; seen from
-            above, every such view is as good as the first, and no corner is left black.
+            above, every such view is as good as the first, and no corner is left black. `right_angles`: the same eight
+            views, of the whole image instead of a crop. `none`: the whole image as it is.
         smallest_part: the cut has this share of its full area, or more, and is enlarged to it; 1: always all of it.
         colours: brightness, contrast and saturation are multiplied by factors that are at most this far from 1.
     """
@@ -45,6 +48,22 @@ class Augmentation:
     def of(cls, dataset: TrainingImages) -> Augmentation:
         """That of a `dataset` block."""
         return cls(dataset.augmentation, dataset.smallest_part, dataset.colour_jitter)
+
+    @property
+    def of_whole_image(self) -> bool:
+        """Whether there is no random crop, so that images are read at the size S of the views."""
+        return self.angles in ("right_angles", "none")
+
+    @property
+    def views(self) -> int | None:
+        """How many views an image has, the first ones of `right_angle_views`; None: no two views are alike."""
+        if not self.of_whole_image or self.smallest_part < 1 or self.colours > 0:
+            return None
+        return 1 if self.angles == "none" else RIGHT_ANGLE_VIEWS
+
+    def stored_size(self, image_size: int) -> int:
+        """Side R that images are read at for views of side `image_size`."""
+        return image_size if self.of_whole_image else margin_size(image_size)
 
 
 PUBLISHED = Augmentation()
@@ -61,6 +80,7 @@ class Draws:
         parts: [B, 3] side of the cut as a share of S, where it lies in the full cut, 0 (left) to 1 and 0 (top) to 1;
             None: all of it.
         colours: [B, 3] factors on brightness, contrast and saturation; None: colours stay.
+        views: [B] int64, which of `right_angle_views` is seen; None: the angles say it.
     """
 
     angles: Tensor
@@ -68,6 +88,7 @@ class Draws:
     flips: Tensor | None = None
     parts: Tensor | None = None
     colours: Tensor | None = None
+    views: Tensor | None = None
 
     @classmethod
     def draw(
@@ -80,7 +101,12 @@ class Draws:
     ) -> Draws:
         """Draw `count` views, with offsets from 0 to `margin` pixels, mirrored also where `flips` says so."""
         overhead = augmentation.angles == "overhead"
-        if overhead:
+        views = None
+        if augmentation.of_whole_image:
+            angles = torch.zeros(count)
+            among = RIGHT_ANGLE_VIEWS if augmentation.angles == "right_angles" else 1
+            views = torch.randint(0, among, (count,), generator=generator)
+        elif overhead:
             angles = torch.randint(0, 4, (count,), generator=generator) * 90.0
         else:
             angles = torch.rand(count, generator=generator) * MAX_ROTATION
@@ -93,12 +119,22 @@ class Draws:
             parts[:, 0] = torch.lerp(torch.ones(()), torch.tensor(augmentation.smallest_part), parts[:, 0]).sqrt()
         if augmentation.colours > 0:
             colours = 1 + augmentation.colours * (2 * torch.rand(count, 3, generator=generator) - 1)
-        return cls(angles, offsets, mirrored, parts, colours)
+        return cls(angles, offsets, mirrored, parts, colours, views)
+
+    def need_views(self) -> Tensor:
+        """`views` of a draw that has them.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.views is None:
+            raise ValueError("features stand for right-angle views alone")
+        return self.views
 
     def rows(self, ids: Tensor) -> Draws:
         """The draws of some of the views."""
-        flips, parts, colours = (None if v is None else v[ids] for v in (self.flips, self.parts, self.colours))
-        return Draws(self.angles[ids], self.offsets[ids], flips, parts, colours)
+        chosen: dict[str, Any] = {name: None if value is None else value[ids] for name, value in vars(self).items()}
+        return Draws(**chosen)
 
 
 def margin_size(image_size: int) -> int:
@@ -184,6 +220,8 @@ def augment(images: Tensor, size: int, draws: Draws) -> Tensor:
         images = recolour(images, draws.colours.to(device))
     parts = None if draws.parts is None else draws.parts.to(device)
     view = rotate_and_crop(images, draws.angles.to(device), draws.offsets.to(device), size, parts)
+    if draws.views is not None:
+        view = turned(view, draws.views)
     if draws.flips is not None:
         # The offsets are as likely on either side, so mirroring the cut is as good as cutting the mirrored image.
         flips = draws.flips.to(device)[:, :, None, None, None]
@@ -198,6 +236,16 @@ def right_angle_views(images: Tensor) -> Iterator[Tensor]:
         turned = images.rot90(turns, (-2, -1))
         yield turned
         yield turned.flip(-1)
+
+
+def turned(images: Tensor, views: Tensor) -> Tensor:
+    """Square images [B, 3, S, S], each in its own one of `right_angle_views`, by numbers [B]."""
+    result = images.clone()
+    for number in views.unique().tolist():
+        rows = (views == number).nonzero().squeeze(1).to(images.device)
+        view = images[rows].rot90(number // 2, (-2, -1))
+        result[rows] = view.flip(-1) if number % 2 else view
+    return result
 
 
 def crop(images: Tensor, size: int, offsets: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ class Batch:
 
     Attributes:
         images: [B, 3, S, S] float, normalised.
+        image_features: [B, ...] in place of the images, what the frozen part of the image encoder makes of them; in
+            evaluation with several views [B, views, ...].
         tokens: [B, L] int64 word ids, zero-padded to the longest caption of the batch.
+        text_features: [B, ...] what the frozen part of the text encoder makes of the captions.
         lengths: [B] int64 words per caption, at least 1; always on the CPU, where the recurrent encoders need them.
         image_ids: [B] int64 index of each image in its annotation list.
         caption_ids: [B] int64 index of each caption in its annotation list; in evaluation the first of equal ones.
@@ -44,7 +47,9 @@ class Batch:
     """
 
     images: Tensor | None = None
+    image_features: Tensor | None = None
     tokens: Tensor | None = None
+    text_features: Tensor | None = None
     lengths: Tensor | None = None
     image_ids: Tensor | None = None
     caption_ids: Tensor | None = None
@@ -89,7 +94,7 @@ class Batch:
         return replace(self, **moved)
 
 
-OF_CAPTIONS = ("tokens", "lengths", "caption_ids", "audio", "keywords", "image_rows")
+OF_CAPTIONS = ("tokens", "text_features", "lengths", "caption_ids", "audio", "keywords", "image_rows")
 """The fields of a batch with an entry per caption; all others have one per image."""
 
 

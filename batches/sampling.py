@@ -54,8 +54,8 @@ class Sampler(Protocol):
     def __len__(self) -> int:
         """Items that an epoch sees once."""
 
-    def sample(self, items: Tensor) -> Sample:
-        """The batch of some items [B] int64, each in 0..len - 1."""
+    def sample(self, items: Tensor, generator: torch.Generator) -> Sample:
+        """The batch of some items [B] int64, each in 0..len - 1; what chance decides comes from the generator."""
 
     def longest(self, lengths: Tensor) -> Tensor:
         """Words of the longest caption of each item, from those of each caption [C]."""
@@ -78,7 +78,7 @@ class PairSampler:
         """Usable captions."""
         return len(self.captions)
 
-    def sample(self, items: Tensor) -> Sample:
+    def sample(self, items: Tensor, generator: torch.Generator) -> Sample:
         """See `Sampler`; N = M = B."""
         captions = self.captions[items]
         return Sample(self.caption_image[captions], captions)
@@ -103,7 +103,7 @@ class ImageSampler:
         """Images with a usable caption."""
         return len(self.images)
 
-    def sample(self, items: Tensor) -> Sample:
+    def sample(self, items: Tensor, generator: torch.Generator) -> Sample:
         """See `Sampler`; N = B."""
         counts = self.counts[items]
         rows = torch.arange(len(items)).repeat_interleave(counts)  # [M]
@@ -116,7 +116,20 @@ class ImageSampler:
         return lengths.new_zeros(len(self)).scatter_reduce(0, rows, lengths[self.captions], "amax")
 
 
-SAMPLERS: dict[Batching, type[PairSampler] | type[ImageSampler]] = {"pairs": PairSampler, "images": ImageSampler}
+class OneCaptionSampler(ImageSampler):
+    """An item is an image with one of its captions, which each epoch draws anew."""
+
+    def sample(self, items: Tensor, generator: torch.Generator) -> Sample:
+        """See `Sampler`; N = M = B."""
+        drawn = (torch.rand(len(items), generator=generator) * self.counts[items]).long()
+        return Sample(self.images[items], self.captions[self.starts[items] + drawn])
+
+
+SAMPLERS: dict[Batching, type[PairSampler] | type[ImageSampler]] = {
+    "pairs": PairSampler,
+    "images": ImageSampler,
+    "one_caption": OneCaptionSampler,
+}
 
 
 def batches_of(order: Tensor, batch_size: int, least: int = 2) -> list[Tensor]:

@@ -28,9 +28,9 @@ from batches.batch import Batch
 from data.images import load_square, to_square
 from engine import embed
 from layers.base import RetrievalModel
+from localization.arguments import MEDIAN, WINDOWS, parse_sides
 from localization.large_image import LargeImage, open_large
 from localization.windows import MeanMap, encode_queries, mean_map, score_windows, window_grid
-from localize import MEDIAN, WINDOWS, parse_sides
 from runs.loaders import read_vocabulary, typed_queries_of
 from runs.models import load_model
 from runs.record import peak_memory

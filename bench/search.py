@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from archive import exact, nearest
+from archive.arguments import KINDS, Kind
 from archive.measure import recall, timed
 from archive.shards import Shards, write_shard
 from bench.machine import description
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=100, help="default %(default)s")
     parser.add_argument("--clusters", type=int, default=0, help="groups of vectors; 0: evenly random, the hardest case")
     parser.add_argument("--spread", type=float, default=1.0, help="length of a vector's own part; its group's is 1")
-    parser.add_argument("--kinds", nargs="+", choices=nearest.KINDS, default=nearest.KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--folder", type=Path, help="where the vectors go for the time; default: the system's")
     parser.add_argument("--json", type=Path, help="write the table there, too")
     given = parser.parse_args(arguments)
@@ -107,7 +108,7 @@ class Draw:
         return l2norm(torch.randn(count, self.dim, generator=self.generator))
 
 
-def run(vectors: Shards, queries: Tensor, kinds: Sequence[nearest.Kind]) -> list[Row]:
+def run(vectors: Shards, queries: Tensor, kinds: Sequence[Kind]) -> list[Row]:
     """Build and measure each kind in turn; only one is in memory at a time.
 
     Args:

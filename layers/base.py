@@ -174,6 +174,18 @@ class RetrievalModel(nn.Module):
         """Embed each spectrogram alone, independent of its batch; for models that use audio. Returns [B, D]."""
         raise NotImplementedError
 
+    def frozen_image(self) -> nn.Module | None:
+        """The first part of the image encoder that never changes, draws nothing at random and knows no batch.
+
+        It takes images [B, 3, S, S]; where `Batch.image_features` holds what it gives, `encode_image` goes on from
+        there. None: there is no such part.
+        """
+        return None
+
+    def frozen_text(self) -> nn.Module | None:
+        """The same of the text encoder: it takes tokens [B, L], `Batch.text_features` holds what it gives."""
+        return None
+
     def explain(self, batch: Batch) -> Explanation:
         """What the model weighed in images and their captions; empty unless a model overrides it."""
         return Explanation()

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import InputError
+from utils import import_extra
 
 TOP_LEVEL = 255
 """The level of a map in whole numbers that stands for 1 in a map in 0..1."""
@@ -47,12 +47,8 @@ def opencv() -> ModuleType:
     Raises:
         InputError: the extra `geo` is not installed.
     """
-    try:
-        import cv2
-        import scipy  # noqa: F401
-    except ImportError as fault:
-        raise InputError("localization needs OpenCV and SciPy: bash exec/environment.sh geo") from fault
-    return cv2
+    modules = [import_extra(name, "localization needs OpenCV and SciPy", "geo") for name in ("scipy", "cv2")]
+    return modules[1]
 
 
 def indicators(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from data.images import decode, refuse_special
-from utils import InputError, first_line, write_atomic
+from utils import InputError, first_line, import_extra, write_atomic
 
 CACHE_MEGABYTES = 64  # of decoded strips and tiles; GDAL's own choice is a share of the machine's memory
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: files of more than 4 GiB
@@ -67,10 +67,7 @@ def open_large(path: Path, max_pixels: int) -> Iterator[LargeImage]:
             decoded = decode(path, max_pixels)
         yield _Decoded(decoded)
         return
-    try:
-        import rasterio
-    except ImportError as fault:
-        raise InputError(f"{path}: a TIFF is read in parts with rasterio: bash exec/environment.sh geo") from fault
+    rasterio = import_extra("rasterio", f"{path}: a TIFF is read in parts with rasterio", "geo")
     _refuse_turned(path)
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES):
         with warnings.catch_warnings():

@@ -25,9 +25,9 @@ from pydantic.fields import FieldInfo
 
 from option.parameters import ModelParameters, Parameters
 
-Angles = Literal["published", "overhead"]
+Angles = Literal["published", "overhead", "right_angles", "none"]
 Views = Literal["one", "right_angles"]
-Batching = Literal["pairs", "images"]
+Batching = Literal["pairs", "images", "one_caption"]
 
 # numpy takes seeds below 2**32, and a fold adds its number to the seed
 LARGEST_SEED = 2**31 - 1
@@ -127,8 +127,9 @@ class TrainingImages(Images):
 
     augmentation: Angles = Field(
         default="published",
-        description="of training images, beside the random crop; published: rotated by up to 90 degrees; "
-        "overhead: by a multiple of 90 degrees, and mirrored",
+        description="of training images; published: a random crop, rotated by up to 90 degrees; overhead: a random "
+        "crop, turned by a multiple of 90 degrees and mirrored; right_angles: one of the whole image's 8 right-angle "
+        "views; none: the image itself. The last two let features of frozen towers be kept",
     )
     smallest_part: float = Field(
         default=1.0,
@@ -162,8 +163,17 @@ class Dataset(TrainingImages):
     )
     batching: Batching = Field(
         default="pairs",
-        description="what batch_size counts; images: images, each encoded once for all its captions, which come with "
-        "it",
+        description="what batch_size counts; pairs: captions with their images; images: images, each encoded once for "
+        "all its captions, which come with it; one_caption: images, each with one of its captions, drawn anew in every "
+        "epoch",
+    )
+    features: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: what a frozen tower makes of an image or a caption is computed once and kept in "
+        "feature_path; off: it is computed in every step",
+    )
+    feature_path: GivenPath = Field(
+        default=Path("cache"), description="folder of kept features, shared by all runs; it may be deleted"
     )
     missing_regions: Literal["error", "zeros"] = Field(
         default="error",

@@ -6,7 +6,7 @@ const HINT = "Say what the image shows, or drop an image anywhere on this page."
 
 let about = null; // what is searched, as the server tells
 let asked = { q: "", scene: "", page: 1, file: null }; // what the page shows; file: key of `files`
-const files = new Map(); // files that were asked with, for going back and to other pages: {file, sound}
+const files = new Map(); // query files, for going back and to other pages: {file, sound}
 let running = null;
 
 /** Ask the server; an Error carries its message. */
@@ -176,7 +176,7 @@ function askWith(file) {
   if (!file) return;
   const sound = file.type.startsWith("audio/") || /\.wav$/i.test(file.name);
   if (sound && !about.audio) {
-    say("error", `${file.name}: ${about.model} has no audio encoder; ask with a sentence or an image.`);
+    say("error", `${file.name}: ${about.model} has no audio encoder; search with a sentence or an image.`);
     return;
   }
   const key = crypto.randomUUID?.() ?? String(Math.random());

@@ -37,12 +37,11 @@ from torch import Tensor
 import archive
 import search
 from archive import page, serve, thumbnails
-from archive.name_rows import NameRows
 from archive.page import make_app
 from archive.page_limits import STRICT, RateLimit, Turns, client_of
 from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Searcher
-from archive.store import StoreFault
+from archive.store import NameRows, StoreFault
 from archive.uploads import FORM_BYTES, read_upload
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
@@ -274,7 +273,7 @@ class TestStore:
         rows = NameRows(searcher.index)
         assert [rows.row(name) for name in names] == list(range(MANY))
         assert rows.row("absent") is None
-        monkeypatch.setattr("archive.name_rows._digest", len)  # nearly all collide
+        monkeypatch.setattr("archive.store._digest", len)  # nearly all collide
         rows = NameRows(searcher.index)
         assert [rows.row(name) for name in names] == list(range(MANY))
         assert rows.row("south/x.png") is None
@@ -364,7 +363,7 @@ class TestUploads:
 
     def test_wrong_forms(self, client: TestClient) -> None:
         post = client.post
-        told(post("/api/search/image", files={"image": jpeg()}), 400, "in the field 'image'")
+        told(post("/api/search/image", files={"photo": jpeg()}), 400, "in the field 'image'")
         told(post("/api/search/image", data={"image": "text"}), 400, "in the field 'image'")
         told(post("/api/search/image", content=jpeg()), 400, "in the field 'image'")
         told(post("/api/search/image", files=[("image", jpeg()), ("image", jpeg())]), 400, "Too many files")

@@ -41,6 +41,7 @@ from engine import encode
 from option import Options, load_options
 from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
+from runs.models import load_model
 from tests import ROOT
 from tests.archives import Trained, make_trained
 from utils import InputError
@@ -156,8 +157,8 @@ class TestIndex:
         options, vocabulary = load_options(galr.options), read_vocabulary(load_options(galr.options))
         annotations = read_annotations(data, "test")
         loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
-        encoder = Encoder.load(options, vocabulary, galr.checkpoint, CPU)
-        images, _ = encode(encoder.model, loader, CPU)
+        model, _ = load_model(options, vocabulary, galr.checkpoint, CPU)
+        images, _ = encode(model, loader, CPU)
         found = by_name(made)
         torch.testing.assert_close(torch.stack([found[name] for name in names]), images, rtol=1e-5, atol=1e-6)
 
@@ -444,7 +445,7 @@ class TestSearcher:
 
     def test_unknown_words(self, made: Path) -> None:
         searcher = Searcher.open(made, "cpu")
-        assert searcher.unknown_words("The red zeppelins over a red zeppelins field!") == ["zeppelins"]
+        assert searcher.encoder.unknown_words("The red zeppelins over a red zeppelins field!") == ["zeppelins"]
         refused(lambda: searcher.text("two zeppelins", 3), "knows no word of 'two zeppelins'", "such as")
         refused(lambda: searcher.text("  ", 3), "knows no word")
         refused(lambda: searcher.text("<unk>", 3), "knows no word")
@@ -471,7 +472,7 @@ class TestSearcher:
         search.main(trained.arguments(tmp_path / "index"))
         assert not (tmp_path / "index" / "vocabulary.json").exists()
         searcher = Searcher.open(tmp_path / "index", "cpu")
-        assert searcher.unknown_words("two zeppelins") == []
+        assert searcher.encoder.unknown_words("two zeppelins") == []
         assert len(searcher.text("two zeppelins", 20)) == 12
 
     def test_words_that_count_as_keywords(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:

@@ -18,6 +18,7 @@ import torch
 import bench.search
 import search
 from archive import exact, nearest
+from archive.arguments import KINDS, Kind
 from archive.index_folder import IndexFolder
 from archive.measure import recall
 from archive.searcher import Searcher
@@ -51,7 +52,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Shards:
 
 class TestFaiss:
     @pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.98), ("ivfpq", 0.9)])
-    def test_recall_against_exact(self, vectors: Shards, kind: nearest.Kind, least: float) -> None:
+    def test_recall_against_exact(self, vectors: Shards, kind: Kind, least: float) -> None:
         pytest.importorskip("faiss")
         index = nearest.Nearest(kind, nearest.build(kind, vectors), vectors)
         queries = Draw(32, 40, 0.8).vectors(20)
@@ -68,7 +69,7 @@ class TestFaiss:
     def test_ivfpq_is_a_fraction_of_the_vectors(self, vectors: Shards) -> None:
         pytest.importorskip("faiss")
         sizes = {}
-        for kind in nearest.KINDS:
+        for kind in KINDS:
             sizes[kind] = nearest.Nearest(kind, nearest.build(kind, vectors), vectors).size()
         assert 4 * 32 * 2000 <= sizes["flat"] < sizes["hnsw"]
         assert sizes["ivfpq"] < sizes["flat"] / 2

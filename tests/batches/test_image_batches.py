@@ -68,7 +68,7 @@ class TestSampling:
         sampler = ImageSampler(caption_image, usable)
         assert len(sampler) == len(set(caption_image[usable].tolist()))
         items = torch.randperm(len(sampler))
-        sample = sampler.sample(items)
+        sample = sampler.sample(items, torch.Generator())
         assert sample.rows is not None
         assert sorted(sample.captions.tolist()) == usable.nonzero().squeeze(1).tolist()
         assert torch.equal(sample.images[sample.rows], caption_image[sample.captions])
@@ -85,7 +85,7 @@ class TestSampling:
 
     def test_pairs_are_shared_evenly(self) -> None:
         sampler = PairSampler(torch.arange(9) // 2, torch.tensor([True] * 3 + [False] + [True] * 5))
-        sample = sampler.sample(torch.tensor([7, 0, 3, 2, 5]))
+        sample = sampler.sample(torch.tensor([7, 0, 3, 2, 5]), torch.Generator())
         assert sample.captions.tolist() == [8, 0, 4, 2, 6]
         assert sample.images.tolist() == [4, 0, 2, 1, 3]
         assert [share.captions.tolist() for share in sample.shares(2)] == [[8, 0, 4], [2, 6]]
@@ -232,7 +232,9 @@ def test_every_model_learns_from_images(
     options = tiny_options(name, {"optim.loss": loss, "optim.mask": "caption"})
     model, objective = build_model(options, vocabulary), build_objective(options.optim)
     annotations = listed([0, 0, 1, 1, 2, 2])
-    sample = ImageSampler(torch.from_numpy(annotations.caption_image), torch.ones(6) > 0).sample(torch.arange(3))
+    sample = ImageSampler(torch.from_numpy(annotations.caption_image), torch.ones(6) > 0).sample(
+        torch.arange(3), torch.Generator()
+    )
     items = random_batch(6)
     images = ("images", "second_view", "nodes", "adjacency")
     fewer: dict[str, Any] = {field: items.need(field)[:3] for field in images}

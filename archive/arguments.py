@@ -1,0 +1,111 @@
+"""The command line of `search.py`. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from runtime.arguments import add_device, add_experiment
+from utils import InputError
+
+Kind = Literal["flat", "hnsw", "ivfpq"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""The vector indexes of `archive.nearest`."""
+EMBEDDED = "embedded"
+"""What `--store` means without an address: Milvus Lite in the index folder."""
+SHARD = 4096  # images
+TOP = 10
+_FROM_ONE = ("shard", "top", "queries", "max_upload", "rate")
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command and its arguments."""
+    parser = argparse.ArgumentParser(description="Search an archive of images (docs/search.md).")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_index(commands.add_parser("index", help="encode the images of a folder; go on where it was stopped"))
+    build = commands.add_parser("build", help="build a vector index of FAISS")
+    build.add_argument("folder", type=Path, metavar="INDEX")
+    build.add_argument("--kind", required=True, choices=KINDS)
+    _add_query(commands.add_parser("query", help="find images"))
+    _add_serve(commands.add_parser("serve", help="a page to search with in a browser"))
+    _add_measure(commands.add_parser("measure", help="latency and recall of every vector index that is built"))
+    return parser.parse_args(arguments)
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    add_experiment(parser)
+    parser.add_argument("--checkpoint", required=True, type=Path, help="ours, or one published by the authors")
+    parser.add_argument("--images", required=True, type=Path, help="folder of the images, with all folders in it")
+    parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--shard", type=int, default=SHARD, help="images written at a time (default %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored embeddings")
+    parser.add_argument("--kind", choices=KINDS, help="build this vector index, too")
+    parser.add_argument(
+        "--store", nargs="?", const=EMBEDDED, metavar="URL", help="keep embeddings in Milvus; without URL: Milvus Lite"
+    )
+
+
+def _add_searcher(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="INDEX")
+    parser.add_argument("--checkpoint", type=Path, help="where the weights are now, if not where they were")
+    parser.add_argument("--images", type=Path, help="where the images are now, if not where they were")
+    add_device(parser)
+
+
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    _add_searcher(parser)
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("text", nargs="?", help="a sentence")
+    query.add_argument("--image", type=Path, metavar="FILE", help="an image in place of it")
+    query.add_argument("--audio", type=Path, metavar="FILE.wav", help="a sound in place of it (MCRN)")
+    parser.add_argument("--top", type=int, default=TOP, help="images to show (default %(default)s)")
+    _add_kind(parser)
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the images that were found")
+
+
+def _add_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", choices=("exact", *KINDS), help="how to search; default: exact")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    _add_searcher(parser)
+    _add_kind(parser)
+    parser.add_argument("--scenes", type=Path, metavar="FILE", help="scene classes: a name, a tab, its class a line")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default %(default)s)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="a name under which others open the page"
+    )
+    parser.add_argument(
+        "--behind-proxy", action="store_true", help="believe the client addresses of a reverse proxy here"
+    )
+    parser.add_argument("--max-upload", type=int, default=10, help="MiB of an uploaded file (default %(default)s)")
+    parser.add_argument("--rate", type=int, default=60, help="searches of a client per minute (default %(default)s)")
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    _add_searcher(parser)
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="queries, one a line; default: images as queries")
+    parser.add_argument("--top", type=int, default=TOP, help="images that recall is counted in (default %(default)s)")
+    parser.add_argument("--queries", type=int, default=100, help="how many queries (default %(default)s)")
+
+
+def check_numbers(given: argparse.Namespace) -> None:
+    """Raise an InputError for a number of any command that is below 1."""
+    for name in _FROM_ONE:
+        if (number := getattr(given, name, 1)) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {number}: expected 1 or more.")
+
+
+def check_index(given: argparse.Namespace, processes: int) -> None:
+    """Raise an InputError for arguments of `index` that exclude each other when so many processes share the work."""
+    if given.store is not None and (given.kind is not None or given.dtype != "float32"):
+        raise InputError("--store: Milvus has an index and a type of its own; leave out --kind and --dtype.")
+    if processes > 1 and given.kind is not None:
+        raise InputError(f"--kind: build it when all processes are done: python search.py build {given.out}")
+    if processes > 1 and given.store == EMBEDDED:
+        raise InputError(
+            "--store without an address is Milvus Lite, which serves one process: give a server's address."
+        )

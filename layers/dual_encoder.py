@@ -1,0 +1,235 @@
+"""A dual encoder: an image tower and a text tower, each with a head, that meet in a cosine.
+
+Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018 (heads on frozen or
+fine-tuned towers); Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021
+(two towers, InfoNCE). Letters: B batch, S image side in pixels, L tokens, W width of a tower, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from layers.base import RetrievalModel
+from layers.registry import register
+from layers.text import PlainGru
+from layers.towers import SentenceTower, TimmTower, Tower, Trained, word_pieces
+from option.architecture import Architecture
+from option.parameters import ModelParameters, Parameters
+from utils import InputError
+from vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from batches.batch import Batch
+    from option import Options
+
+GRU = "gru"
+
+
+class LastBlocks(Parameters):
+    """`train: {last: N}`."""
+
+    last: int = Field(ge=1, description="blocks that learn, counted from the output")
+
+
+Train = Literal["none", "all"] | LastBlocks
+"""What of a tower learns."""
+
+
+class TowerParameters(Parameters):
+    """What both towers have."""
+
+    train: Annotated[Train, Field(union_mode="left_to_right")] = Field(
+        default="none", description="what learns: none, all, or {last: N}: the last N blocks"
+    )
+    lr: float | None = Field(default=None, gt=0, description="learning rate of the last block; null: optim.lr")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="learning rate of a block, as a share of that of the block behind it"
+    )
+
+    @property
+    def trained(self) -> Trained:
+        """`train` as a number of blocks where it is one."""
+        return self.train.last if isinstance(self.train, LastBlocks) else self.train
+
+
+class ImageTowerParameters(TowerParameters):
+    """`model.image`: the image tower."""
+
+    architecture: Architecture = Field(
+        default="timm/tf_efficientnet_lite0", description="timm/NAME of any network that pools its maps (extra timm)"
+    )
+    pretrained: str = Field(
+        default="installed",
+        description="installed (a package of the extra weights), imagenet (timm's download), none (random), or the "
+        "path of a state dict under timm's names",
+    )
+
+
+class TextTowerParameters(TowerParameters):
+    """`model.text`: the text tower."""
+
+    encoder: str = Field(
+        default="installed/minilm",
+        description="installed/minilm (extra weights), the folder or hub name of an encoder of transformers, with its "
+        "own tokenizer, or gru: a GRU over dataset.vocab_path",
+    )
+    pooling: Literal["mean", "cls"] = Field(default="mean", description="of an encoder's tokens; cls: the first one")
+    word_dim: int = Field(default=300, ge=1, description="encoder gru: length of a word vector [numbers]")
+    hidden_dim: int = Field(default=1024, ge=1, description="encoder gru: width of the state [numbers]")
+    dropout: float = Field(default=0.25, ge=0, lt=1, description="encoder gru: dropout on word vectors [probability]")
+
+
+class HeadParameters(Parameters):
+    """`model.head`: what brings a tower's features into the common space, one on each side."""
+
+    kind: Literal["linear", "mlp"] = Field(default="mlp", description="one layer, or two with a GELU between them")
+    width: int = Field(default=1024, ge=1, description="kind mlp: width of the layer between [numbers]")
+    dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer [probability]")
+
+
+class DualEncoderParameters(ModelParameters):
+    """The `model` block of DualEncoder."""
+
+    name: Literal["DualEncoder"]
+    image: ImageTowerParameters = ImageTowerParameters()
+    text: TextTowerParameters = TextTowerParameters()
+    head: HeadParameters = HeadParameters()
+    embed_dim: int = Field(default=512, ge=1, description="width of the common space, D [numbers]")
+
+    def without_effect(self) -> dict[str, str]:
+        """See `Parameters.without_effect`: what belongs to other kinds of tower and head, and frozen towers' rates."""
+        unread = {"optim.lr_backbone": "model.image.lr and model.text.lr are the towers' rates"}
+        if self.text.encoder == GRU:
+            reason = "model.text.encoder is gru"
+            unread |= {f"model.text.{key}": reason for key in ("pooling", "train", "lr", "layer_decay")}
+        else:
+            reason = "model.text.encoder is no gru"
+            unread |= {f"model.text.{key}": reason for key in ("word_dim", "hidden_dim", "dropout")}
+        if self.head.kind == "linear":
+            unread["model.head.width"] = "model.head.kind is linear"
+        for side, tower in (("image", self.image), ("text", self.text)):
+            if tower.train == "none":
+                reason = f"model.{side}.train is none"
+                unread = {f"model.{side}.{key}": reason for key in ("lr", "layer_decay")} | unread
+        return unread
+
+
+class GruTower(Tower):
+    """A GRU over our vocabulary, which always learns as a whole."""
+
+    def __init__(self, words: int, word_dim: int, hidden_dim: int, dropout: float) -> None:
+        """See `PlainGru`."""
+        super().__init__()
+        self.gru = PlainGru(words, word_dim, hidden_dim, dropout, fixed_embedding=False)
+        self.width = hidden_dim
+        self.blocks = [[name for name, _ in self.named_parameters()]]
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """State after the last word: tokens [B, L], lengths [B] (CPU) -> [B, W]."""
+        return cast(Tensor, self.gru(tokens, lengths))
+
+
+def head(width: int, parameters: HeadParameters, embed_dim: int) -> nn.Sequential:
+    """From a tower's features [B, W] to the common space [B, D]."""
+    if parameters.kind == "linear":
+        return nn.Sequential(nn.Dropout(parameters.dropout), nn.Linear(width, embed_dim))
+    return nn.Sequential(
+        nn.Linear(width, parameters.width),
+        nn.GELU(),
+        nn.Dropout(parameters.dropout),
+        nn.Linear(parameters.width, embed_dim),
+    )
+
+
+@register("DualEncoder", DualEncoderParameters)
+class DualEncoder(RetrievalModel):
+    """Two towers with a head each; what is frozen and comes from a package is not saved in checkpoints."""
+
+    def __init__(self, image: Tower, text: Tower, image_head: nn.Module, text_head: nn.Module) -> None:
+        """Take the towers, frozen as they should be, and the heads."""
+        super().__init__()
+        self.image_tower, self.text_tower = image, text
+        self.image_head, self.text_head = image_head, text_head
+        self.register_state_dict_post_hook(_without_packaged)
+        self.register_load_state_dict_pre_hook(_with_packaged)
+
+    @classmethod
+    def from_parameters(
+        cls, parameters: ModelParameters, image_size: int, vocabulary: Vocabulary, load_weights: bool
+    ) -> DualEncoder:
+        """See `RetrievalModel.from_parameters`."""
+        block = cast(DualEncoderParameters, parameters)
+        image = TimmTower(block.image.architecture, block.image.pretrained, load_weights)
+        text: Tower
+        if block.text.encoder == GRU:
+            words = max(vocabulary.word2idx.values())
+            text = GruTower(words, block.text.word_dim, block.text.hidden_dim, block.text.dropout)
+            text.freeze("all")
+        else:
+            text = SentenceTower(block.text.encoder, block.text.pooling, load_weights)
+            _freeze(text, block.text.trained, "model.text.train")
+        _freeze(image, block.image.trained, "model.image.train")
+        heads = [head(tower.width, block.head, block.embed_dim) for tower in (image, text)]
+        return cls(image, text, *heads)
+
+    @classmethod
+    def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary | None:
+        """The pieces of the encoder's tokenizer; a GRU reads `dataset.vocab_path`."""
+        source = cast(DualEncoderParameters, parameters).text.encoder
+        return None if source == GRU else word_pieces(source)
+
+    def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
+        """The heads at `optim.lr`, the towers' blocks at their own rates."""
+        block, rate = cast(DualEncoderParameters, options.model), options.optim.lr
+        heads = [*self.image_head.parameters(), *self.text_head.parameters()]
+        groups = [{"params": heads, "lr": rate}]
+        for tower, given in ((self.image_tower, block.image), (self.text_tower, block.text)):
+            groups += tower.groups(given.lr or rate, given.layer_decay)
+        return groups
+
+    @classmethod
+    def unread(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """See `RetrievalModel.unread`; `optim.lr` is the heads' rate."""
+        return ((key, reason) for key, reason in super().unread(options) if key != "optim.lr")
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
+        return cast(Tensor, self.image_head(self.image_tower(batch.need("images"))))
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """Embed captions [B, L], not normalised. Returns [B, D]."""
+        tokens = batch.need("tokens")
+        inputs = (tokens, batch.need("lengths")) if isinstance(self.text_tower, GruTower) else (tokens,)
+        return cast(Tensor, self.text_head(self.text_tower(*inputs)))
+
+
+def _freeze(tower: Tower, trained: Trained, key: str) -> None:
+    try:
+        tower.freeze(trained)
+    except ValueError as fault:
+        raise InputError(f"{key}: last {trained} blocks; {fault}.") from fault
+
+
+def _packaged(model: nn.Module) -> list[str]:
+    """How the names of weights begin that never change and can be had again from a package."""
+    towers = {name: part for name, part in model.named_children() if isinstance(part, Tower)}
+    return [f"{name}." for name, tower in towers.items() if tower.is_frozen and tower.from_package]
+
+
+def _without_packaged(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Leave out of a state dict what a package holds."""
+    starts = tuple(prefix + start for start in _packaged(model))
+    for name in [name for name in state if name.startswith(starts)] if starts else []:
+        del state[name]
+
+
+def _with_packaged(model: nn.Module, state: dict[str, Any], prefix: str, *ignored: object) -> None:
+    """Fill in what `_without_packaged` left out."""
+    for start in _packaged(model):
+        tower = model.get_submodule(start.rstrip("."))
+        for name, value in tower.state_dict().items():
+            state.setdefault(f"{prefix}{start}{name}", value)

@@ -1,0 +1,267 @@
+"""The towers of a dual encoder: a pooled network of timm, a sentence encoder of transformers, or a GRU.
+
+A tower is frozen whole, trained from one of its blocks on, or trained whole. What is frozen stays in evaluation mode:
+it draws nothing at random, and its batch norms keep their statistics.
+
+Letters: B batch, S image side in pixels, L tokens, W width of a tower's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from layers.backbone import _load_backbone, _timm_network, import_torchvision, read_backbone_file, renormalisation
+from layers.installed import PACKAGES, efficientnet_weights, installed_file, package_of
+from option.architecture import TIMM
+from utils import InputError, first_line
+from vocab import UNKNOWN, Vocabulary
+
+INSTALLED = "installed"
+"""`pretrained` of weights that come inside a package, see `layers.installed`."""
+Trained = Literal["none", "all"] | int
+"""What of a tower learns: nothing, all of it, or its last blocks, by their number."""
+
+
+class Tower(nn.Module):
+    """A network whose blocks stand in order; each parameter belongs to one of them.
+
+    Attributes:
+        width: W of its features.
+        blocks: names of the parameters of each block, from the input on.
+        from_package: whether its start can be had again at any time, so that what never learns is not saved.
+    """
+
+    width: int
+    blocks: list[list[str]]
+    from_package = False
+
+    def freeze(self, trained: Trained) -> None:
+        """Leave all but the last blocks as they are.
+
+        Raises:
+            ValueError: it has fewer blocks.
+        """
+        count = {"none": 0, "all": len(self.blocks)}.get(str(trained), trained)
+        assert isinstance(count, int)
+        if count > len(self.blocks):
+            raise ValueError(f"it has {len(self.blocks)} blocks")
+        self.trained_blocks = count
+        learning = {name for block in self.blocks[len(self.blocks) - count :] for name in block}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in learning)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it learns."""
+        return self.trained_blocks == 0
+
+    def train(self, mode: bool = True) -> Tower:
+        """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
+        super().train(mode and not self.is_frozen)
+        for part in self.modules():
+            frozen = not any(parameter.requires_grad for parameter in part.parameters())
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) or frozen:
+                part.training = False
+        return self
+
+    def groups(self, rate: float, decay: float) -> Iterator[dict[str, Any]]:
+        """The blocks that learn with their learning rates: the last at `rate`, each before it at `decay` times that."""
+        named = dict(self.named_parameters())
+        for depth, block in enumerate(reversed(self.blocks)):
+            learning = [named[name] for name in block if named[name].requires_grad]
+            if learning:
+                yield {"params": learning, "lr": rate * decay**depth}
+
+
+class TimmTower(Tower):
+    """A network of timm without its classifier; its images are normalised as its weights expect it."""
+
+    def __init__(self, architecture: str, pretrained: str, load_weights: bool) -> None:
+        """Build the network.
+
+        Args:
+            architecture: `timm/` and a name of timm's.
+            pretrained: `installed`, `imagenet` (timm's download), `none`, or the path of a state dict.
+            load_weights: False where a checkpoint follows; installed weights are read all the same.
+
+        Raises:
+            InputError: timm has no such network, or the weights can't be had or don't fit.
+        """
+        super().__init__()
+        if not architecture.startswith(TIMM):
+            raise InputError(f"model.image.architecture {architecture}: expected {TIMM}NAME, a network of timm's.")
+        downloads = load_weights and pretrained == "imagenet"
+        network: Any = _timm_network(architecture.removeprefix(TIMM), "imagenet" if downloads else "none")
+        self.width = int(getattr(network, "head_hidden_size", None) or network.num_features)
+        mean, deviation = (network.default_cfg[key] for key in ("mean", "std"))
+        if pretrained == INSTALLED:
+            package = package_of(architecture, "model.image.pretrained")
+            mean, deviation = (package.mean,) * 3, (package.deviation,) * 3
+            network.load_state_dict(efficientnet_weights(package, network), strict=False)
+            self.from_package = True
+        elif load_weights and pretrained not in ("imagenet", "none"):
+            heads = network.default_cfg.get("classifier") or ()
+            heads = (heads,) if isinstance(heads, str) else tuple(heads)
+            _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, heads)
+        self.network: Any = network
+        scale, shift = renormalisation(mean, deviation)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        self.blocks = self._blocks()
+
+    def _blocks(self) -> list[list[str]]:
+        """Names of parameters by timm's own grouping: stem, stages or blocks, head."""
+        from timm.models import group_parameters
+
+        grouped = group_parameters(self.network, self.network.group_matcher(coarse=False))
+        return [[f"network.{name}" for name in names] for _, names in sorted(grouped.items()) if names]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pool normalised images [B, 3, S, S] -> [B, W]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            return cast(Tensor, self.network(images * self.scale + self.shift))
+
+
+class SentenceTower(Tower):
+    """An encoder of transformers with its pooling: token ids [B, L] -> [B, W]."""
+
+    def __init__(self, source: str, pooling: Literal["mean", "cls"], load_weights: bool) -> None:
+        """Build the encoder.
+
+        Args:
+            source: see `sentence_folder`.
+            pooling: the mean over the tokens, or the first token.
+            load_weights: False where a checkpoint follows; installed weights are read all the same.
+
+        Raises:
+            InputError: the encoder can't be had.
+        """
+        super().__init__()
+        transformers, place = import_transformers(), sentence_folder(source)
+        self.from_package = source in PACKAGES
+        try:
+            if load_weights or self.from_package:
+                network: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True)
+            else:
+                network = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place))
+        except Exception as fault:  # a folder that is none, a hub out of reach: each has errors of its own
+            raise InputError(
+                f"model.text.encoder {source}: transformers can't read it ({first_line(fault)})."
+            ) from fault
+        if getattr(network, "pooler", None) is not None:
+            network.pooler = None  # what follows the encoder is ours
+        self.network: Any = network
+        self.pooling = pooling
+        self.width = int(self.network.config.hidden_size)
+        self.blocks = self._blocks()
+
+    def _blocks(self) -> list[list[str]]:
+        """The embeddings, then each layer; what is in neither learns with the last."""
+        names = [name for name, _ in self.named_parameters()]
+        layers = _layer_list(self.network)
+        within = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
+        numbers = [within.get(id(p), 0 if "embed" in name else len(layers)) for name, p in self.named_parameters()]
+        return [[n for n, at in zip(names, numbers, strict=True) if at == block] for block in range(len(layers) + 1)]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""
+        mask = tokens != 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            states = self.network(input_ids=(tokens - 1).clamp(min=0), attention_mask=mask.long()).last_hidden_state
+            if self.pooling == "cls":
+                return cast(Tensor, states[:, 0])
+            weights = mask[..., None].to(states.dtype)  # [B, L, 1]
+            return cast(Tensor, (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
+
+
+class WordPieces(Vocabulary):
+    """The pieces of a tokenizer of transformers as a vocabulary; ids are the tokenizer's plus 1, since 0 is padding."""
+
+    def __init__(self, tokenizer: Any, longest: int) -> None:
+        """Take the tokenizer; captions are cut to `longest` tokens."""
+        pieces = tokenizer.get_vocab()
+        named = sorted(pieces, key=pieces.__getitem__)
+        words = {piece: pieces[piece] + 1 for piece in named}
+        if sorted(words.values()) != list(range(1, len(words) + 1)):  # some tokenizers leave gaps between their ids
+            words = {piece: place for place, piece in enumerate(named, start=1)}
+        super().__init__(words | {UNKNOWN: len(words) + 1})
+        object.__setattr__(self, "tokenizer", tokenizer)
+        object.__setattr__(self, "longest", longest)
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of a caption between the tokenizer's marks, cut to what the encoder reads."""
+        own = cast(Any, self)
+        ids = own.tokenizer(caption, truncation=True, max_length=own.longest)["input_ids"]
+        return [int(index) + 1 for index in ids]
+
+    def knows(self, word: str) -> bool:
+        """Whether a word can be spelled."""
+        tokenizer = cast(Any, self).tokenizer
+        unknown = tokenizer.unk_token_id
+        return unknown is None or unknown not in tokenizer(word, add_special_tokens=False)["input_ids"]
+
+
+def word_pieces(source: str) -> WordPieces:
+    """The tokenizer of a sentence encoder.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    transformers, place = import_transformers(), sentence_folder(source)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        config = transformers.AutoConfig.from_pretrained(place)
+    except Exception as fault:  # as for the encoder
+        raise InputError(
+            f"model.text.encoder {source}: transformers can't read its tokenizer ({first_line(fault)})."
+        ) from fault
+    longest = min(int(getattr(config, "max_position_embeddings", 512)), int(tokenizer.model_max_length))
+    return WordPieces(tokenizer, longest)
+
+
+def sentence_folder(source: str) -> str:
+    """Where transformers finds an encoder.
+
+    Args:
+        source: `installed/NAME` of `layers.installed`, the path of a folder as transformers writes it, or a name on the
+            hub, which downloads.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    if source.startswith(f"{INSTALLED}/"):
+        return str(installed_file(package_of(source, "model.text.encoder")).parent)
+    return source
+
+
+def import_transformers() -> ModuleType:
+    """transformers, which only sentence encoders need.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    import_torchvision("torchvision")  # which transformers imports, and which may not fit the installed torch
+    try:
+        import transformers
+    except ImportError as fault:
+        raise InputError(
+            f"model.text.encoder: sentence encoders need transformers: bash exec/environment.sh weights "
+            f"({first_line(fault)})"
+        ) from fault
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _layer_list(network: nn.Module) -> Sequence[nn.Module]:
+    """The layers of a transformer, by whichever name its kind gives them."""
+    lists: list[Any] = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
+    return max(lists, key=len) if lists else []
