@@ -23,6 +23,7 @@ from option.parameters import ModelParameters
 from option.schema import leaves
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
+from utils import logger
 
 SMALL = {
     "seq2vec.word_dim": 16,
@@ -84,7 +85,7 @@ class Training:
 
 
 def trainings(data: Path) -> dict[str, Training]:
-    """A training of every registered model, scene classes and modalities, on a toy set."""
+    """A training of every registered model that has a YAML, scene classes and modalities, on a toy set."""
     # Saved after every step, so that many kills fall into the writing.
     common = (
         f"dataset.data_path={data}",
@@ -96,11 +97,15 @@ def trainings(data: Path) -> dict[str, Training]:
     named = "logs.experiment_name=storm"
     found = {}
     for name, entry in registered().items():
-        paths = (Path("option") / f"{kind}_{name.upper()}.yaml" for kind in ("TOY", "UCM"))
+        paths = [Path("option") / f"{kind}_{name.upper()}.yaml" for kind in ("TOY", "UCM")]
+        path = next(filter(Path.is_file, paths), None)
+        if path is None:
+            logger.warning("%s is left out: there is neither %s nor %s.", name, *paths)
+            continue
         inputs = [audio] if entry.model.uses_audio else []
         inputs += ["dataset.local_path=null"] if entry.model.uses_regions else []
         overrides = (*common, words, *inputs, *_sizes(entry.parameters), *one_fold)
-        found[name] = Training("train", str(next(filter(Path.is_file, paths))), overrides, "storm/0")
+        found[name] = Training("train", str(path), overrides, "storm/0")
     scenes = (*common, "backbone.architecture=resnet18", "backbone.pretrained=none", named)
     found["scenes"] = Training("pretrain", "option/AID_RESNET50.yaml", scenes, "storm")
     modalities = (*common, words, audio, *_sizes(registered()["MCRN"].parameters), named, "dataset.batch_size=12")
