@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data.toy.dataset import make_toy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import vocab
+from data.toy.dataset import make_toy
 from layers.registry import registered
 from option.parameters import ModelParameters
 from option.schema import leaves
