@@ -127,9 +127,8 @@ class Figure:
         )
 
 
-def amfmn() -> Figure:
-    """AMFMN with soft attention."""
-    return Figure(
+FIGURES = {
+    "amfmn": Figure(
         "AMFMN: each image sees a caption in its own way",
         "Image and caption are encoded apart. The image's vector v gates the caption's vector t; the score is the "
         "cosine of v and the gated vector F.",
@@ -153,12 +152,8 @@ def amfmn() -> Figure:
             Arrow("project", "guide", "t", offset=30),
             Arrow("guide", "score", "F", offset=12),
         ),
-    )
-
-
-def galr() -> Figure:
-    """GaLR with regions."""
-    return Figure(
+    ),
+    "galr": Figure(
         "GaLR: the whole image and its regions",
         "A global vector g and a local vector l of the image are fused; the score is the cosine with the caption's "
         "vector t. Without regions, g alone stands for the image.",
@@ -183,12 +178,8 @@ def galr() -> Figure:
             Arrow("words", "score", "t", offset=12),
             Arrow("fusion", "score", "v", offset=-10),
         ),
-    )
-
-
-def swan() -> Figure:
-    """SWAN's two towers."""
-    return Figure(
+    ),
+    "swan": Figure(
         "SWAN: scene and details, word in context",
         "The pooled stages of a ResNet-50 and 128 tokens of its stem are aggregated to v. The last word of a caption, "
         "enhanced by gated attention over all words, is t. The score is their cosine.",
@@ -218,12 +209,8 @@ def swan() -> Figure:
             Arrow("aggregate", "score", "v", offset=-10),
             Arrow("last", "score", "t", offset=10),
         ),
-    )
-
-
-def mcrn() -> Figure:
-    """MCRN with its discriminator."""
-    return Figure(
+    ),
+    "mcrn": Figure(
         "MCRN: three sources through one shared module",
         "Image, caption and spoken caption have an encoder each. One shared module turns every feature f into an "
         "embedding g; any two are compared by their cosine. In pretraining a discriminator guesses the source of g.",
@@ -250,12 +237,36 @@ def mcrn() -> Figure:
             Arrow("share", "score", "g"),
             Arrow("share", "critic", dashed=True),
         ),
-    )
+    ),
+    "dual_encoder": Figure(
+        "DualEncoder: two towers, two heads, one cosine",
+        "Each tower knows its side of the world already and may stay frozen: its features are then computed once and "
+        "kept. A small head on each side brings them into one space.",
+        {
+            "pixels": Box(0, 90, "input", "Image", ("3 x S x S pixels",)),
+            "caption": Box(0, 195, "input", "Caption", ("pieces of its tokenizer",)),
+            "image": Box(1, 90, "image", "Image tower", ("a network of timm", "EfficientNet-Lite0")),
+            "text": Box(1, 195, "text", "Text tower", ("a sentence encoder", "MiniLM, mean of tokens")),
+            "image_head": Box(2, 90, "image", "Head", ("Linear, GELU,", "dropout, Linear")),
+            "text_head": Box(2, 195, "text", "Head", ("Linear, GELU,", "dropout, Linear")),
+            "score": Box(3, 143, "joint", "Score", ("cosine",)),
+        },
+        (
+            Arrow("pixels", "image"),
+            Arrow("caption", "text"),
+            Arrow("image", "image_head"),
+            Arrow("text", "text_head"),
+            Arrow("image_head", "score", "v", offset=-10),
+            Arrow("text_head", "score", "t", offset=10),
+        ),
+    ),
+}
+"""By the name of the model."""
 
 
 def figures() -> dict[str, str]:
     """The SVG of each model by its file name."""
-    return {f"{draw.__name__}.svg": draw().svg() for draw in (amfmn, galr, swan, mcrn)}
+    return {f"{name}.svg": figure.svg() for name, figure in FIGURES.items()}
 
 
 if __name__ == "__main__":

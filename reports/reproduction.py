@@ -72,7 +72,7 @@ def read_published(data_set: str, path: Path = PUBLISHED) -> list[Published]:
     ]
     if not found:
         known = ", ".join(dict.fromkeys(row["set"] for row in rows))
-        raise InputError(f"--published {data_set}: no published rows of this data set; there are rows of {known}.")
+        raise InputError(f"--published {data_set}: no published rows of this data set; there are some of {known}.")
     return found
 
 

@@ -17,6 +17,7 @@ from data.feature_store import FeatureStore, FeatureTable, key_of
 from data.image_store import ImageStore
 from dataloader import stored_batches
 from layers.base import RetrievalModel
+from layers.folding import folded
 from option import Options
 from runs.loaders import queries_of
 from training.epoch import autocast
@@ -83,6 +84,7 @@ def _image_features(
     store = FeatureStore(dataset.feature_path, recipe)
     keys = [key_of(f"{digest} {view}".encode()) for digest in digests for view in range(views)]
     images = ImageStore(paths, size, "off", Path(), device, dataset.max_pixels)
+    quick = folded(part, torch.zeros(1, 3, size, size, device=device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precise = autocast(device, options.optim.amp)
 
     @torch.no_grad()
@@ -94,7 +96,7 @@ def _image_features(
             every = torch.stack([view for view, _ in zip(right_angle_views(seen), range(views), strict=False)], dim=1)
             place = torch.searchsorted(rows, chunk // views)
             with precise:
-                yield part(every[place, chunk % views].contiguous(memory_format=torch.channels_last)).float().cpu()
+                yield quick(every[place, chunk % views].contiguous(memory_format=torch.channels_last)).float().cpu()
 
     one = _image_bytes(part, size, device, options.optim.amp)
     _fill(store, part, keys, make, one, f"features ({annotations.name})")
