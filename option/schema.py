@@ -99,9 +99,8 @@ class AugmentedReading(ImageReading):
 
     augmentation: Angles = Field(
         default="published",
-        description="of training images; published: a random crop, rotated by up to 90 degrees; overhead: a random "
-        "crop, turned by a multiple of 90 degrees and mirrored; right_angles: one of the whole image's 8 right-angle "
-        "views; none: the image itself. The last two let features of frozen towers be kept",
+        description="of training images: published or overhead views of a random crop, one of the image's right_angles "
+        "views, or none",
     )
     smallest_part: float = Field(
         default=1.0,
@@ -135,14 +134,12 @@ class Dataset(AugmentedReading):
     )
     batching: Batching = Field(
         default="pairs",
-        description="what batch_size counts; pairs: captions with their images; images: images, each encoded once for "
-        "all its captions, which come with it; one_caption: images, each with one of its captions, drawn anew in every "
-        "epoch",
+        description="what batch_size counts; images: images with all their captions; one_caption: images, each with "
+        "one drawn anew per epoch",
     )
     features: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: what a frozen tower makes of an image or a caption is computed once and kept in "
-        "feature_path; off: it is computed in every step",
+        description="auto: what frozen towers make of images and captions is computed once and kept; off: in every step",
     )
     feature_path: GivenPath = Field(
         default=Path("cache"), description="folder of kept features, shared by all runs; it may be deleted"

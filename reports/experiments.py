@@ -12,7 +12,7 @@ from typing import Any
 from reports.history import best_epoch, read_history, validation_score
 from reports.tables import RECALLS, with_deviation
 from runs.checkpoints import flat_options
-from runs.scoring import RANDOM_TIES
+from runs.scoring import WORST_TIES
 from runtime.entry_point import run_entry_point
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, markdown, write_text_atomic
@@ -20,7 +20,9 @@ from utils import InputError, first_line, markdown, write_text_atomic
 NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
 """Options that say where a run lies, not what it is."""
 
-TIED = f"{RANDOM_TIES}mR"
+TIED = f"{WORST_TIES}mR"
+_BEFORE = "random_ties_"
+"""Before the names of today's scores in results of the time when a match stood behind all that score as high."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
     """
     path = folder / "test.json"
     try:
-        content = parse_json(read_bytes(path))
+        content = _in_terms_of_today(parse_json(read_bytes(path)))
         options = flat_options(content["options"])
         for scores in [*content["rows"].values(), *(content[table] for table in tables)]:
-            if missing := RECALLS.keys() - scores.keys():
+            if scores and (missing := RECALLS.keys() - scores.keys()):
                 raise ValueError(f"no {min(missing)}")
         experiment = Experiment(folder, options, content, ())
         histories = [read_history(experiment.fold_folder(label)) for label in experiment.folds]
@@ -80,6 +82,24 @@ def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
             f"{path}: not the result of a test ({first_line(fault)}). Make it: python test.py --path_opt ..."
         ) from fault
     return replace(experiment, histories=histories)
+
+
+def _in_terms_of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """A result in which equal scores count by the expectation over their orders, whenever it was written."""
+    if "ties" in content:
+        return content
+    tied = any(name.startswith(_BEFORE) for scores in content["rows"].values() for name in scores)
+    turned = {label: _turned(scores) for label, scores in content["rows"].items()}
+    tables = ("mean", "standard_deviation", "chance", "scene_class_alone")
+    today = content | {"rows": turned} | {name: _turned(content[name]) for name in tables if name in content}
+    return today | ({"ceiling": {}} if tied else {})  # which is not told of that rule
+
+
+def _turned(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of one row, those of ties at random first; as they are where no captions were equal."""
+    random = {name.removeprefix(_BEFORE): value for name, value in scores.items() if name.startswith(_BEFORE)}
+    others = {name: value for name, value in scores.items() if not name.startswith(_BEFORE)}
+    return others | random | {WORST_TIES + name: scores[name] for name in random}
 
 
 def differing(experiments: Sequence[Experiment], but: Sequence[str] = NAMES_ONLY) -> list[str]:
@@ -106,13 +126,13 @@ def spread_over_folds(experiments: Sequence[Experiment]) -> float:
 def table(experiments: Sequence[Experiment]) -> list[list[str]]:
     """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row.
 
-    Where captions are equal word for word, also mR with ties at random, see `metrics.ties.random_tie_recalls`.
+    Where captions are equal word for word, also mR with the worst order of ties.
     """
     keys = differing(experiments)
     pooled = spread_over_folds(experiments)
     tied = any(TIED in scores for experiment in experiments for scores in experiment.folds.values())
     cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
-    cells[0] += ["against the first", *(["mR, ties at random"] if tied else [])]
+    cells[0] += ["against the first", *(["mR, worst order of ties"] if tied else [])]
     first = experiments[0]
     for experiment in experiments:
         row = [short(experiment.options.get(key)) for key in keys]

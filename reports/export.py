@@ -23,6 +23,8 @@ from vocab import Vocabulary
 
 FORMAT = "rsretrieval-embeddings-1"
 RANKS_FORMAT = "rsretrieval-ranks-1"
+TIES = ("image_ties", "caption_ties", "own_texts")
+"""Of a fold's group, beside its ranks: what `metrics.Ranks` knows of equal scores; older files lack it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,9 @@ def _write(
 def _write_ranks(group: h5py.Group, ranks: Ranks) -> None:
     group["image_ranks"] = ranks.image_to_text.cpu().numpy()
     group["caption_ranks"] = ranks.text_to_image.cpu().numpy()
+    for name, values in zip(TIES, (ranks.image_ties, ranks.text_ties, ranks.own_texts), strict=True):
+        if values is not None:
+            group[name] = values.cpu().numpy()
 
 
 def _write_fold(group: h5py.Group, embeddings: Embeddings) -> None:

@@ -29,7 +29,7 @@ from reports.significance import compare, read_ranks
 from reports.tables import LIMITS, RECALLS, numbers, with_deviation
 from runs.checkpoints import dotted
 from runs.record import UNKNOWN, read_record
-from runs.scoring import RANDOM_TIES
+from runs.scoring import WORST_TIES
 from runtime.entry_point import run_entry_point
 from utils import InputError, markdown
 
@@ -88,12 +88,12 @@ def label_of(experiment: Experiment) -> str:
 
 
 def recall_rows(experiments: Sequence[Experiment], published: Sequence[Published]) -> list[list[str]]:
-    """Cells: a row per experiment, under it the same with ties at random and what was published, last the limits."""
+    """Cells: a row per experiment, under it its worst order of ties and what was published of it, last the limits."""
     cells = [["", *RECALLS.values()]]
     for experiment in experiments:
         cells.append([f"**{label_of(experiment)}**", *_over_folds(experiment)])
         if TIED in experiment.test["mean"]:
-            cells.append(["ties at random", *_over_folds(experiment, RANDOM_TIES)])
+            cells.append(["worst order of ties", *_over_folds(experiment, WORST_TIES)])
         model, variant = name_of(experiment)
         cells += [
             [f"{row.source}{' (any attention)' if variant and not row.variant else ''}", *numbers(row.scores)]
@@ -197,7 +197,7 @@ def text(experiments: Sequence[Experiment], published: Sequence[Published]) -> s
     if len(experiments) > 1:
         parts += [
             markdown(difference_rows(experiments)),
-            "mR of the row minus mR of the column (ties counted as in the first table); in bold where p is below "
+            "mR of the row minus mR of the column; in bold where p is below "
             f"{REAL}: paired bootstrap over the test images, {RESAMPLES:,} resamples, p of each pair by itself.",
         ]
     parts += [

@@ -19,7 +19,7 @@ from option.schema import Rerank
 from reports.export import Embeddings
 from reports.tables import LIMITS, score_tables
 from runs.folders import experiment_folder
-from runs.scoring import RANDOM_TIES, RERANKED, TestSet, has_equal_captions, renamed
+from runs.scoring import RERANKED, WORST_TIES, TestSet, has_equal_captions, renamed
 from utils import as_csv, as_json, write_text_atomic
 
 
@@ -64,6 +64,7 @@ def summary(
     return {
         "tables": score_tables(rows, mean, named, _describe(method, test_set.options.rerank)),
         "protocol": protocol_of(test_set, scores, device, checkpoint, forced),
+        "ties": "random",
         "rows": rows,
         "mean": {name: value for name, (value, _) in mean.items()},
         "standard_deviation": {name: value for name, (_, value) in mean.items()},
@@ -79,7 +80,7 @@ def limits_of(test_set: TestSet, reranked: bool) -> dict[str, dict[str, float]]:
     chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
     told = {} if scenes is None else limits.scene_knowledge(loader.text_image, scenes)
     alone = dict(told)
-    for prefix, shown in ((RANDOM_TIES, has_equal_captions(loader)), (RERANKED, reranked)):
+    for prefix, shown in ((WORST_TIES, has_equal_captions(loader)), (RERANKED, reranked)):
         if shown:
             chance |= renamed(prefix, limits.chance(loader.text_image))
             alone |= renamed(prefix, told)
@@ -87,6 +88,8 @@ def limits_of(test_set: TestSet, reranked: bool) -> dict[str, dict[str, float]]:
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
     ceiling = limits.ceiling(loader.text_image, loader.caption_row)
+    if has_equal_captions(loader):
+        ceiling |= renamed(WORST_TIES, limits.ceiling(loader.text_image, loader.caption_row, "last"))
     return {"chance": chance, "scene_class_alone": alone, "ceiling": ceiling}
 
 
@@ -100,8 +103,8 @@ def protocol_of(
     notes = "; ".join(filter(None, [views, model_note, *(f"FORCED: {text}" for text in forced)]))
     return (
         f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
-        f"{what_was_scored(options, scores, checkpoint)}; an item that is no match and scores equal to the match "
-        f"counts as ranked before it; images of {options.dataset.image_size} pixels, amp {options.optim.amp}, "
+        f"{what_was_scored(options, scores, checkpoint)}; items of equal score in random order, of which the "
+        f"expectation counts; images of {options.dataset.image_size} pixels, amp {options.optim.amp}, "
         f"{device.type}, torch {torch.__version__}{f'; {notes}' if notes else ''}."
     )
 
