@@ -139,7 +139,7 @@ class Dataset(AugmentedReading):
     )
     features: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: what frozen towers make of images and captions is computed once and kept; off: in every step",
+        description="auto: what frozen towers make of an item is computed once and kept; off: in every step",
     )
     feature_path: GivenPath = Field(
         default=Path("cache"), description="folder of kept features, shared by all runs; it may be deleted"
