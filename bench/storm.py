@@ -33,6 +33,8 @@ import vocab
 from data.toy.dataset import make_toy
 from layers.backbone import SceneClassifier
 from layers.registry import registered
+from option import is_pretraining
+from option.read import read_file
 from option.schema import leaves
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
@@ -49,6 +51,11 @@ SMALL = {
     "discriminator.mid_size": 16,
     "architecture": "tests/clip_tiny.json",
     "backbone.pretrained": "none",
+    "image.architecture": "timm/test_efficientnet",
+    "image.pretrained": "none",
+    "text.encoder": "gru",
+    "text.word_dim": 16,
+    "text.hidden_dim": 32,
 }
 """Of the keys of `model` those that make it small, as far as a model has them."""
 TIMED = {"seconds", "images_per_second", "data_wait_share"}
@@ -104,13 +111,17 @@ def trainings(data: Path) -> dict[str, Training]:
     """A training of every registered model, scene classes and modalities, on a toy set."""
     common = [f"dataset.data_path={data}", "dataset.image_size=64", "dataset.workers=0", "optim.epochs=2"]
     # Saved after every step, so that many kills fall into the writing.
-    common += ["dataset.batch_size=32", "logs.print_freq=1", "logs.save_minutes=1e-9"]
+    common += [
+        f"dataset.feature_path={data / 'features'}",
+        "dataset.batch_size=32",
+        "logs.print_freq=1",
+        "logs.save_minutes=1e-9",
+    ]
+    common += [f"dataset.feature_path={data / 'features'}"]
     words = f"dataset.vocab_path={data / 'vocab.json'}"
     found = {}
     for name, entry in registered().items():
-        path = next(
-            str(found) for kind in ("TOY", "UCM") for found in Path("option").glob(f"{kind}_{name.upper()}.yaml")
-        )
+        path = _example(name)
         sizes = _sizes(entry.parameters)
         inputs = [f"dataset.audio_path={data / 'audios'}"] if entry.model.uses_audio else []
         inputs += ["dataset.local_path=null"] if entry.model.uses_regions else []
@@ -130,6 +141,14 @@ def trainings(data: Path) -> dict[str, Training]:
     overrides = (*common, *unpaired, "logs.experiment_name=storm", "dataset.batch_size=12")
     found["modalities"] = Training("pretrain", "option/TOY_MCRN_PRETRAIN.yaml", overrides, "storm")
     return found
+
+
+def _example(model: str) -> str:
+    """The path of a YAML that trains a model of this name, on the toy set where there is one."""
+    paths = [path for kind in ("TOY", "UCM") for path in sorted(Path("option").glob(f"{kind}_*.yaml"))]
+    return next(
+        str(path) for path in paths if not is_pretraining(path) and read_file(path)[0]["model"]["name"] == model
+    )
 
 
 def _sizes(parameters: Any) -> list[str]:

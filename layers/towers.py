@@ -29,7 +29,7 @@ Trained = Literal["none", "all"] | int
 
 
 class Tower(nn.Module):
-    """A network whose blocks stand in order; each parameter belongs to one of them.
+    """A network whose blocks stand in order; a parameter belongs to one of them, or never learns.
 
     Attributes:
         width: W of its features.
@@ -172,12 +172,17 @@ class SentenceTower(Tower):
         self.blocks = self._blocks()
 
     def _blocks(self) -> list[list[str]]:
-        """The embeddings, then each layer; what is in neither learns with the last."""
-        names = [name for name, _ in self.named_parameters()]
+        """The embeddings, then each layer; what is in neither learns with the last.
+
+        The biases of keys are in none: they add the same to all scores of a query, which the softmax cancels.
+        """
         layers = _layer_list(self.network)
         within = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
-        numbers = [within.get(id(p), 0 if "embed" in name else len(layers)) for name, p in self.named_parameters()]
-        return [[n for n, at in zip(names, numbers, strict=True) if at == block] for block in range(len(layers) + 1)]
+        blocks: list[list[str]] = [[] for _ in range(len(layers) + 1)]
+        for name, parameter in self.named_parameters():
+            if not name.endswith("key.bias"):
+                blocks[within.get(id(parameter), 0 if "embed" in name else len(layers))].append(name)
+        return blocks
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""
