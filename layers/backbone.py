@@ -119,7 +119,7 @@ class TimmBackbone(nn.Module):
             InputError: as `build_backbone`, or it does not give maps of four stages.
         """
         super().__init__()
-        self.network = _timm_network(name, pretrained)
+        self.network = timm_network(name, pretrained)
         self.width: int = getattr(self.network, "head_hidden_size", self.network.num_features)
         scale, shift = renormalisation(*(self.network.default_cfg[key] for key in ("mean", "std")))
         self.register_buffer("scale", scale, persistent=False)
@@ -140,7 +140,7 @@ class TimmBackbone(nn.Module):
         if pretrained not in ("imagenet", "none"):
             heads = self.network.default_cfg.get("classifier") or ()
             heads = (heads,) if isinstance(heads, str) else tuple(heads)
-            _load_backbone(self.network, read_backbone_file(Path(pretrained)), pretrained, heads)
+            load_backbone(self.network, read_backbone_file(Path(pretrained)), pretrained, heads)
 
     @torch.no_grad()
     def _try_out(self) -> None:
@@ -176,7 +176,7 @@ def renormalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
     return torch.tensor(scale)[:, None, None], torch.tensor(shift)[:, None, None]
 
 
-def _timm_network(name: str, pretrained: str) -> nn.Module:
+def timm_network(name: str, pretrained: str) -> nn.Module:
     """Build one of timm's networks, with its own weights where `pretrained` is `imagenet`."""
     timm = import_timm()
     if not timm.is_model(name.partition(".")[0]):
@@ -221,9 +221,9 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
     constructors = import_torchvision("torchvision.models.resnet")
     network: nn.Module = getattr(constructors, architecture)(weights=None)
     if pretrained == "imagenet":
-        _load_backbone(network, _download(constructors, architecture), "ImageNet", ("fc",))
+        load_backbone(network, _download(constructors, architecture), "ImageNet", ("fc",))
     elif pretrained != "none":
-        _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, ("fc",))
+        load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, ("fc",))
     network.fc = nn.Identity()
     return network
 
@@ -318,7 +318,7 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _load_backbone(network: nn.Module, weights: dict[str, Tensor], source: str, heads: Sequence[str]) -> None:
+def load_backbone(network: nn.Module, weights: dict[str, Tensor], source: str, heads: Sequence[str]) -> None:
     """Copy weights into a network, all but the classifier's layers; all else that is missing or over is an error."""
     classifier = tuple(f"{head}." for head in heads)
     wanted = {name: value for name, value in network.state_dict().items() if not name.startswith(classifier)}

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import _load_backbone, _timm_network, import_torchvision, read_backbone_file, renormalisation
+from layers.backbone import import_torchvision, load_backbone, read_backbone_file, renormalisation, timm_network
 from layers.installed import PACKAGES, efficientnet_weights, installed_file, package_of
 from option.architecture import TIMM
 from utils import InputError, first_line
@@ -105,7 +105,7 @@ class TimmTower(Tower):
         if not architecture.startswith(TIMM):
             raise InputError(f"model.image.architecture {architecture}: expected {TIMM}NAME, a network of timm's.")
         downloads = load_weights and pretrained == "imagenet"
-        network: Any = _timm_network(architecture.removeprefix(TIMM), "imagenet" if downloads else "none")
+        network: Any = timm_network(architecture.removeprefix(TIMM), "imagenet" if downloads else "none")
         self.width = int(getattr(network, "head_hidden_size", None) or network.num_features)
         mean, deviation = (network.default_cfg[key] for key in ("mean", "std"))
         if pretrained == INSTALLED:
@@ -116,7 +116,7 @@ class TimmTower(Tower):
         elif load_weights and pretrained not in ("imagenet", "none"):
             heads = network.default_cfg.get("classifier") or ()
             heads = (heads,) if isinstance(heads, str) else tuple(heads)
-            _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, heads)
+            load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, heads)
         self.network: Any = network
         scale, shift = renormalisation(mean, deviation)
         self.scale: Tensor
@@ -157,7 +157,7 @@ class SentenceTower(Tower):
         self.from_package = source in PACKAGES
         try:
             if load_weights or self.from_package:
-                network: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True)
+                network: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
             else:
                 network = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place))
         except Exception as fault:  # a folder that is none, a hub out of reach: each has errors of its own

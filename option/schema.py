@@ -127,9 +127,8 @@ class TrainingImages(Images):
 
     augmentation: Angles = Field(
         default="published",
-        description="of training images; published: a random crop, rotated by up to 90 degrees; overhead: a random "
-        "crop, turned by a multiple of 90 degrees and mirrored; right_angles: one of the whole image's 8 right-angle "
-        "views; none: the image itself. The last two let features of frozen towers be kept",
+        description="published: random crops turned by 0 to 90 degrees; overhead: by right angles, and mirrored; "
+        "right_angles: so, of whole images; none: images as they are",
     )
     smallest_part: float = Field(
         default=1.0,

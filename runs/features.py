@@ -163,5 +163,5 @@ def _digest(part: nn.Module) -> str:
     digest = hashlib.sha256(repr(part).encode())
     for name, value in [*part.named_parameters(), *part.named_buffers()]:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
