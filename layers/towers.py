@@ -73,9 +73,10 @@ class Tower(nn.Module):
         """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
         super().train(mode and not self.is_frozen)
         for part in self.modules():
-            frozen = not any(parameter.requires_grad for parameter in part.parameters())
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) or frozen:
-                part.training = False
+            learns = [parameter.requires_grad for parameter in part.parameters()]
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) or (learns and not any(learns)):
+                for inner in part.modules():  # dropout has no parameters: it goes with what it lies in
+                    inner.training = False
         return self
 
     def groups(self, rate: float, decay: float) -> Iterator[dict[str, Any]]:

@@ -127,8 +127,8 @@ class TrainingImages(Images):
 
     augmentation: Angles = Field(
         default="published",
-        description="published: random crops turned by 0 to 90 degrees; overhead: by right angles, and mirrored; "
-        "right_angles: so, of whole images; none: images as they are",
+        description="published: a random crop turned by 0 to 90 degrees; overhead: by right angles, mirrored; "
+        "right_angles: whole images so; none: unchanged",
     )
     smallest_part: float = Field(
         default=1.0,
