@@ -162,9 +162,8 @@ class Dataset(TrainingImages):
     )
     batching: Batching = Field(
         default="pairs",
-        description="what batch_size counts; pairs: captions with their images; images: images, each encoded once for "
-        "all its captions, which come with it; one_caption: images, each with one of its captions, drawn anew in every "
-        "epoch",
+        description="what batch_size counts; pairs: captions; images: images with all their captions; one_caption: "
+        "with one, drawn in every epoch",
     )
     features: Literal["auto", "off"] = Field(
         default="auto",
