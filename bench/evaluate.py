@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from bench import table
-from bench.arguments import bench_parser, measure, positive, reference_of
-from bench.machine import description, wait_for
+from bench.arguments import add_comparison, bench_parser, positive
+from bench.comparison import Comparison
+from bench.machine import wait_for
 from bench.naive_data import blockwise_scores
 from bench.process import Figures
 from bench.subject import Experiment
-from bench.variants import Variant, ladder, sides
+from bench.variants import Variant
 from dataloader import EvaluationLoader
 from engine import embed, score_source
 from metrics.ranks import rank_blocks, recalls
@@ -26,7 +27,6 @@ from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
 
 PARTS = ("data", "images", "captions", "ranks")
-CHANGES = ("once", "allocator", "ours", "channels_last")
 
 
 class Evaluation:
@@ -37,9 +37,9 @@ class Evaluation:
         path_opt: str,
         overrides: list[str],
         variant: Variant,
+        device_name: str | None,
         blocks: int | None,
         checkpoint: Path | None,
-        device_name: str | None,
     ) -> None:
         """Build the model; images are read anew in each measurement."""
         self.device = choose_device(device_name)
@@ -87,50 +87,30 @@ class Evaluation:
         return time.perf_counter()
 
 
+COMPARISON = Comparison(
+    "Evaluation of the test split",
+    Evaluation,
+    "dataset.batch_size_val",
+    ("once", "allocator", "ours", "channels_last"),
+    "s",
+    PARTS,
+    {
+        "peak MiB": lambda middle: table.column(middle, "peak_mib"),
+        "mR": lambda middle: table.column(middle, "mR", "{:.2f}"),
+    },
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides."""
     parser = bench_parser(
         "python -m bench.evaluate", "Time an evaluation of the test split on the published path and on ours, in turn."
     )
-    parser.add_argument("--batch", type=positive, help="items encoded at a time by ours; default: batch_size_val")
+    add_comparison(parser, "items encoded at a time by ours; default: batch_size_val")
     parser.add_argument("--blocks", type=positive, help="time so many blocks of the published path and scale to all")
     parser.add_argument("--checkpoint", type=Path, help="weights to score; default: random ones")
-    parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")
     given = parser.parse_args(arguments)
-    overrides = [*given.set, *([f"dataset.batch_size_val={given.batch}"] if given.batch else [])]
-    variants = ladder(CHANGES, given.amp[-1]) if given.ladder else sides(given.amp, not given.alone)
-    makers = {
-        variant.name: (given.path_opt, overrides, variant, given.blocks, given.checkpoint, given.device)
-        for variant in variants
-    }
-    device = choose_device(given.device)
-    rounds = measure(variants, Evaluation, makers, device, given)
-    reference = reference_of(given, variants)
-    ratio = table.ratios(rounds, reference, "seconds")
-    machine = description(device, given.threads)
-    header = ["side", "s", "spread", f"{reference} / side", *(f"{part} %" for part in PARTS), "peak MiB", "mR"]
-    table.show(
-        f"Evaluation of the test split, {given.path_opt} {' '.join(overrides)}".rstrip(),
-        header,
-        [_row(side, figures, ratio[side]) for side, figures in rounds.items()],
-        [table.machine_line(machine, rounds), *_scaled(rounds)],
-        {"machine": machine, "rounds": rounds, "ratios": ratio},
-        given.json,
-    )
-
-
-def _row(side: str, rounds: list[Figures], ratio: list[float]) -> list[str]:
-    """One line of the table."""
-    middle = table.medians(rounds)
-    return [
-        side,
-        f"{middle['seconds']:.3g}",
-        table.spread([figures["seconds"] for figures in rounds]),
-        table.in_turn(ratio),
-        *(table.column(middle, part, scale=100 / middle["seconds"]) for part in PARTS),
-        table.column(middle, "peak_mib"),
-        table.column(middle, "mR", "{:.2f}"),
-    ]
+    COMPARISON.show(given, (given.blocks, given.checkpoint), _scaled)
 
 
 def _scaled(rounds: table.Rounds) -> list[str]:

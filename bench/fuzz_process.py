@@ -10,7 +10,7 @@ from pathlib import Path
 
 SLOWEST = 20  # seconds that one input may take
 MOST_MEMORY = 4096  # MiB that the process may take
-WATCHED = ("bench", "data", "layers", "option", "report", "untrusted", "utils", "vocab", "yaml", "PIL", "pickletools")
+WATCHED = ("bench", "data", "layers", "option", "reports", "runtime", "utils", "vocab", "yaml", "PIL", "pickletools")
 """Whose branches guide it."""
 
 

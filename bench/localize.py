@@ -10,8 +10,9 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,39 +45,44 @@ LEVEL_TOLERANCE = 1  # of 255, where a mean score lies on the border of two leve
 
 
 @dataclass(frozen=True)
-class Plain:
-    """The plain path for one query.
+class Setting:
+    """What both paths work with.
 
     Attributes:
-        query: [1, D].
-        folder: where the windows are written.
-        ending: `.jpg`, or `.png` to compare without loss.
+        queries: [Q, D]; the plain path is given the first.
     """
 
     model: RetrievalModel
-    query: Tensor
+    queries: Tensor
     image_size: int
+    batch_size: int
     amp: str
-    folder: Path
-    ending: str
+    threads: int
+
+    def scores(self, image: LargeImage, windows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """This project's scores [N, Q]."""
+        sizes = {"image_size": self.image_size, "batch_size": self.batch_size, "threads": self.threads}
+        return score_windows(self.model, image, windows, self.queries, amp=self.amp, **sizes)
 
     @torch.no_grad()
-    def score(self, image: Image.Image, window: Sequence[int]) -> float:
-        """Cut, write, read, encode and score one window."""
+    def plain_score(self, image: Image.Image, window: Sequence[int], folder: Path, ending: str) -> float:
+        """Cut, write to a file of its own, read, encode and score one window; `ending` `.png` loses nothing."""
         side, row, column = window
-        path = self.folder / f"{side}_{row}_{column}{self.ending}"
+        path = folder / f"{side}_{row}_{column}{ending}"
         cut = image.crop((column, row, column + side, row + side))
         Image.fromarray(to_square(cut, self.image_size).transpose(1, 2, 0)).save(path)
-        pixels = torch.from_numpy(load_square(path, self.image_size, self.image_size**2))[None].to(self.query.device)
+        pixels = torch.from_numpy(load_square(path, self.image_size, self.image_size**2))[None].to(self.queries.device)
         batch = Batch(images=normalise(pixels))
-        embedding = embed(self.model, self.model.encode_image, [batch], "window", self.query.device, self.amp)
-        return float(self.model.score(embedding, self.query))
+        embedding = embed(self.model, self.model.encode_image, [batch], "window", self.queries.device, self.amp)
+        return float(self.model.score(embedding, self.queries[:1]))
 
-    def mean(self, image: Image.Image, windows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The mean score over each pixel [H, W]."""
+    def plain_mean(
+        self, image: Image.Image, windows: NDArray[np.int64], folder: Path, ending: str
+    ) -> NDArray[np.float64]:
+        """The plain path's mean score over each pixel [H, W]."""
         total, count = np.zeros((2, image.height, image.width))
         for window in windows.tolist():
-            add_window(total, count, window, self.score(image, window))
+            add_window(total, count, window, self.plain_score(image, window, folder, ending))
         average_rows(total, count)
         return total
 
@@ -95,43 +101,18 @@ def average_rows(total: NDArray[np.float64], count: NDArray[np.float64]) -> None
             total[row, column] = total[row, column] / count[row, column]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What both paths work with.
-
-    Attributes:
-        queries: [Q, D].
-    """
-
-    model: RetrievalModel
-    queries: Tensor
-    image_size: int
-    batch_size: int
-    amp: str
-    threads: int
-
-    def scores(self, image: LargeImage, windows: NDArray[np.int64], amp: str) -> NDArray[np.float32]:
-        """This project's scores [N, Q]."""
-        sizes = {"image_size": self.image_size, "batch_size": self.batch_size, "threads": self.threads}
-        return score_windows(self.model, image, windows, self.queries, amp=amp, **sizes)
-
-    def plain(self, folder: Path, ending: str, amp: str) -> Plain:
-        """The plain path for the first query."""
-        return Plain(self.model, self.queries[:1], self.image_size, amp, folder, ending)
-
-
-def differences(setting: Setting, image: LargeImage, sides: Sequence[int], median: int) -> dict[str, float]:
+def differences(setting: Setting, image: LargeImage, sides: Sequence[int]) -> dict[str, float]:
     """How far the maps of both paths are apart, in float32: mean scores and levels, without and with JPEG's loss."""
-    windows = window_grid(image.height, image.width, sides)
-    ours = mean_map(windows, setting.scores(image, windows, "off")[:, 0])
+    windows, setting = window_grid(image.height, image.width, sides), replace(setting, amp="off")
+    ours = mean_map(windows, setting.scores(image, windows)[:, 0])
     found = {"windows": float(len(windows))}
     for name, ending in (("lossless", ".png"), ("jpeg", ".jpg")):
         with tempfile.TemporaryDirectory() as folder:
-            plain = setting.plain(Path(folder), ending, "off").mean(whole_of(image), windows)
+            plain = setting.plain_mean(whole_of(image), windows, Path(folder), ending)
         edges = np.arange(image.height + 1), np.arange(image.width + 1)
-        levels = MeanMap(*edges, plain).levels(median).astype(np.int64)
+        levels = MeanMap(*edges, plain).levels(MEDIAN).astype(np.int64)
         found[f"mean_{name}"] = float(np.abs(ours.pixels(ours.values) - plain).max())
-        found[f"levels_{name}"] = float(np.abs(ours.levels(median) - levels).max())
+        found[f"levels_{name}"] = float(np.abs(ours.levels(MEDIAN) - levels).max())
     return found
 
 
@@ -140,41 +121,41 @@ def clock() -> NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def time_ours(setting: Setting, image: LargeImage, sides: Sequence[int], median: int) -> dict[str, Any]:
+def time_ours(setting: Setting, image: LargeImage, sides: Sequence[int]) -> dict[str, Any]:
     """Seconds (see `clock`) of this project on the whole image, and peak memory of the process in MiB."""
     before = peak_memory(CPU)
     start = clock()
     windows = window_grid(image.height, image.width, sides)
-    scores = setting.scores(image, windows, setting.amp)
+    scores = setting.scores(image, windows)
     encoded = clock()
     for column in scores.T:
-        mean_map(windows, column).levels(median)
+        mean_map(windows, column).levels(MEDIAN)
     maps = (clock() - encoded) / scores.shape[1]
     memory = {"memory_before": before, "memory": peak_memory(CPU)}
     return {"windows": len(windows), "encode": (encoded - start).tolist(), "map": maps.tolist(), **memory}
+
+
+def seconds_per_item(work: Callable[[Any], object], items: Sequence[Any]) -> NDArray[np.float64]:
+    """Mean seconds (see `clock`) of some work on each of some items."""
+    start = clock()
+    for item in items:
+        work(item)
+    return (clock() - start) / len(items)
 
 
 def time_plain(setting: Setting, image: LargeImage, sides: Sequence[int], sample: int, rows: int) -> dict[str, Any]:
     """Seconds (see `clock`) of the plain path for one query, scaled from a sample of windows and rows."""
     windows = window_grid(image.height, image.width, sides)
     chosen = windows[np.linspace(0, len(windows) - 1, min(sample, len(windows))).astype(int)].tolist()
-    held = whole_of(image)
+    held, rows = whole_of(image), min(rows, image.height)
     with tempfile.TemporaryDirectory() as folder:
-        plain = setting.plain(Path(folder), ".jpg", setting.amp)
-        plain.score(held, chosen[0])
-        start = clock()
-        for window in chosen:
-            plain.score(held, window)
-        encode = (clock() - start) * len(windows) / len(chosen)
+        score = partial(setting.plain_score, held, folder=Path(folder), ending=".jpg")
+        score(chosen[0])
+        encode = len(windows) * seconds_per_item(score, chosen)
     total, count = np.zeros((2, image.height, image.width))
-    start = clock()
-    for window in chosen:
-        add_window(total, count, window, 0.5)
-    add = (clock() - start) * len(windows) / len(chosen)
-    rows = min(rows, image.height)
-    start = clock()
-    average_rows(total[:rows], np.ones((rows, image.width)))
-    average = (clock() - start) * image.height / rows
+    add = len(windows) * seconds_per_item(partial(add_window, total, count, score=0.5), chosen)
+    ones = np.ones((1, image.width))
+    average = image.height * seconds_per_item(lambda row: average_rows(total[row : row + 1], ones), range(rows))
     return {"sample": len(chosen), "rows": rows, "encode": encode.tolist(), "map": (add + average).tolist()}
 
 
@@ -248,12 +229,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         fitting = [window for window in sides if window <= side]
         if not fitting or max(sides) > min(image.height, image.width):
             raise InputError(f"{given.image} and --part must not be smaller than a window.")
-        ours = time_ours(setting, image, sides, MEDIAN)
+        ours = time_ours(setting, image, sides)
         plain = time_plain(setting, image, sides, given.sample, given.rows)
         part = Path(folder) / "part.png"
         image.read(0, 0, side, side).save(part)
         with open_large(part, dataset.max_pixels) as cut:
-            apart = differences(setting, cut, fitting, MEDIAN)
+            apart = differences(setting, cut, fitting)
     return {"ours": ours, "plain": plain, "part": side, "differences": apart}
 
 

@@ -24,10 +24,10 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Median time of some work, after one run that does not count."""
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Median time of some work run five times, after one run that does not count."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(6):
         started = time.perf_counter()
         work()
         wait_for(device)

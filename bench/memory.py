@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 
 from bench import table
 from bench.arguments import bench_parser, positive
 from bench.evaluate import Evaluation
 from bench.machine import description
-from bench.process import Figures, Side
+from bench.process import Figures, measured_once
 from bench.train import TrainingSteps
-from bench.variants import Variant, sides
+from bench.variants import sides
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
 
@@ -45,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     rows: dict[str, Figures] = {}
     for variant in sides(given.amp, not given.alone):
+        process = variant.environment(given.threads), given.threads
         for batch in given.batch:
             overrides = [*given.set, f"dataset.batch_size={batch}"]
-            settings = (given.path_opt, overrides, variant, 2, given.device)
-            rows[f"training, batch {batch}, {variant.name}"] = _once(TrainingMemory, settings, variant, given.threads)
-        scoring = (given.path_opt, given.set, variant, given.blocks, None, given.device)
-        rows[f"evaluation, {variant.name}"] = _once(Evaluation, scoring, variant, given.threads)
+            settings = (given.path_opt, overrides, variant, given.device, 2)
+            (rows[f"training, batch {batch}, {variant.name}"],) = measured_once(TrainingMemory, settings, *process)
+        scoring = (given.path_opt, given.set, variant, given.device, given.blocks, None)
+        (rows[f"evaluation, {variant.name}"],) = measured_once(Evaluation, scoring, *process)
     names = ("weights", "gradients", "optimiser", "peak_mib")
     machine = description(choose_device(given.device), given.threads)
     table.show(
@@ -61,14 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {"machine": machine, "rows": rows},
         given.json,
     )
-
-
-def _once(
-    make: type[TrainingMemory] | type[Evaluation], settings: Sequence[object], variant: Variant, threads: int
-) -> Figures:
-    """Figures of one measurement in a process that ends with it."""
-    with closing(Side(make, settings, variant.environment(threads), threads)) as side:
-        return side.run()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,6 @@ class FileBatches:
     """Training batches in random order, with every image of every pair read from its file."""
 
     def __init__(self, experiment: Experiment) -> None:
-        """Prepare the captions; nothing is decoded."""
         options, annotations = experiment.options, experiment.annotations
         kind = registered()[options.model.name].model
         self.views = ("images", "second_view") if kind.uses_second_view else ("images",)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from multiprocessing import get_context
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 
@@ -23,6 +24,10 @@ class Subject(Protocol):
 
     def run(self) -> Figures:
         """Measure once."""
+
+
+_subjects: list[Subject] = []
+"""In the process of a side: its subject, once it is built."""
 
 
 class Side:
@@ -43,73 +48,52 @@ class Side:
             environment: variables to set, or where None to unset, before the process starts.
             threads: of its tensor operations.
         """
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, tuple(arguments), threads))
-        with _environment(environment):
-            self._process.start()
-        theirs.close()
+        self._subject = make, tuple(arguments)
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _start, (threads,))
+        with patch.dict(os.environ):
+            for name, value in environment.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+            self._pool.submit(os.getpid)  # starts the process
 
     def run(self) -> Figures:
-        """Figures of one measurement.
+        """Figures of one measurement; the first builds the subject.
 
         Raises:
             InputError: the process met one, or it was ended from outside.
         """
         try:
-            self._pipe.send("run")
-            kind, answer = self._pipe.recv()
-        except (EOFError, BrokenPipeError) as fault:
-            self._process.join()
+            return self._pool.submit(_measure, *self._subject).result()
+        except BrokenProcessPool as fault:
             raise InputError(
-                f"a measuring process was ended from outside (exit code {self._process.exitcode}), mostly for want of "
-                "memory: try a smaller --batch, or fewer sides."
+                "a measuring process was ended from outside, mostly for want of memory: try a smaller --batch, or "
+                "fewer sides."
             ) from fault
-        if kind == "input":
-            raise InputError(answer)
-        if kind == "fault":
-            raise RuntimeError(answer)
-        return answer
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()
-        self._process.join()
+        self._pool.shutdown()
 
 
-def _serve(pipe: Connection, make: Callable[..., Subject], arguments: Sequence[Any], threads: int) -> None:
-    """The process: build the subject at the first request, measure at each."""
+def _start(threads: int) -> None:
     start_logging()
     torch.set_num_threads(threads)
-    subject: Subject | None = None
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:
-            return
-        try:
-            subject = subject or make(*arguments)
-            pipe.send(("figures", subject.run()))
-        except InputError as fault:
-            pipe.send(("input", str(fault)))
-        except Exception:
-            pipe.send(("fault", traceback.format_exc()))
 
 
-@contextmanager
-def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
-    """Change the environment for processes that start meanwhile."""
-    before = {name: os.environ.get(name) for name in changes}
-    try:
-        _change(changes)
-        yield
-    finally:
-        _change(before)
+def _measure(make: Callable[..., Subject], arguments: Sequence[Any]) -> Figures:
+    if not _subjects:
+        _subjects.append(make(*arguments))
+    return _subjects[0].run()
 
 
-def _change(changes: Mapping[str, str | None]) -> None:
-    for name, value in changes.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def measured_once(
+    make: Callable[..., Subject],
+    arguments: Sequence[Any],
+    environment: Mapping[str, str | None],
+    threads: int,
+    rounds: int = 1,
+) -> list[Figures]:
+    """Figures of some measurements in a process that ends with them; arguments as of `Side`."""
+    with closing(Side(make, arguments, environment, threads)) as side:
+        return [side.run() for _ in range(rounds)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from bench import table
 from bench.arguments import positive
 from bench.machine import description, gemm_rate, reset_peak_memory, wait_for
-from bench.process import Figures, Side
+from bench.process import Figures, measured_once
 from bench.variants import OURS
 from engine import SCORES_PER_BLOCK, score_source
 from layers.amfmn import soft_scores
@@ -115,8 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds: table.Rounds = {}
     for images in given.images:
         settings = (images, given.dim, given.score, images <= given.rerank, given.device)
-        with closing(Side(Growth, settings, OURS.environment(given.threads), given.threads)) as side:
-            rounds[f"{images:,} x {CAPTIONS * images:,}"] = [side.run() for _ in range(given.rounds)]
+        figures = measured_once(Growth, settings, OURS.environment(given.threads), given.threads, given.rounds)
+        rounds[f"{images:,} x {CAPTIONS * images:,}"] = figures
     header = ["images x captions", "s", "spread", "ns per pair", "% of GEMM", "MiB", "rerank s", "rerank MiB"]
     machine = description(choose_device(given.device), given.threads)
     table.show(
@@ -124,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         header,
         [_row(name, figures) for name, figures in rounds.items()],
         [
-            f"{machine['device']}, {machine['threads']} of {machine['processors']} processors used, "
-            f"load {machine['load']}, torch {machine['torch']}.",
+            f"{table.machine_line(machine)}.",
             f"MiB: beyond the embeddings. Above {SCORES_PER_BLOCK:,} pairs scores are computed twice instead of held.",
         ],
         {"machine": machine, "rounds": rounds},
@@ -140,7 +138,7 @@ def _row(name: str, rounds: list[Figures]) -> list[str]:
     return [
         name,
         f"{middle['seconds']:.3g}",
-        table.spread([figures["seconds"] for figures in rounds]),
+        table.spread(rounds),
         f"{1e9 * middle['seconds'] / pairs:.2f}",
         f"{100 * middle['gflop_per_second'] / middle['gemm_gflop_per_second']:.0f}",
         table.column(middle, "mib"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,9 +20,11 @@ from archive import exact, nearest
 from archive.arguments import KINDS, Kind
 from archive.measure import recall, timed
 from archive.shards import Shards, write_shard
+from bench.machine import description
+from bench.table import machine_line
 from layers.base import l2norm
 from runtime.entry_point import run_entry_point
-from utils import InputError, write_text_atomic
+from utils import InputError, markdown, write_text_atomic
 
 SHARD = 8192
 K = 10
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         vectors = draw.write(Path(folder), given.count)
         rows = run(vectors, draw.vectors(given.queries), given.kinds)
     kind = f"{given.clusters} groups, spread {given.spread:g}" if given.clusters else "evenly random"
-    setting = f"{given.count} vectors of {given.dim}, {kind}; {given.queries} queries; {_machine()}"
+    machine = machine_line(description(torch.device("cpu"), torch.get_num_threads()))
+    setting = f"{given.count} vectors of {given.dim}, {kind}; {given.queries} queries; {machine}"
     print(as_table(rows, setting))
     if given.json is not None:
         write_text_atomic(given.json, json.dumps({"setting": setting, "rows": [asdict(row) for row in rows]}, indent=2))
@@ -132,19 +134,13 @@ def run(vectors: Shards, queries: Tensor, kinds: Sequence[Kind]) -> list[Row]:
 
 
 def as_table(rows: Sequence[Row], title: str) -> str:
-    """A text table."""
-    headings = ("build s", "processor s", "MiB", "query ms", "processor ms", f"recall@{K}")
-    lines = [title, " ".join(["index   ", *(f"{heading:>12}" for heading in headings)])]
+    """A Markdown table below its title."""
+    cells = [["index", "build s", "processor s", "MiB", "query ms", "processor ms", f"recall@{K}"]]
     for row in rows:
-        _, *numbers = astuple(row)
+        name, *numbers = astuple(row)
         digits = (1, 1, 0, 2, 2, 4)
-        shown = (f"{number:12.{places}f}" for number, places in zip(numbers, digits, strict=True))
-        lines.append(" ".join([f"{row.name:8}", *shown]))
-    return "\n".join(lines)
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        cells.append([name, *(f"{number:.{places}f}" for number, places in zip(numbers, digits, strict=True))])
+    return f"{title}\n\n{markdown(cells)}\n"
 
 
 if __name__ == "__main__":

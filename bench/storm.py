@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -27,194 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import vocab
-from data.toy.dataset import make_toy
-from layers.backbone import SceneClassifier
-from layers.registry import registered
-from option import is_pretraining
-from option.read import read_file
-from option.schema import leaves
+from bench.storm_trainings import Training, ending, make_data, trainings
+from pretraining.scenes import SceneClassifier
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
 from utils import RUN_AGAIN, UNFINISHED, InputError, logger, remove_unfinished
 
-SMALL = {
-    "seq2vec.word_dim": 16,
-    "seq2vec.hidden_dim": 32,
-    "word_dim": 16,
-    "embed.embed_dim": 64,
-    "fusion.mca_HIDDEN_SIZE": 64,
-    "fusion.mca_HIDDEN_SIZE_HEAD": 8,
-    "discriminator.in_size": 64,
-    "discriminator.mid_size": 16,
-    "architecture": "tests/clip_tiny.json",
-    "backbone.pretrained": "none",
-    "image.architecture": "timm/test_efficientnet",
-    "image.pretrained": "none",
-    "text.encoder": "gru",
-    "text.word_dim": 16,
-    "text.hidden_dim": 32,
-}
-"""Of the keys of `model` those that make it small, as far as a model has them."""
-TIMED = {"seconds", "images_per_second", "data_wait_share"}
 PATIENCE = 600.0  # seconds that an attempt may take
 POLL = 0.0005  # seconds between two looks for a file that is being written
-Ending = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One small training.
-
-    Attributes:
-        program: `train` or `pretrain`.
-        path_opt: its YAML.
-        overrides: what makes it small.
-        place: the run's folder in `logs.ckpt_save_path`.
-    """
-
-    program: str
-    path_opt: str
-    overrides: tuple[str, ...]
-    place: str
-
-    def start(self, checkpoints: Path, log: Path, largest_file: int | None = None) -> int:
-        """Train in a forked process, which costs no new interpreter; returns its number.
-
-        Args:
-            checkpoints: `logs.ckpt_save_path`.
-            log: gets what it prints.
-            largest_file: bytes that it may write into one file, which stands in for a full disk.
-        """
-        arguments = ["--path_opt", self.path_opt, "--device", "cpu", "--set", *self.overrides]
-        child = os.fork()
-        if child:
-            return child
-        status = 1
-        with suppress(BaseException):
-            handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            if largest_file is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-            main = importlib.import_module(self.program).main
-            try:
-                run_entry_point(lambda: main([*arguments, f"logs.ckpt_save_path={checkpoints}"]))
-            except SystemExit as end:
-                status = int(end.code or 0)
-        os._exit(status)
-
-
-def trainings(data: Path) -> dict[str, Training]:
-    """A training of every registered model, scene classes and modalities, on a toy set."""
-    common = [f"dataset.data_path={data}", "dataset.image_size=64", "dataset.workers=0", "optim.epochs=2"]
-    # Saved after every step, so that many kills fall into the writing.
-    common += [
-        f"dataset.feature_path={data / 'features'}",
-        "dataset.batch_size=32",
-        "logs.print_freq=1",
-        "logs.save_minutes=1e-9",
-    ]
-    common += [f"dataset.feature_path={data / 'features'}"]
-    words = f"dataset.vocab_path={data / 'vocab.json'}"
-    found = {}
-    for name, entry in registered().items():
-        path = _example(name)
-        sizes = _sizes(entry.parameters)
-        inputs = [f"dataset.audio_path={data / 'audios'}"] if entry.model.uses_audio else []
-        inputs += ["dataset.local_path=null"] if entry.model.uses_regions else []
-        overrides = (
-            *common,
-            words,
-            *inputs,
-            *sizes,
-            "k_fold.nums=1",
-            "k_fold.strategy=random",
-            "k_fold.experiment_name=storm",
-        )
-        found[name] = Training("train", path, overrides, "storm/0")
-    scenes = ("backbone.architecture=resnet18", "backbone.pretrained=none", "logs.experiment_name=storm")
-    found["scenes"] = Training("pretrain", "option/AID_RESNET50.yaml", (*common, *scenes), "storm")
-    unpaired = (words, f"dataset.audio_path={data / 'audios'}", *_sizes(registered()["MCRN"].parameters))
-    overrides = (*common, *unpaired, "logs.experiment_name=storm", "dataset.batch_size=12")
-    found["modalities"] = Training("pretrain", "option/TOY_MCRN_PRETRAIN.yaml", overrides, "storm")
-    return found
-
-
-def _example(model: str) -> str:
-    """The path of a YAML that trains a model of this name, on the toy set where there is one."""
-    paths = [path for kind in ("TOY", "UCM") for path in sorted(Path("option").glob(f"{kind}_*.yaml"))]
-    return next(
-        str(path) for path in paths if not is_pretraining(path) and read_file(path)[0]["model"]["name"] == model
-    )
-
-
-def _sizes(parameters: Any) -> list[str]:
-    known = leaves(parameters, "model")
-    return [f"model.{key}={value}" for key, value in SMALL.items() if f"model.{key}" in known]
-
-
-def make_data(folder: Path) -> Path:
-    """A toy set of 48 images with its vocabulary."""
-    make_toy(folder, images_per_class=3, size=64)
-    vocab.build((folder / "train_caps.txt").read_text().splitlines(), min_count=1).save(folder / "vocab.json")
-    return folder
-
-
-def ending(run: Path) -> Ending:
-    """What must not depend on how often a run was killed, as digests: weights, state, best weights, history, curves."""
-    last = read_checkpoint(run / "last.pth")
-    rows = [{name: value for name, value in row.items() if name not in TIMED} for row in last.pop("history")]
-    # The other side of a pretraining without pairs has a meter of its own.
-    sides = {"discriminating": _untimed(last.pop("discriminating"))} if "discriminating" in last else {}
-    state = {key: value for key, value in _untimed(last).items() if key not in ("options", "model")} | sides
-    found = {"weights": _digest(last["model"]), "state": _digest(state), "history": _digest(rows)}
-    for file in sorted([*run.glob("*_best.pth.tar"), *run.glob("backbone.pth"), *run.glob("pretrained.pth.tar")]):
-        kept = torch.load(file, weights_only=True)
-        kept.pop("options", None)
-        kept["scores"] = {name: value for name, value in kept.get("scores", {}).items() if name not in TIMED}
-        found[file.name] = _digest(kept)
-    header, *lines = (run / "history.csv").read_text().splitlines()
-    timed = {place for place, name in enumerate(header.split(",")) if name in TIMED}
-    table = [[cell for place, cell in enumerate(line.split(",")) if place not in timed] for line in lines]
-    return found | {"history.csv": _digest(table), "curves": _digest(curves(run))}
-
-
-def _untimed(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if key != "meter"}
-
-
-def curves(run: Path) -> list[tuple[str, int, float]]:
-    """Every point that TensorBoard shows of a run, less those that are about time."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.split("/")[-1] not in TIMED]
-    # A validation that was logged but not saved is logged again, with the same value.
-    return sorted({(tag, event.step, event.value) for tag in tags for event in events.Scalars(tag)})
-
-
-def _digest(value: Any) -> str:
-    digest = hashlib.sha256()
-
-    def add(part: Any) -> None:
-        if isinstance(part, torch.Tensor):
-            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
-        elif isinstance(part, dict):
-            for key in sorted(part, key=str):
-                digest.update(f"{key}:".encode())
-                add(part[key])
-        elif isinstance(part, (list, tuple)):
-            digest.update(f"{len(part)}[".encode())
-            for entry in part:
-                add(entry)
-        else:
-            digest.update(f"{part!r};".encode())
-
-    add(value)
-    return digest.hexdigest()
 
 
 @dataclass
@@ -234,7 +54,6 @@ class Storm:
     """Runs one training again and again, ending it in all manners, and compares its endings."""
 
     def __init__(self, training: Training, folder: Path, chance: random.Random, tmpfs: bool) -> None:
-        """Take a training and a folder of its own; nothing runs yet."""
         self.training, self.folder, self.chance, self.tmpfs = training, folder, chance, tmpfs
         self.log = folder / "log.txt"
         self.tally = Tally()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.process import Figures
-from utils import write_text_atomic
+from utils import markdown, write_text_atomic
 
 Rounds = dict[str, list[Figures]]
 """Figures of each side, a dictionary per round; all sides have as many rounds."""
@@ -28,25 +28,10 @@ def ratios(rounds: Rounds, reference: str, figure: str) -> dict[str, list[float]
     }
 
 
-def as_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width, the first to the left and all others to the right."""
-    widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
-    lines = []
-    for line in (header, *rows):
-        first, *others = line
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """The least and the greatest."""
-    return f"{min(values):.3g}-{max(values):.3g}"
-
-
-def in_turn(values: Sequence[float]) -> str:
-    """Ratios round by round."""
-    return " ".join(f"{value:.2f}" for value in values)
+def spread(rounds: Sequence[Figures]) -> str:
+    """The fewest and the most seconds."""
+    seconds = [figures["seconds"] for figures in rounds]
+    return f"{min(seconds):.3g}-{max(seconds):.3g}"
 
 
 def column(figures: Figures, name: str, form: str = "{:.0f}", scale: float = 1.0) -> str:
@@ -54,15 +39,20 @@ def column(figures: Figures, name: str, form: str = "{:.0f}", scale: float = 1.0
     return form.format(scale * figures[name]) if name in figures else ""
 
 
-def machine_line(machine: Mapping[str, object], rounds: Rounds) -> str:
-    """What the machine is, and what it reached in the same run."""
+def machine_line(machine: Mapping[str, object]) -> str:
+    """What the machine is, see `bench.machine.description`."""
+    return (
+        f"{machine['device']}, {machine['threads']} of {machine['processors']} processors used, "
+        f"load {machine['load']}, torch {machine['torch']}"
+    )
+
+
+def reached(rounds: Rounds) -> str:
+    """What the machine reached in the same run."""
     middle = {side: medians(figures) for side, figures in rounds.items() if "copy_gb_per_second" in figures[0]}
     gemm = ", ".join(f"{figures['gemm_gflop_per_second']:.0f} ({side})" for side, figures in middle.items())
     copied = statistics.median(figures["copy_gb_per_second"] for figures in middle.values())
-    return (
-        f"{machine['device']}, {machine['threads']} of {machine['processors']} processors used, "
-        f"load {machine['load']}, torch {machine['torch']}; GEMM {gemm} GFLOP/s, copy {copied:.1f} GB/s."
-    )
+    return f"GEMM {gemm} GFLOP/s, copy {copied:.1f} GB/s"
 
 
 def show(
@@ -74,6 +64,6 @@ def show(
     path: Path | None,
 ) -> None:
     """Print a table and what stands below it; write everything that was measured as JSON where `path` says."""
-    print("\n".join(["", title, "", as_text(header, rows), "", *notes]))
+    print("\n".join(["", title, "", markdown([header, *rows]), "", *notes]))
     if path is not None:
         write_text_atomic(path, json.dumps({"title": title, **result}, indent=2) + "\n")

@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batches.batch import Batch
 from bench import table
-from bench.arguments import bench_parser, measure, positive, reference_of
-from bench.machine import description, wait_for
+from bench.arguments import add_comparison, bench_parser, positive
+from bench.comparison import Comparison
+from bench.machine import wait_for
 from bench.naive import loop_adam
 from bench.naive_data import FileBatches
 from bench.process import Figures
 from bench.subject import Experiment
-from bench.variants import Variant, ladder, sides
+from bench.variants import Variant
 from layers.objective import build_objective
 from runs.loaders import pair_source, train_loader
 from runs.models import start_state
@@ -32,14 +33,13 @@ from training.state import optimiser_step
 PARTS = ("data", "forward", "backward", "optimiser")
 IMAGES = 400
 """Of the train list, so that no side starts with decoding thousands."""
-CHANGES = ("allocator", "once", "ours", "channels_last", "fused")
 
 
 class TrainingSteps:
     """Training steps of one side, each part timed."""
 
     def __init__(
-        self, path_opt: str, overrides: list[str], variant: Variant, steps: int, device_name: str | None
+        self, path_opt: str, overrides: list[str], variant: Variant, device_name: str | None, steps: int
     ) -> None:
         """Build model, optimiser and loader, and take one step that does not count."""
         device = choose_device(device_name)
@@ -105,61 +105,36 @@ class TrainingSteps:
         }
 
 
+def _of_gemm(middle: Figures) -> str:
+    if "gflop_per_second" not in middle:
+        return ""
+    return f"{100 * middle['gflop_per_second'] / middle['gemm_gflop_per_second']:.0f}"
+
+
+COMPARISON = Comparison(
+    "Training steps",
+    TrainingSteps,
+    "dataset.batch_size",
+    ("allocator", "once", "ours", "channels_last", "fused"),
+    "s/step",
+    PARTS,
+    {
+        "peak MiB": lambda middle: table.column(middle, "peak_mib"),
+        "GFLOP/step": lambda middle: table.column(middle, "gflop"),
+        "GFLOP/s": lambda middle: table.column(middle, "gflop_per_second"),
+        "% of GEMM": _of_gemm,
+    },
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of all sides."""
     parser = bench_parser("python -m bench.train", "Time training steps of the published path and of ours, in turn.")
-    parser.add_argument("--batch", type=positive, help="pairs per batch; default: dataset.batch_size")
+    add_comparison(parser, "pairs per batch; default: dataset.batch_size")
     parser.add_argument("--steps", type=positive, default=2, help="steps in each measurement")
-    parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")
     given = parser.parse_args(arguments)
-    overrides = [*given.set, *([f"dataset.batch_size={given.batch}"] if given.batch else [])]
-    variants = ladder(CHANGES, given.amp[-1]) if given.ladder else sides(given.amp, not given.alone)
-    makers = {variant.name: (given.path_opt, overrides, variant, given.steps, given.device) for variant in variants}
-    device = choose_device(given.device)
-    rounds = measure(variants, TrainingSteps, makers, device, given)
-    reference = reference_of(given, variants)
-    ratio = table.ratios(rounds, reference, "seconds")
-    machine = description(device, given.threads)
-    header = [
-        "side",
-        "s/step",
-        "spread",
-        f"{reference} / side",
-        *(f"{part} %" for part in PARTS),
-        "peak MiB",
-        "GFLOP/step",
-        "GFLOP/s",
-        "% of GEMM",
-    ]
-    rows = [_row(side, figures, ratio[side]) for side, figures in rounds.items()]
-    table.show(
-        f"Training steps, {given.path_opt} {' '.join(overrides)}".rstrip(),
-        header,
-        rows,
-        [table.machine_line(machine, rounds), "GFLOP: of matrix products and convolutions, as computed by that side."],
-        {"machine": machine, "rounds": rounds, "ratios": ratio},
-        given.json,
-    )
-
-
-def _row(side: str, rounds: list[Figures], ratio: list[float]) -> list[str]:
-    """One line of the table."""
-    middle = table.medians(rounds)
-    share = 100 / middle["seconds"]
-    of_gemm = ""
-    if "gflop_per_second" in middle:
-        of_gemm = f"{100 * middle['gflop_per_second'] / middle['gemm_gflop_per_second']:.0f}"
-    return [
-        side,
-        f"{middle['seconds']:.3g}",
-        table.spread([figures["seconds"] for figures in rounds]),
-        table.in_turn(ratio),
-        *(table.column(middle, part, scale=share) for part in PARTS),
-        table.column(middle, "peak_mib"),
-        table.column(middle, "gflop"),
-        table.column(middle, "gflop_per_second"),
-        of_gemm,
-    ]
+    note = "GFLOP: of matrix products and convolutions, as computed by that side."
+    COMPARISON.show(given, (given.steps,), lambda _: [note])
 
 
 if __name__ == "__main__":

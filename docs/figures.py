@@ -127,9 +127,8 @@ class Figure:
         )
 
 
-def amfmn() -> Figure:
-    """AMFMN with soft attention."""
-    return Figure(
+FIGURES = {
+    "amfmn": Figure(
         "AMFMN: each image sees a caption in its own way",
         "Image and caption are encoded apart. The image's vector v gates the caption's vector t; the score is the "
         "cosine of v and the gated vector F.",
@@ -153,12 +152,8 @@ def amfmn() -> Figure:
             Arrow("project", "guide", "t", offset=30),
             Arrow("guide", "score", "F", offset=12),
         ),
-    )
-
-
-def galr() -> Figure:
-    """GaLR with regions."""
-    return Figure(
+    ),
+    "galr": Figure(
         "GaLR: the whole image and its regions",
         "A global vector g and a local vector l of the image are fused; the score is the cosine with the caption's "
         "vector t. Without regions, g alone stands for the image.",
@@ -183,12 +178,8 @@ def galr() -> Figure:
             Arrow("words", "score", "t", offset=12),
             Arrow("fusion", "score", "v", offset=-10),
         ),
-    )
-
-
-def swan() -> Figure:
-    """SWAN's two towers."""
-    return Figure(
+    ),
+    "swan": Figure(
         "SWAN: scene and details, word in context",
         "The pooled stages of a ResNet-50 and 128 tokens of its stem are aggregated to v. The last word of a caption, "
         "enhanced by gated attention over all words, is t. The score is their cosine.",
@@ -218,12 +209,8 @@ def swan() -> Figure:
             Arrow("aggregate", "score", "v", offset=-10),
             Arrow("last", "score", "t", offset=10),
         ),
-    )
-
-
-def mcrn() -> Figure:
-    """MCRN with its discriminator."""
-    return Figure(
+    ),
+    "mcrn": Figure(
         "MCRN: three sources through one shared module",
         "Image, caption and spoken caption have an encoder each. One shared module turns every feature f into an "
         "embedding g; any two are compared by their cosine. In pretraining a discriminator guesses the source of g.",
@@ -250,12 +237,14 @@ def mcrn() -> Figure:
             Arrow("share", "score", "g"),
             Arrow("share", "critic", dashed=True),
         ),
-    )
+    ),
+}
+"""By the name of the model."""
 
 
 def figures() -> dict[str, str]:
     """The SVG of each model by its file name."""
-    return {f"{draw.__name__}.svg": draw().svg() for draw in (amfmn, galr, swan, mcrn)}
+    return {f"{name}.svg": figure.svg() for name, figure in FIGURES.items()}
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from batches.batch import QueryMode
 from layers.backbone import ChosenBackboneParameters
-from layers.base import NORM_FLOOR, Explanation, RetrievalModel, l2norm
+from layers.base import NORM_FLOOR, l2norm
 from layers.keywords import KeywordFusion, KeywordParameters
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
+from layers.multiscale import MultiscaleImageEncoder, MultiscaleParameters
+from layers.multiscale_model import MultiscaleModel, build_encoders
 from layers.registry import register
-from layers.text import RELEASED_CAPTIONS, CaptionEncoder, EmbedParameters, Seq2VecParameters, caption_encoder
+from layers.text import CaptionEncoder, EmbedParameters, Seq2VecParameters
 from option.parameters import ModelParameters, Parameters
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class CrossAttention(nn.Module):
         raise NotImplementedError
 
     def text_terms(self, texts: Tensor) -> Tensor:
-        """What a pair needs of its text: [M, D] -> [M, K]."""
-        raise NotImplementedError
+        """What a pair needs of its text: [M, D] -> [M, K]; unless overridden, the text, K = D."""
+        return texts
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
         """F of each pair, by broadcasting: [..., K] and [..., K] -> [..., D]."""
@@ -77,17 +78,12 @@ class SoftAttention(CrossAttention):
     """soft_att: F_ij = sigmoid(W v_i) * t_j. AMFMN, eq. 12."""
 
     def __init__(self, embed_dim: int) -> None:
-        """Make the image's gate."""
         super().__init__()
         self.gate = nn.Linear(embed_dim, embed_dim)
 
     def image_terms(self, images: Tensor) -> Tensor:
         """See `CrossAttention`; K = D."""
         return torch.sigmoid(self.gate(images))
-
-    def text_terms(self, texts: Tensor) -> Tensor:
-        """See `CrossAttention`; K = D."""
-        return texts
 
     def guide(self, image_terms: Tensor, text_terms: Tensor) -> Tensor:
         """See `CrossAttention`."""
@@ -101,7 +97,6 @@ class FusionAttention(CrossAttention):
     """
 
     def __init__(self, embed_dim: int) -> None:
-        """Make both maps of the joined vectors."""
         super().__init__()
         self.gate = nn.Linear(2 * embed_dim, embed_dim)
         self.value = nn.Linear(2 * embed_dim, embed_dim)
@@ -126,7 +121,6 @@ class SimilarityAttention(CrossAttention):
     """similarity_att: v' = A v, t' = B t, F_ij = sigmoid(v'_i * t'_j) * t'_j. AMFMN, eq. 14."""
 
     def __init__(self, embed_dim: int) -> None:
-        """Make the map of each side."""
         super().__init__()
         self.image_map = nn.Linear(embed_dim, embed_dim)
         self.text_map = nn.Linear(embed_dim, embed_dim)
@@ -158,12 +152,11 @@ QUERIES: dict[QueryMode, str] = {
 
 
 @register("AMFMN", AmfmnParameters)
-class AMFMN(RetrievalModel):
+class AMFMN(MultiscaleModel):
     """Multiscale image encoder, skip-thoughts caption encoder, and a text vector of its own for each pair."""
 
     released_names = {  # noqa: RUF012 (never changed)
-        **RELEASED_MULTISCALE,
-        **RELEASED_CAPTIONS,
+        **MultiscaleModel.released_names,
         "cross_attention_s.cross_attention.0.": "attention.gate.",
         "cross_attention_s.cross_attention_fc1.0.": "attention.gate.",
         "cross_attention_s.cross_attention_fc2.0.": "attention.value.",
@@ -186,9 +179,7 @@ class AMFMN(RetrievalModel):
 
         With `keywords`, which the words of a `CaptionEncoder` go to, a text is a caption and keywords.
         """
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.caption_encoder = caption_encoder
+        super().__init__(image_encoder, caption_encoder)
         self.attention = ATTENTION[att_type](embed_dim)
         self.vgmf = nn.Linear(2 * embed_dim, embed_dim) if vgmf else None
         self.block_bytes = block_mib * 2**20
@@ -200,20 +191,11 @@ class AMFMN(RetrievalModel):
     ) -> AMFMN:
         """See `RetrievalModel.from_parameters`."""
         block = cast(AmfmnParameters, parameters)
-        images = multiscale_encoder(block.multiscale, block.backbone, block.embed.embed_dim, image_size, load_weights)
-        captions = caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
-        attention, keywords = block.cross_attention, None
+        images, captions = build_encoders(block, image_size, vocabulary, load_weights)
+        width, attention, keywords = block.embed.embed_dim, block.cross_attention, None
         if block.keywords.mode != "none":
-            keywords = KeywordFusion(captions.word_table.embedding_dim, block.embed.embed_dim)
-        return cls(
-            images,
-            captions,
-            block.embed.embed_dim,
-            attention.att_type,
-            attention.vgmf,
-            attention.block_mib,
-            keywords,
-        )
+            keywords = KeywordFusion(captions.word_table.embedding_dim, width)
+        return cls(images, captions, width, attention.att_type, attention.vgmf, attention.block_mib, keywords)
 
     @classmethod
     def query_mode(cls, parameters: ModelParameters) -> QueryMode:
@@ -225,21 +207,13 @@ class AMFMN(RetrievalModel):
         """See `RetrievalModel.protocol_note`: what the queries were."""
         return QUERIES[cls.query_mode(options.model)]
 
-    def encode_image(self, batch: Batch) -> Tensor:
-        """See `RetrievalModel.encode_image`."""
-        return cast(Tensor, self.image_encoder(batch.need("images")))
-
     def encode_text(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_text`."""
-        sentences = cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
+        sentences = super().encode_text(batch)
         if self.keywords is None:
             return sentences
         words = cast(CaptionEncoder, self.caption_encoder).word_table
         return cast(Tensor, self.keywords(sentences, batch.need("keywords"), words))
-
-    def explain(self, batch: Batch) -> Explanation:
-        """See `RetrievalModel.explain`: MVSA's attention."""
-        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))
 
     def pair_scores(self, images: Tensor, texts: Tensor) -> Tensor:
         """Cosine of each image with each text as that image sees it. AMFMN, eq. 11.

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -193,18 +192,26 @@ def timm_network(name: str, pretrained: str) -> nn.Module:
 
 
 def import_timm() -> ModuleType:
-    """timm, which only its own networks need.
+    """timm, which only its own networks need; see `import_extra`."""
+    return import_extra("timm", "timm", f"architecture {TIMM}...: networks of timm need it")
+
+
+def import_extra(module: str, extra: str, need: str) -> ModuleType:
+    """A library that is no part of the common installation and imports torchvision.
+
+    Args:
+        module: its name.
+        extra: what `exec/environment.sh` installs it by.
+        need: who needs it, for the message.
 
     Raises:
         InputError: it is not installed.
     """
-    import_torchvision("torchvision")  # which timm imports, and which may not fit the installed torch
+    import_torchvision("torchvision")  # first, since it may not fit the installed torch
     try:
-        return importlib.import_module("timm")
+        return importlib.import_module(module)
     except ImportError as fault:
-        raise InputError(
-            f"architecture {TIMM}...: networks of timm need it: bash exec/environment.sh timm ({first_line(fault)})"
-        ) from fault
+        raise InputError(f"{need}: bash exec/environment.sh {extra} ({first_line(fault)})") from fault
 
 
 def resnet(architecture: str, pretrained: str) -> nn.Module:
@@ -241,38 +248,6 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
     else:
         convert = nn.SyncBatchNorm.convert_sync_batchnorm
     return cast(nn.Module, convert(model))
-
-
-class SceneClassifier(nn.Module):
-    """A backbone that tells scene classes apart: what a scene-pretrained one is made with."""
-
-    def __init__(self, architecture: str, pretrained: str, classes: int) -> None:
-        """Put a new classifier on what `build_backbone` builds."""
-        super().__init__()
-        self.backbone = build_backbone(architecture, pretrained)
-        self.classifier = nn.Linear(backbone_width(self.backbone), classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits: normalised images [B, 3, S, S] -> [B, classes]."""
-        return cast(Tensor, self.classifier(self.backbone(images)))
-
-
-VIEW_DIM = 128
-
-
-class ViewMatcher(nn.Module):
-    """A backbone and an MLP, in whose space two views of an image meet: the MLP of SimCLR (Chen et al., 2020)."""
-
-    def __init__(self, architecture: str, pretrained: str) -> None:
-        """Put a new MLP on what `build_backbone` builds."""
-        super().__init__()
-        self.backbone = build_backbone(architecture, pretrained)
-        width = backbone_width(self.backbone)
-        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, VIEW_DIM))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed normalised images: [B, 3, S, S] -> [B, D] of unit length."""
-        return F.normalize(self.project(self.backbone(images)), dim=1)
 
 
 def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:

@@ -222,3 +222,25 @@ class RetrievalModel(nn.Module):
     def loss_of(self, encodings: Encodings, criterion: Criterion) -> dict[str, Tensor]:
         """Loss of what `encodings` made of a batch: key `loss`, and its parts to log."""
         return criterion(self.score(encodings.images, encodings.texts))
+
+
+class TwoEncoders(RetrievalModel):
+    """A model whose images and captions have an encoder each.
+
+    Attributes:
+        image_encoder: normalised images [B, 3, S, S] -> [B, D].
+        caption_encoder: tokens [B, L], lengths [B] (CPU) -> [B, D].
+    """
+
+    def __init__(self, image_encoder: nn.Module, caption_encoder: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.caption_encoder = caption_encoder
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """See `RetrievalModel.encode_image`."""
+        return cast(Tensor, self.image_encoder(batch.need("images")))
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """See `RetrievalModel.encode_text`."""
+        return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.backbone import import_torchvision, renormalisation
+from layers.backbone import import_extra, renormalisation
 from layers.base import RetrievalModel
 from layers.registry import register
 from layers.released import load_released
@@ -176,17 +176,8 @@ class CLIP(RetrievalModel):
 
 
 def import_open_clip() -> ModuleType:
-    """open_clip, which only this model needs.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    import_torchvision("torchvision")  # which open_clip imports, and which may not fit the installed torch
-    try:
-        import open_clip
-    except ImportError as fault:
-        raise InputError(f"CLIP needs open_clip: bash exec/environment.sh clip ({first_line(fault)})") from fault
-    return cast(ModuleType, open_clip)
+    """open_clip, which only this model needs; see `layers.backbone.import_extra`."""
+    return import_extra("open_clip", "clip", "CLIP needs open_clip")
 
 
 def architecture_name(architecture: str) -> str:

@@ -14,11 +14,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from layers.backbone import ChosenBackboneParameters
-from layers.base import Explanation, RetrievalModel, l2norm
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
+from layers.base import l2norm
+from layers.multiscale import MultiscaleImageEncoder, MultiscaleParameters
+from layers.multiscale_model import MultiscaleModel, build_encoders
 from layers.registry import register
 from layers.single_token import PostNormBlock, released_block_names
-from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
+from layers.text import EmbedParameters, Seq2VecParameters
 from option.parameters import ModelParameters, Parameters
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ class RegionGraphEncoder(nn.Module):
     """Three graph layers without bias, X <- ReLU(W A X), and a projection of all regions together."""
 
     def __init__(self, embed_dim: int) -> None:
-        """Make the layers and the projection to `embed_dim` numbers."""
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Linear(inputs, outputs, bias=False) for inputs, outputs in pairwise(GRAPH_WIDTHS)
@@ -96,7 +96,6 @@ class Fusion(nn.Module):
     """MIDF: the local vector corrects itself by the global one, which it then supplements."""
 
     def __init__(self, parameters: FusionParameters) -> None:
-        """Build the four attention blocks and, for the paper's dynamic weights, the layers that give them."""
         super().__init__()
         width = parameters.mca_HIDDEN_SIZE
         block = (width, parameters.mca_FF_SIZE, parameters.mca_MULTI_HEAD, parameters.mca_DROPOUT_R)
@@ -128,7 +127,7 @@ class Fusion(nn.Module):
 
 
 @register("GaLR", GalrParameters)
-class GaLR(RetrievalModel):
+class GaLR(MultiscaleModel):
     """Multiscale image encoder, region graph encoder and their fusion; skip-thoughts caption encoder.
 
     Without regions ("global only") the image's vector is g: no graph encoder and no fusion are built.
@@ -136,8 +135,7 @@ class GaLR(RetrievalModel):
 
     uses_regions = True
     released_names = {  # noqa: RUF012 (never changed)
-        **RELEASED_MULTISCALE,
-        **RELEASED_CAPTIONS,
+        **MultiscaleModel.released_names,
         "local_feature.fc1.": "regions.layers.0.",
         "local_feature.fc2.": "regions.layers.1.",
         "local_feature.fc3.": "regions.layers.2.",
@@ -157,9 +155,7 @@ class GaLR(RetrievalModel):
         fusion: Fusion | None,
     ) -> None:
         """Join encoders of one width; `regions` and `fusion` come together, or neither for "global only"."""
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.caption_encoder = caption_encoder
+        super().__init__(image_encoder, caption_encoder)
         self.regions = regions
         self.fusion = fusion
         if fusion is not None and fusion.weighting is None:
@@ -176,8 +172,7 @@ class GaLR(RetrievalModel):
     ) -> GaLR:
         """See `RetrievalModel.from_parameters`; without `regions` it is the global-only model."""
         block = cast(GalrParameters, parameters)
-        images = multiscale_encoder(block.multiscale, block.backbone, block.embed.embed_dim, image_size, load_weights)
-        captions = caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
+        images, captions = build_encoders(block, image_size, vocabulary, load_weights)
         if not regions:
             return cls(images, captions, None, None)
         return cls(images, captions, RegionGraphEncoder(block.embed.embed_dim), Fusion(block.fusion))
@@ -195,16 +190,8 @@ class GaLR(RetrievalModel):
 
     def encode_image(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_image`; also reads the batch's `nodes` and `adjacency`, unless global only."""
-        global_vector = l2norm(self.image_encoder(batch.need("images")))
+        global_vector = l2norm(super().encode_image(batch))
         if self.regions is None or self.fusion is None:
             return global_vector
         local_vector = self.regions(batch.need("nodes"), batch.need("adjacency"))
         return cast(Tensor, self.fusion(global_vector, local_vector))
-
-    def encode_text(self, batch: Batch) -> Tensor:
-        """See `RetrievalModel.encode_text`."""
-        return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
-
-    def explain(self, batch: Batch) -> Explanation:
-        """See `RetrievalModel.explain`: MVSA's attention."""
-        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))

@@ -15,13 +15,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from layers.backbone import ChosenBackboneParameters, backbone_width, build_backbone
-from layers.base import Criterion, Encodings, Explanation, RetrievalModel
+from layers.base import Criterion, Encodings
 from layers.losses import distillation
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, multiscale_encoder
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
+from layers.multiscale_model import MultiscaleModel, build_encoders
 from layers.registry import register
 from layers.released import load_fitting
 from layers.shared_pattern import HEADS, SharedPatternTransfer, ShareParameters, released_share_names
-from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters, caption_encoder
+from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters
 from option.parameters import ModelParameters, Parameters
 from runtime.weights import read_checkpoint
 from utils import InputError
@@ -110,7 +111,6 @@ class Discriminator(nn.Module):
     released_names = {"fc1.linear.": "expand.", "linear.": "classify."}  # noqa: RUF012 (never changed)
 
     def __init__(self, parameters: DiscriminatorParameters) -> None:
-        """Make both layers."""
         super().__init__()
         self.expand = nn.Linear(parameters.in_size, parameters.mid_size)
         self.classify = nn.Linear(parameters.mid_size, parameters.out_size)
@@ -122,7 +122,7 @@ class Discriminator(nn.Module):
 
 
 @register("MCRN", McrnParameters)
-class MCRN(RetrievalModel):
+class MCRN(MultiscaleModel):
     """An encoder for each modality, and the shared pattern transfer that all of them go through."""
 
     uses_audio = True
@@ -149,9 +149,7 @@ class MCRN(RetrievalModel):
             share_dropout: dropout on features before it, in fine-tuning, probability.
             aligned: whether the training loss aligns views and modalities besides the triplets.
         """
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.caption_encoder = caption_encoder
+        super().__init__(image_encoder, caption_encoder)
         self.audio_encoder = audio_encoder
         self.share = share
         self.dropout = nn.Dropout(share_dropout)
@@ -161,7 +159,7 @@ class MCRN(RetrievalModel):
             **{released.replace("text_feature.", "text."): ours for released, ours in RELEASED_CAPTIONS.items()},
             "audio.resnet.": "audio_encoder.resnet.",
             "audio.linear.": "audio_encoder.projection.",
-            **released_share_names("share.", "share.", len(share.enter.blocks)),
+            **released_share_names(len(share.enter.blocks)),
         }
 
     @classmethod
@@ -177,8 +175,7 @@ class MCRN(RetrievalModel):
         block = cast(McrnParameters, parameters)
         width = block.embed.embed_dim
         model = cls(
-            multiscale_encoder(block.multiscale, block.backbone, width, image_size, load_weights),
-            caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights),
+            *build_encoders(block, image_size, vocabulary, load_weights),
             AudioEncoder(width, block.backbone.architecture, block.backbone.pretrained if load_weights else "none"),
             SharedPatternTransfer(width, block.num_modal, block.share),
             block.embed.share_dropout,
@@ -206,11 +203,9 @@ class MCRN(RetrievalModel):
 
     def features(self, modality: Modality, batch: Batch) -> Tensor:
         """Feature f of one modality of a batch, [B, D]."""
-        if modality == "text":
-            return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
         if modality == "audio":
             return cast(Tensor, self.audio_encoder(batch.need("audio")))
-        return cast(Tensor, self.image_encoder(batch.need("images")))
+        return super().encode_text(batch) if modality == "text" else super().encode_image(batch)
 
     def encode(self, modality: Modality, batch: Batch) -> Tensor:
         """Embedding g of one modality of a batch, [B, D]."""
@@ -227,10 +222,6 @@ class MCRN(RetrievalModel):
     def encode_audio(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_audio`."""
         return self.encode("audio", batch)
-
-    def explain(self, batch: Batch) -> Explanation:
-        """See `RetrievalModel.explain`: MVSA's attention."""
-        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))
 
     def forward_views(self, modality: Modality, first: Batch, second: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Two views of the same items in pretraining, without feature dropout: f1, f2, g1, g2, each [B, D].

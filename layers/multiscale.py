@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.backbone import ChosenBackboneParameters, TimmBackbone, resnet
+from layers.backbone import TimmBackbone, resnet
 from option.architecture import TIMM
 from option.parameters import Parameters
 
@@ -150,27 +150,6 @@ def on_doubled_cells(weight: Tensor) -> Tensor:
     """
     rows = torch.stack([weight[..., 0, :] + weight[..., 1, :], weight[..., 2, :]], dim=-2)
     return torch.stack([rows[..., 0] + rows[..., 1], rows[..., 2]], dim=-1)
-
-
-def multiscale_encoder(
-    parameters: MultiscaleParameters,
-    backbone: ChosenBackboneParameters,
-    embed_dim: int,
-    image_size: int,
-    load_weights: bool,
-) -> MultiscaleImageEncoder:
-    """Build the image encoder that the options choose; with `load_weights`, start it from the weights they name.
-
-    Raises:
-        InputError: the weights can't be had or don't fit.
-    """
-    return MultiscaleImageEncoder(
-        pyramid(backbone.architecture, backbone.pretrained if load_weights else "none"),
-        embed_dim,
-        image_size,
-        parameters.multiscale_input_channel,
-        parameters.multiscale_output_channel,
-    )
 
 
 RELEASED_MULTISCALE: dict[str, str | None] = {

@@ -17,7 +17,7 @@ from data.similarity.margin import dynamic_margin
 from layers.losses import contrastive_parts, triplet_parts
 
 if TYPE_CHECKING:
-    from option.schema import Contrastive, Optim
+    from option.schema import Optim
 
 COLDEST, WARMEST = 0.01, 1.0
 """Where a learned temperature is kept."""
@@ -27,7 +27,6 @@ class TripletLoss(nn.Module):
     """`layers.losses.triplet_parts` with a fixed margin."""
 
     def __init__(self, margin: float, hardest: bool) -> None:
-        """Keep both constants."""
         super().__init__()
         self.margin, self.hardest = margin, hardest
 
@@ -40,7 +39,6 @@ class DynamicMarginLoss(nn.Module):
     """`layers.losses.triplet_parts` with the margin that each pair's prior similarity gives it."""
 
     def __init__(self, gamma: float, beta: float, hardest: bool) -> None:
-        """Keep the constants."""
         super().__init__()
         self.gamma, self.beta, self.hardest = gamma, beta, hardest
 
@@ -59,11 +57,11 @@ class DynamicMarginLoss(nn.Module):
 class ContrastiveLoss(nn.Module):
     """`layers.losses.contrastive_parts` with a temperature that is learned."""
 
-    def __init__(self, constants: Contrastive) -> None:
-        """Start at `constants.temperature`."""
+    def __init__(self, temperature: float, label_smoothing: float, hard_weight: float) -> None:
+        """Start at `temperature`."""
         super().__init__()
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(constants.temperature)))
-        self.constants = constants
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.label_smoothing, self.hard_weight = label_smoothing, hard_weight
 
     @property
     def temperature(self) -> Tensor:
@@ -77,8 +75,8 @@ class ContrastiveLoss(nn.Module):
 
     def forward(self, scores: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Both directions, summed over the batch, for scores [N, M]."""
-        smoothing, hard_weight = self.constants.label_smoothing, self.constants.hard_weight
-        return contrastive_parts(scores, self.temperature, smoothing, hard_weight, pairs.matches, pairs.image_rows)
+        constants = self.temperature, self.label_smoothing, self.hard_weight
+        return contrastive_parts(scores, *constants, pairs.matches, pairs.image_rows)
 
 
 class Objective(nn.Module):
@@ -115,11 +113,13 @@ class Objective(nn.Module):
 
 def build_objective(optim: Optim) -> Objective:
     """The objective that `optim.loss` chooses."""
-    hardest = optim.max_violation
+    hardest, contrastive = optim.max_violation, optim.contrastive
     makers: dict[str, Callable[[], nn.Module]] = {
         "triplet": lambda: TripletLoss(optim.margin, hardest),
         "dynamic": lambda: DynamicMarginLoss(optim.dynamic.gamma, optim.dynamic.beta, hardest),
-        "contrastive": lambda: ContrastiveLoss(optim.contrastive),
+        "contrastive": lambda: ContrastiveLoss(
+            contrastive.temperature, contrastive.label_smoothing, contrastive.hard_weight
+        ),
     }
     return Objective(
         {name: makers[name]() for name in optim.loss}, {str(name): weight for name, weight in optim.loss.items()}

@@ -70,19 +70,13 @@ class SharedPatternTransfer(nn.Module):
         return transferred
 
 
-def released_share_names(released: str, ours: str, layers: int) -> dict[str, str | None]:
-    """Names of the module in released checkpoints -> ours.
-
-    Args:
-        released: its prefix there.
-        ours: its prefix here.
-        layers: `share.n_sa`.
-    """
+def released_share_names(layers: int) -> dict[str, str | None]:
+    """Names of the module `share` in released checkpoints -> ours, of one with `share.n_sa` layers."""
     return {
-        f"{released}in_bn.": f"{ours}normalise.",
-        f"{released}pattern_memory.": f"{ours}patterns.",
-        f"{released}pattern_classifer.fc1.": f"{ours}weigh.0.",
-        f"{released}pattern_classifer.fc2.": f"{ours}weigh.3.",
-        **released_encoder_names(f"{released}in_SA.encoder.", f"{ours}enter.", layers),
-        **released_encoder_names(f"{released}out_SA.encoder.", f"{ours}leave.", layers),
+        "share.in_bn.": "share.normalise.",
+        "share.pattern_memory.": "share.patterns.",
+        "share.pattern_classifer.fc1.": "share.weigh.0.",
+        "share.pattern_classifer.fc2.": "share.weigh.3.",
+        **released_encoder_names("share.in_SA.encoder.", "share.enter.", layers),
+        **released_encoder_names("share.out_SA.encoder.", "share.leave.", layers),
     }

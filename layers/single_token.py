@@ -18,7 +18,6 @@ class UnbiasedLayerNorm(nn.Module):
     """a * (x - mean) / (deviation + 1e-6) + b with the unbiased deviation, which `nn.LayerNorm` does not have."""
 
     def __init__(self, width: int) -> None:
-        """Start with a = 1 and b = 0."""
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
         self.shift = nn.Parameter(torch.zeros(width))
@@ -49,10 +48,9 @@ class SingleTokenAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, Linear."""
+    """Linear, ReLU, dropout, Linear: `width` -> `hidden` -> `width`."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        """Make both maps, `width` -> `hidden` -> `width`."""
         super().__init__()
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
@@ -67,7 +65,6 @@ class PostNormBlock(nn.Module):
     """Attention to itself, then to a guide if there is one, then a feed-forward; each x = LN(x + dropout(part(x)))."""
 
     def __init__(self, width: int, hidden: int, heads: int, dropout: float, guided: bool) -> None:
-        """Make the parts; `guided` adds the attention to a guide."""
         super().__init__()
         sources = 2 if guided else 1
         self.attentions = nn.ModuleList(SingleTokenAttention(width, heads, dropout) for _ in range(sources))
@@ -106,7 +103,6 @@ class PreNormEncoder(nn.Module):
     def __init__(
         self, layers: int, width: int, hidden: int, heads: int, dropout: float, attention_dropout: float
     ) -> None:
-        """Make `layers` blocks; see `PreNormBlock` for the rest."""
         super().__init__()
         self.blocks = nn.Sequential(
             *(PreNormBlock(width, hidden, heads, dropout, attention_dropout) for _ in range(layers))

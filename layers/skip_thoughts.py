@@ -6,8 +6,10 @@ Ghahramani, 2016). Letters: B batch, L words, E word vector (620), H state (2400
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -55,6 +57,8 @@ class SkipThoughts(nn.Module):
     table_file = "utable.npy"
     weight_file = "uni_skip.npz"
     output_dim = STATE_DIM
+    directions: Mapping[str, str] = MappingProxyType({"encoder": "_l0"})
+    """How the arrays of each direction of the GRU begin in a published file, and how PyTorch's names of them end."""
 
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
         """Make the word table of `words` + 1 rows (row 0 is padding)."""
@@ -85,7 +89,8 @@ class SkipThoughts(nn.Module):
 
     def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
         """Name the arrays of a published weight file as this encoder's parameters."""
-        raise NotImplementedError
+        both = [stacked_gates(weights, prefix, suffix) for prefix, suffix in self.directions.items()]
+        return {f"rnn.{name}": value for gates in both for name, value in gates.items()}
 
     def mask(self, like: Tensor) -> Tensor:
         """A dropout mask [B, K] with inverted scaling for `like` [B, ..., K], one for all its time steps."""
@@ -96,7 +101,6 @@ class BayesianUniSkip(SkipThoughts):
     """GRU with one dropout mask per gate for the input and for the state, drawn per caption and held over its words."""
 
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
         super().__init__(words, dropout, fixed_embedding)
         self.input_reset = nn.Linear(WORD_DIM, STATE_DIM)
         self.input_update = nn.Linear(WORD_DIM, STATE_DIM)
@@ -140,45 +144,29 @@ class UniSkip(SkipThoughts):
     """The plain GRU; `dropout` has no effect on its one layer, as released."""
 
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
         super().__init__(words, dropout, fixed_embedding)
-        self.rnn = nn.GRU(WORD_DIM, STATE_DIM, batch_first=True)
+        count = len(self.directions)
+        self.rnn = nn.GRU(WORD_DIM, STATE_DIM // count, batch_first=True, bidirectional=count == 2)
 
     def encode_sorted(self, words: Tensor, lengths: Tensor) -> Tensor:
         """See `SkipThoughts`."""
         return last_gru_states(self.rnn, words, lengths)
 
-    def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
-        """See `SkipThoughts`."""
-        return {f"rnn.{name}": value for name, value in stacked_gates(weights, "encoder", "_l0").items()}
 
-
-class BiSkip(SkipThoughts):
+class BiSkip(UniSkip):
     """Two GRUs of 1,200 units, one from each end; their final states side by side."""
 
     table_file = "btable.npy"
     weight_file = "bi_skip.npz"
-
-    def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
-        super().__init__(words, dropout, fixed_embedding)
-        self.rnn = nn.GRU(WORD_DIM, STATE_DIM // 2, batch_first=True, bidirectional=True)
-
-    def encode_sorted(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """See `SkipThoughts`."""
-        return last_gru_states(self.rnn, words, lengths)
-
-    def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
-        """See `SkipThoughts`."""
-        both = stacked_gates(weights, "encoder", "_l0") | stacked_gates(weights, "encoder_r", "_l0_reverse")
-        return {f"rnn.{name}": value for name, value in both.items()}
+    directions = MappingProxyType({"encoder": "_l0", "encoder_r": "_l0_reverse"})
 
 
 class DropUniSkip(SkipThoughts):
     """GRU cell with one dropout mask for the word and one for the state that is carried on, held over a caption."""
 
+    directions = MappingProxyType({"encoder": ""})
+
     def __init__(self, words: int, dropout: float, fixed_embedding: bool) -> None:
-        """See `SkipThoughts`."""
         super().__init__(words, dropout, fixed_embedding)
         self.rnn = nn.GRUCell(WORD_DIM, STATE_DIM)
 
@@ -195,10 +183,6 @@ class DropUniSkip(SkipThoughts):
             return cast(Tensor, self.rnn(inputs[position][:running], carried))
 
         return last_states(step, lengths.tolist(), first)
-
-    def released_state(self, weights: Weights) -> dict[str, NDArray[np.float32]]:
-        """See `SkipThoughts`."""
-        return {f"rnn.{name}": value for name, value in stacked_gates(weights, "encoder", "").items()}
 
 
 SKIP_THOUGHTS: dict[str, type[SkipThoughts]] = {
@@ -247,28 +231,29 @@ def load_skip_thoughts(encoder: SkipThoughts, folder: Path | None, word2idx: Map
         where = "model.seq2vec.dir_st is not set" if folder is None else f"no folder {folder} (model.seq2vec.dir_st)"
         logger.warning("%s starts from random weights: %s.", type(encoder).__name__, where)
         return
-    table = _read_array(folder / encoder.table_file)
+    table = _read_table(folder / encoder.table_file)
     rows = _dictionary_rows(folder / "dictionary.txt", word2idx, len(table))
     arrays = {"embedding.weight": np.zeros((len(word2idx) + 1, WORD_DIM), np.float32)}
     for word, row in rows.items():
         arrays["embedding.weight"][word2idx[word]] = table[row]
+    weight_file = folder / encoder.weight_file
+    with _refusing(weight_file, "read as plain arrays (object arrays are refused)"):
+        weights = read_arrays(weight_file)
     try:
-        arrays |= encoder.released_state(_read_archive(folder / encoder.weight_file))
+        arrays |= encoder.released_state(weights)
         tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in arrays.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise ValueError("it, or the word table beside it, holds numbers that are not finite in 32 bits")
         encoder.load_state_dict(tensors)
     except (LookupError, TypeError, ValueError, RuntimeError) as fault:
-        raise InputError(f"{folder / encoder.weight_file}: not a published skip-thoughts file: {fault}") from fault
+        raise InputError(f"{weight_file}: not a published skip-thoughts file: {fault}") from fault
     logger.info("%s starts from the published weights in %s.", type(encoder).__name__, folder)
 
 
 def _dictionary_rows(path: Path, word2idx: Mapping[str, int], table_rows: int) -> dict[str, int]:
     """Row of the word table for each vocabulary word: the word's line in the dictionary, else that of `UNK`."""
-    try:
+    with _refusing(path, "read as the list of the word table's words"):
         words = read_bytes(path).decode("utf-8").split("\n")
-    except (OSError, ValueError) as fault:
-        raise InputError(f"{path}: the list of the word table's words can't be read: {fault}") from fault
     line_of = {word.strip(): line for line, word in enumerate(words) if word.strip()}
     if "UNK" not in line_of:
         raise InputError(f"{path}: the line UNK, which unknown words need, is missing.")
@@ -278,20 +263,19 @@ def _dictionary_rows(path: Path, word2idx: Mapping[str, int], table_rows: int) -
     return rows
 
 
-def _read_array(path: Path) -> NDArray[np.float32]:
-    """One plain array [rows, 620], mapped into memory."""
-    try:
+def _read_table(path: Path) -> NDArray[np.float32]:
+    """The word table [rows, 620], mapped into memory."""
+    with _refusing(path, "read as a plain array (object arrays are refused)"):
         array = read_array(path)
-    except (OSError, ValueError) as fault:
-        raise InputError(f"{path}: can't be read as a plain array (object arrays are refused): {fault}") from fault
     if array.dtype.kind != "f" or array.shape[1:] != (WORD_DIM,):
         raise InputError(f"{path}: expected an array of rows of {WORD_DIM} numbers.")
     return array
 
 
-def _read_archive(path: Path) -> dict[str, NDArray[np.float32]]:
-    """All arrays of an `.npz`, none of which may hold objects."""
+@contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Raise an InputError where a file can't be `what`."""
     try:
-        return read_arrays(path)
+        yield
     except (OSError, ValueError) as fault:
-        raise InputError(f"{path}: can't be read as plain arrays (object arrays are refused): {fault}") from fault
+        raise InputError(f"{path}: can't be {what}: {fault}") from fault

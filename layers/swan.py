@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from layers.backbone import BackboneParameters
-from layers.base import Explanation, RetrievalModel
+from layers.base import Explanation, TwoEncoders
 from layers.registry import register
 from layers.swan_image import RELEASED_IMAGE, SceneImageEncoder
 from layers.swan_text import RELEASED_TEXT, ContextCaptionEncoder
@@ -92,16 +92,12 @@ class SwanParameters(ModelParameters):
 
 
 @register("SWAN", SwanParameters)
-class SWAN(RetrievalModel):
+class SWAN(TwoEncoders):
     """Pooled scene and fine details of an image, aggregated; the last word of a caption in its context."""
 
+    image_encoder: SceneImageEncoder
+    caption_encoder: ContextCaptionEncoder
     released_names = {**RELEASED_IMAGE, **RELEASED_TEXT}  # noqa: RUF012 (ClassVar in the base class)
-
-    def __init__(self, image_encoder: SceneImageEncoder, caption_encoder: ContextCaptionEncoder) -> None:
-        """Join two encoders of the same width."""
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.caption_encoder = caption_encoder
 
     @classmethod
     def from_parameters(
@@ -132,14 +128,6 @@ class SWAN(RetrievalModel):
         if load_weights:
             load_glove(caption_encoder.embedding, block.embed.glove, vocabulary.word2idx)
         return cls(image_encoder, caption_encoder)
-
-    def encode_image(self, batch: Batch) -> Tensor:
-        """See `RetrievalModel.encode_image`."""
-        return cast(Tensor, self.image_encoder(batch.need("images")))
-
-    def encode_text(self, batch: Batch) -> Tensor:
-        """See `RetrievalModel.encode_text`."""
-        return cast(Tensor, self.caption_encoder(batch.need("tokens"), batch.need("lengths")))
 
     def explain(self, batch: Batch) -> Explanation:
         """See `RetrievalModel.explain`: TCGE's attention of the last word, which becomes the caption's vector."""

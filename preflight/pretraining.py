@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from batches.augmentation import audio_margin_size, margin_size
-from layers.backbone import SceneClassifier, ViewMatcher
 from layers.mcrn import MCRN
 from option import BackboneOptions, ModalityOptions
 from preflight.findings import Findings
@@ -23,9 +22,9 @@ from preflight.resources import (
     describe_headers,
     each_weight_alone,
 )
-from pretraining.scenes import list_images
+from pretraining.scenes import SceneClassifier, list_images
 from pretraining.unpaired_sources import find_sources
-from pretraining.views import list_names
+from pretraining.views import ViewMatcher, list_names
 from runs.loaders import read_vocabulary
 from runs.resume import begun_run
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import option
-from batches.augmentation import margin_size
+from batches.augmentation import Augmentation, margin_size
 from batches.batch import Batch
 from data.annotations import check_images, read_annotations
 from data.image_library import ImageLibrary
@@ -27,18 +27,18 @@ from engine import fit
 from layers.backbone import plain_weights
 from option import BackboneOptions
 from option.pretraining import BackboneImages
+from pretraining.run import NAME_KEY, folder_of, locked_run
+from pretraining.unpaired import ImageLoader, Schedule
 from runs.checkpoints import ending_clearly, refuse_diverged
-from runs.events import EventLog
+from runs.fold import written
 from runs.models import plan_of, start_state
-from runs.record import recorded
-from runs.resume import Keeper, begun_run, carry_on, is_finished, is_settled, save_best
-from runtime.locks import run_lock
-from runtime.log import log_to
+from runs.resume import Keeper, carry_on, save_best
+from runtime.distributed import ALONE
 from training.epoch import Loader
 from training.state import TrainingState
-from utils import InputError, derive_seed, logger, write_atomic, write_text_atomic
+from utils import InputError, derive_seed, logger, write_atomic
 
-NAME_KEY = "logs.experiment_name"
+LoaderKind = TypeVar("LoaderKind", bound=ImageLoader)
 
 
 @dataclass(frozen=True)
@@ -124,24 +124,33 @@ def split_classes(labels: Sequence[int] | np.ndarray, val_share: float, seed: in
 
 
 @dataclass(frozen=True)
-class Sides:
-    """The images of a run, those to train on and those held out.
+class Side:
+    """The images to train on, or those that are held out.
 
     Attributes:
-        train: places of the first among all of them.
-        val: places of the second.
-        store: images of side `margin_size(image_size)`.
-        rows: which of the store to train on.
-        val_store: images of the side that validation reads.
-        val_rows: which of it are held out.
+        places: [n] which of all images of the run.
+        store: holds them.
+        rows: [n] which of the store.
     """
 
-    train: Tensor
-    val: Tensor
+    places: Tensor
     store: ImageStore
     rows: Tensor
-    val_store: ImageStore
-    val_rows: Tensor
+
+    def loader(
+        self, kind: type[LoaderKind], options: BackboneOptions, batch_size: int, purpose: str, device: torch.device
+    ) -> LoaderKind:
+        """A loader of their views; `purpose` seeds order and views."""
+        dataset = options.dataset
+        return kind(
+            Schedule(len(self.rows), batch_size, derive_seed(options.optim.seed, purpose)),
+            self.store,
+            self.rows,
+            image_size=dataset.image_size,
+            workers=dataset.workers,
+            device=device,
+            augmentation=Augmentation.of(dataset),
+        )
 
 
 def open_sides(
@@ -152,7 +161,7 @@ def open_sides(
     labels: Tensor,
     val_size: int,
     device: torch.device,
-) -> Sides:
+) -> tuple[Side, Side]:
     """Split images class by class, and open both sides.
 
     Args:
@@ -163,14 +172,20 @@ def open_sides(
         labels: [N] their classes.
         val_size: side of the held-out images, pixels.
         device: where the batches go.
+
+    Returns:
+        The images to train on, of side `margin_size(image_size)`, and those held out.
     """
     dataset = options.dataset
     train, val = split_classes(labels.numpy(), dataset.val_share, derive_seed(options.optim.seed, "split"))
     logger.info("%d images to train on, %d held out", len(train), len(val))
     library = ImageLibrary(dataset, images, folder / "cache", names, device)
-    sides = [[names[place] for place in side.tolist()] for side in (train, val)]
-    store, rows = library.open(sides[0], margin_size(dataset.image_size), "images (train)")
-    return Sides(train, val, store, rows, *library.open(sides[1], val_size, "images (val)"))
+
+    def opened(places: Tensor, size: int, title: str) -> Side:
+        return Side(places, *library.open([names[place] for place in places.tolist()], size, title))
+
+    train_side = opened(train, margin_size(dataset.image_size), "images (train)")
+    return train_side, opened(val, val_size, "images (val)")
 
 
 def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: torch.device, resume: bool) -> Path:
@@ -188,48 +203,29 @@ def pretrain_backbone(options: BackboneOptions, make_task: TaskMaker, device: to
     Raises:
         InputError: data, weights or checkpoint are at fault.
     """
-    folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
-    result, best = folder / "backbone.pth", folder / BEST[options.optim.task]
-    with run_lock(folder, NAME_KEY):
-        begun = begun_run(folder, options, resume, NAME_KEY)
-        finished = begun is not None and is_finished(begun, options.optim.epochs, options.optim.patience)
-        if begun is not None and finished and is_settled(begun, folder, best):
-            logger.info("%s is finished (%d epochs) and left as it is.", folder, begun["epoch"])
-            return result
-        with log_to(folder / "train.log"):
-            torch.manual_seed(derive_seed(options.optim.seed, "model"))
-            task = make_task(options, folder, begun, device)
-            groups = [{"params": list(task.model.parameters()), "lr": options.optim.lr}]
-            state = start_state(task.model, groups, options.optim, device)
-            if begun is not None:
-                carry_on(state, begun, folder, NAME_KEY)
-            write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-            _run(options, task, state, device, folder, result, best, begun)
+    folder, optim = folder_of(options), options.optim
+    result, best = folder / "backbone.pth", folder / BEST[optim.task]
+
+    def train(begun: dict[str, Any] | None) -> None:
+        torch.manual_seed(derive_seed(optim.seed, "model"))
+        task = make_task(options, folder, begun, device)
+        state = start_state(task.model, [{"params": list(task.model.parameters()), "lr": optim.lr}], optim, device)
+        if begun is not None:
+            carry_on(state, begun, folder, NAME_KEY)
+        keep_best = partial(_keep_best, options, task, state, result, best)
+        keeper = Keeper(folder, best, options, keep_best, task.extra)
+        written_run = written(options, folder, state, len(task.loader), device, ALONE)
+        with ending_clearly(folder), written_run as writer:
+            keeper.settle(state, begun)
+            plan = plan_of(optim, options.logs, select=task.select)
+            fit(state, task.loader, task.losses_of, task.validate, plan, device, writer, keeper.save)
+
+    locked_run(options, best, resume, train, optim.patience)
     return result
 
 
-def _run(
-    options: BackboneOptions,
-    task: Task,
-    state: TrainingState,
-    device: torch.device,
-    folder: Path,
-    result: Path,
-    best: Path,
-    begun: dict[str, Any] | None,
-) -> None:
-    """Fit, keeping the run and its backbone after every epoch."""
-
-    def keep_best() -> None:
-        backbone = task.model.get_submodule("backbone")
-        content = {"state_dict": plain_weights(backbone), "epoch": state.epoch}
-        refuse_diverged(result, content)
-        write_atomic(result, lambda file: torch.save(content | task.extra, file), durable=True)
-        save_best(best, state, options, task.extra)  # last: `is_settled` looks at it
-
-    keeper = Keeper(folder, best, options, keep_best, task.extra)
-    events = EventLog(folder, state.epoch * len(task.loader) + state.batch + 1)
-    with ending_clearly(folder), recorded(folder, device), events as writer:
-        keeper.settle(state, begun)
-        plan = plan_of(options.optim, options.logs, select=task.select)
-        fit(state, task.loader, task.losses_of, task.validate, plan, device, writer, keeper.save)
+def _keep_best(options: BackboneOptions, task: Task, state: TrainingState, result: Path, best: Path) -> None:
+    content = {"state_dict": plain_weights(task.model.get_submodule("backbone")), "epoch": state.epoch}
+    refuse_diverged(result, content)
+    write_atomic(result, lambda file: torch.save(content | task.extra, file), durable=True)
+    save_best(best, state, options, task.extra)  # last: `is_settled` looks at it

@@ -8,27 +8,39 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from batches.augmentation import Augmentation, normalise
+from batches.augmentation import normalise
 from batches.batch import Batch
-from data.image_store import ImageStore
 from data.scenes import UNNAMED_SCENE
 from dataloader import stored_batches
-from layers.backbone import SceneClassifier
+from layers.backbone import backbone_width, build_backbone
 from option import BackboneOptions
 from option.pretraining import BackboneImages
-from pretraining.backbone import Task, find_images, open_sides, start_of
-from pretraining.unpaired import ImageLoader, Schedule
+from pretraining.backbone import Side, Task, find_images, open_sides, start_of
+from pretraining.unpaired import ImageLoader
 from runs.models import place
 from training.epoch import autocast
-from utils import InputError, derive_seed, logger
+from utils import InputError, logger
 
 FEWEST_PER_CLASS = 2
+
+
+class SceneClassifier(nn.Module):
+    """A backbone that tells scene classes apart, by a new classifier on what `build_backbone` builds."""
+
+    def __init__(self, architecture: str, pretrained: str, classes: int) -> None:
+        super().__init__()
+        self.backbone = build_backbone(architecture, pretrained)
+        self.classifier = nn.Linear(backbone_width(self.backbone), classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: normalised images [B, 3, S, S] -> [B, classes]."""
+        return cast(Tensor, self.classifier(self.backbone(images)))
 
 
 @dataclass(frozen=True)
@@ -77,27 +89,21 @@ def _refuse_few(images: dict[str, str], folder: Path) -> None:
 
 @torch.no_grad()
 def accuracy(
-    model: SceneClassifier,
-    store: ImageStore,
-    rows: Tensor,
-    labels: Tensor,
-    options: BackboneOptions,
-    device: torch.device,
+    model: SceneClassifier, images: Side, labels: Tensor, options: BackboneOptions, device: torch.device
 ) -> dict[str, float]:
     """Share of images whose class has the highest logit, in percent.
 
     Args:
         model: the classifier.
-        store: images at the side S.
-        rows: [N] which of them.
+        images: N of them, of the side S.
         labels: [N] their classes.
         options: batch size, workers and precision.
         device: where the model is.
     """
     model.eval()
-    images = stored_batches(store, rows.split(options.dataset.batch_size_val), options.dataset.workers)
+    batches = stored_batches(images.store, images.rows.split(options.dataset.batch_size_val), options.dataset.workers)
     with autocast(device, options.optim.amp):
-        guesses = torch.cat([model(normalise(batch.to(device))).argmax(dim=1).cpu() for batch in images])
+        guesses = torch.cat([model(normalise(batch.to(device))).argmax(dim=1).cpu() for batch in batches])
     return {"accuracy": 100 * float((guesses == labels).double().mean())}
 
 
@@ -114,17 +120,8 @@ def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | N
     start = start_of(options, begun)
     model = place(SceneClassifier(options.backbone.architecture, start, len(images.classes)), device)
     logger.info("%d classes", len(images.classes))
-    sides = open_sides(options, folder, images.folder, images.names, images.labels, dataset.image_size, device)
-    labels, val_labels = images.labels[sides.train].to(device), images.labels[sides.val]
-    loader = ImageLoader(
-        sides.store,
-        sides.rows,
-        Schedule(len(sides.rows), dataset.batch_size, derive_seed(optim.seed, "order")),
-        image_size=dataset.image_size,
-        workers=dataset.workers,
-        device=device,
-        augmentation=Augmentation.of(dataset),
-    )
+    train, val = open_sides(options, folder, images.folder, images.names, images.labels, dataset.image_size, device)
+    labels, val_labels = images.labels[train.places].to(device), images.labels[val.places]
 
     def losses_of(batch: Batch) -> dict[str, Tensor]:
         logits, wanted = model(batch.need("images")), labels[batch.need("image_ids")]
@@ -132,9 +129,9 @@ def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | N
 
     return Task(
         model,
-        loader,
+        train.loader(ImageLoader, options, dataset.batch_size, "order", device),
         losses_of,
-        lambda: accuracy(model, sides.val_store, sides.val_rows, val_labels, options, device),
+        lambda: accuracy(model, val, val_labels, options, device),
         select="accuracy",
         extra={"classes": list(images.classes)},
     )

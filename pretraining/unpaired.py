@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,16 +17,6 @@ from batches.sampling import batches_of
 from data.image_store import ImageStore
 from dataloader import stored_batches
 from utils import derive_seed
-
-
-class ViewLoader(Protocol):
-    """Two views of the items of one modality; order and views follow from the numbers of the epoch alone."""
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-
-    def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
-        """All items once, on the device, two views of each batch; the first `skip` batches are left out."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +44,28 @@ class Schedule:
 
 
 @dataclass
-class StoredLoader:
+class ViewLoader:
+    """Two views of the items of one modality; order and views follow from the numbers of the epoch alone."""
+
+    schedule: Schedule
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.schedule)
+
+    def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
+        """All items once, on the device, two views of each batch; the first `skip` batches are left out."""
+        raise NotImplementedError
+
+
+@dataclass
+class StoredLoader(ViewLoader):
     """What images and spectrograms have in common: a store, which of its rows, and their order.
 
     Attributes:
+        schedule: of N items.
         store: the images; their side R leaves room for a random crop.
         rows: [N] which of them.
-        schedule: of N items.
         image_size: side S of the views, pixels.
         workers: processes that decode where the store holds nothing in memory.
         device: where the batches go.
@@ -69,7 +73,6 @@ class StoredLoader:
 
     store: ImageStore
     rows: Tensor
-    schedule: Schedule
     _: KW_ONLY
     image_size: int
     workers: int
@@ -79,10 +82,6 @@ class StoredLoader:
     def margin(self) -> int:
         """R - S, pixels."""
         return self.store.size - self.image_size
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.schedule)
 
     def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """See `ViewLoader`."""
@@ -151,42 +150,27 @@ class SpectrogramLoader(StoredLoader):
         return Batch(audio=crop(stored, self.image_size, draws.offsets))
 
 
-class CaptionLoader:
+@dataclass
+class CaptionLoader(ViewLoader):
     """Captions alone: one caption of each image and, where it has another, that one as the second view.
 
     In both views some words are hidden behind `<unk>`, so that an image with one caption has two views as well.
+
+    Attributes:
+        schedule: of N images.
+        captions: M of them.
+        images: the caption numbers of each of the N images, at least one each.
+        word_dropout: probability that a word is hidden.
+        unknown: id of `<unk>`.
+        device: where the batches go.
     """
 
-    def __init__(
-        self,
-        captions: Captions,
-        images: list[Tensor],
-        schedule: Schedule,
-        *,
-        word_dropout: float,
-        unknown: int,
-        device: torch.device,
-    ) -> None:
-        """Take captions in groups of those that say the same.
-
-        Args:
-            captions: M of them.
-            images: the caption numbers of each of N images, at least one each.
-            schedule: of N items.
-            word_dropout: probability that a word is hidden.
-            unknown: id of `<unk>`.
-            device: where the batches go.
-        """
-        self.captions = captions
-        self.images = images
-        self.schedule = schedule
-        self.word_dropout = word_dropout
-        self.unknown = unknown
-        self.device = device
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.schedule)
+    captions: Captions
+    images: list[Tensor]
+    _: KW_ONLY
+    word_dropout: float
+    unknown: int
+    device: torch.device
 
     def views(self, *epoch: int, skip: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """See `ViewLoader`."""

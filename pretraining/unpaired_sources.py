@@ -26,6 +26,8 @@ from vocab import UNKNOWN, Vocabulary
 FEWEST_ITEMS = 4
 """Of one modality: two to train on and two to validate with, since batch norms need two."""
 
+NamedFiles = tuple[Path, tuple[str, ...]]
+"""A folder and names in it."""
 SIZES: dict[type[StoredLoader], tuple[Callable[[int], int], str]] = {
     ImageLoader: (margin_size, "images"),
     SpectrogramLoader: (audio_margin_size, "spectrograms"),
@@ -64,8 +66,8 @@ class SourceFiles:
     """
 
     annotations: Annotations | None
-    images: tuple[Path, tuple[str, ...]] | None
-    audio: tuple[Path, tuple[str, ...]] | None
+    images: NamedFiles | None
+    audio: NamedFiles | None
 
 
 def find_sources(dataset: UnpairedSources) -> SourceFiles:
@@ -103,11 +105,11 @@ def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder:
     files = find_sources(options.dataset)
     items: dict[Modality, _Items] = {}
     if files.images is not None:
-        items["image"] = _stored(ImageLoader, options, *files.images, cache_folder, device)
+        items["image"] = _stored(ImageLoader, options, files.images, cache_folder, device)
     if files.annotations is not None:
         items["text"] = _captions(options, files.annotations, vocabulary, device)
     if files.audio is not None:
-        items["audio"] = _stored(SpectrogramLoader, options, *files.audio, cache_folder, device)
+        items["audio"] = _stored(SpectrogramLoader, options, files.audio, cache_folder, device)
     if len(items) == 1:
         logger.warning("Only one modality (%s): there is nothing for the discriminator to tell apart.", *items)
     return _split(items, options)
@@ -133,21 +135,17 @@ def _split(items: dict[Modality, _Items], options: ModalityOptions) -> Sources:
 
 
 def _stored(
-    kind: type[StoredLoader],
-    options: ModalityOptions,
-    folder: Path,
-    names: tuple[str, ...],
-    cache_folder: Path,
-    device: torch.device,
+    kind: type[StoredLoader], options: ModalityOptions, files: NamedFiles, cache_folder: Path, device: torch.device
 ) -> _Items:
     """Each image, or each different spectrogram."""
-    dataset = options.dataset
-    library = ImageLibrary(dataset, folder, cache_folder, names, device)
+    dataset, (folder, names) = options.dataset, files
     size, title = SIZES[kind]
-    store, rows = library.open(names, size(dataset.image_size), title)
+    store, rows = ImageLibrary(dataset, folder, cache_folder, names, device).open(
+        names, size(dataset.image_size), title
+    )
 
     def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
-        return kind(store, rows[ids], schedule, image_size=dataset.image_size, workers=dataset.workers, device=device)
+        return kind(schedule, store, rows[ids], image_size=dataset.image_size, workers=dataset.workers, device=device)
 
     return _Items(len(names), loader)
 
@@ -163,13 +161,8 @@ def _captions(
     images = [ids for ids in grouped if len(ids)]
 
     def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
-        return CaptionLoader(
-            captions,
-            [images[image] for image in ids.tolist()],
-            schedule,
-            word_dropout=options.optim.word_dropout,
-            unknown=vocabulary.word2idx[UNKNOWN],
-            device=device,
-        )
+        own = [images[image] for image in ids.tolist()]
+        dropout, unknown = options.optim.word_dropout, vocabulary.word2idx[UNKNOWN]
+        return CaptionLoader(schedule, captions, own, word_dropout=dropout, unknown=unknown, device=device)
 
     return _Items(len(images), loader)

@@ -12,27 +12,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from batches.augmentation import Augmentation, margin_size
+from batches.augmentation import margin_size
 from batches.batch import Batch
 from engine import embed
-from layers.backbone import ViewMatcher
+from layers.backbone import backbone_width, build_backbone
 from layers.losses import contrastive_parts
 from metrics.ranks import rank_blocks
 from option import BackboneOptions
 from option.pretraining import BackboneImages
 from pretraining.backbone import Task, find_images, open_sides, split_classes, start_of
-from pretraining.unpaired import Schedule, TwoViewLoader
+from pretraining.unpaired import TwoViewLoader
 from runs.models import place
-from utils import InputError, derive_seed
+from utils import InputError
 
+VIEW_DIM = 128
 FEWEST = 2
 """Images on either side: a single one is always found."""
 ROWS = 1024
 """Images whose scores are held at once."""
 VALIDATION_EPOCH = -1
 """Names the views that every validation sees."""
+
+
+class ViewMatcher(nn.Module):
+    """A backbone and an MLP, in whose space two views of an image meet: the MLP of SimCLR (Chen et al., 2020)."""
+
+    def __init__(self, architecture: str, pretrained: str) -> None:
+        super().__init__()
+        self.backbone = build_backbone(architecture, pretrained)
+        width = backbone_width(self.backbone)
+        self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, VIEW_DIM))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed normalised images: [B, 3, S, S] -> [B, D] of unit length."""
+        return F.normalize(self.project(self.backbone(images)), dim=1)
 
 
 def list_names(dataset: BackboneImages) -> tuple[Path, tuple[str, ...]]:
@@ -78,22 +94,8 @@ def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | No
     images, names = list_names(dataset)
     model = place(ViewMatcher(options.backbone.architecture, start_of(options, begun)), device)
     margin = margin_size(dataset.image_size)
-    sides = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
-    loader, val_loader = (
-        TwoViewLoader(
-            store,
-            rows,
-            Schedule(len(rows), size, derive_seed(optim.seed, purpose)),
-            image_size=dataset.image_size,
-            workers=dataset.workers,
-            device=device,
-            augmentation=Augmentation.of(dataset),
-        )
-        for store, rows, size, purpose in (
-            (sides.store, sides.rows, dataset.batch_size, "order"),
-            (sides.val_store, sides.val_rows, dataset.batch_size_val, "validation"),
-        )
-    )
+    train, val = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
+    val_loader = val.loader(TwoViewLoader, options, dataset.batch_size_val, "validation", device)
 
     def losses_of(batch: Batch) -> dict[str, Tensor]:
         first, second = model(batch.need("images")), model(batch.need("second_view"))
@@ -103,7 +105,7 @@ def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | No
 
     return Task(
         model,
-        loader,
+        train.loader(TwoViewLoader, options, dataset.batch_size, "order", device),
         losses_of,
         lambda: first_found(model, val_loader, device, optim.amp),
         select="first_found",

@@ -15,6 +15,7 @@ from dataloader import EvaluationLoader
 from engine import evaluate
 from layers.base import RetrievalModel
 from option import Options
+from option.parameters import Parameters
 from runs.events import EventLog, NoEvents
 from runs.folders import best_checkpoint, run_folder
 from runs.provenance import LIST_DIGEST, train_digest
@@ -41,7 +42,7 @@ def keeper_of(options: Options, fold: int, vocabulary: Vocabulary, state: Traini
 
 @contextmanager
 def written(
-    options: Options, folder: Path, state: TrainingState, batches: int, device: torch.device, world: World
+    options: Parameters, folder: Path, state: TrainingState, batches: int, device: torch.device, world: World
 ) -> Iterator[EventLog | NoEvents]:
     """What a run leaves besides its checkpoints: its options, a record of it, and the events, to be written to."""
     if not world.leads:

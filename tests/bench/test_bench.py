@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor
 from batches.augmentation import Draws, augment
 from batches.batch import Batch
 from bench import table
-from bench.arguments import external_seconds
+from bench.comparison import external_seconds
 from bench.naive import loop_adam, published_twin
 from bench.naive_data import FileBatches, blockwise_scores, decode, view_from_file
 from bench.process import Side
@@ -177,7 +178,15 @@ def test_medians_and_ratios_pair_by_pair() -> None:
     }
     assert table.medians(rounds["b"]) == {"seconds": 2.0}
     assert table.ratios(rounds, "a", "seconds") == {"a": [1.0, 1.0, 1.0], "b": [3.0, 2.0, 10.0]}
-    assert table.as_text(["side", "s"], [["a", "10"], ["long", "1"]]) == "side   s\na     10\nlong   1"
+    assert table.spread([{"seconds": 2.0}, {"seconds": 0.5}]) == "0.5-2"
+
+
+def test_a_table_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, path = [["a", "10"], ["long", "1"]], tmp_path / "table.json"
+    table.show("Title", ["side", "s"], rows, ["A note."], {"rounds": 2}, path)
+    printed = "\nTitle\n\n| side |  s |\n| ---- | -: |\n| a    | 10 |\n| long |  1 |\n\nA note.\n"
+    assert capsys.readouterr().out == printed
+    assert json.loads(path.read_text()) == {"title": "Title", "rounds": 2}
 
 
 @pytest.mark.parametrize(("script", "expected"), [("print('x'); print(0.25)", 0.25), ("print('done')", None)])

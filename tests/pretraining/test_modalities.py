@@ -15,8 +15,9 @@ import vocab
 from layers import build_model
 from layers.mcrn import MODALITIES
 from option import ModalityOptions
-from pretraining import modalities
-from pretraining.modalities import Adversaries, adversarial_step, start_adversaries, validate
+from pretraining import adversaries
+from pretraining.adversaries import Adversaries, adversarial_step, validate
+from pretraining.modalities import start_adversaries
 from pretraining.unpaired_sources import Sources
 from runs.record import read_record
 from runtime.weights import read_checkpoint
@@ -157,7 +158,7 @@ class TestRun:
         self, data: Path, words: Vocabulary, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         arguments = ["--path_opt", str(write_options(tmp_path, data, words))]
-        with asked_to_stop(monkeypatch, modalities, "adversarial_step", 4):
+        with asked_to_stop(monkeypatch, adversaries, "adversarial_step", 4):
             pretrain_entry.main(arguments)
         assert read_checkpoint(run_folder(tmp_path / "x") / "last.pth")["batch"] == 4
         with pytest.raises(InputError, match=r"already holds a run.*logs\.experiment_name"):

@@ -23,14 +23,14 @@ from batches.augmentation import Augmentation, Draws, augment
 from batches.batch import Batch
 from data.image_store import ImageStore
 from layers import build_model
-from layers.backbone import SceneClassifier, ViewMatcher, import_torchvision, read_backbone_file
+from layers.backbone import import_torchvision, read_backbone_file
 from option import BackboneOptions
 from option.architecture import RESNETS
 from option.pretraining import BackboneImages
 from pretraining.backbone import split_classes
-from pretraining.scenes import list_images
+from pretraining.scenes import SceneClassifier, list_images
 from pretraining.unpaired import Schedule, TwoViewLoader
-from pretraining.views import first_found, view_task
+from pretraining.views import ViewMatcher, first_found, view_task
 from runs.loaders import read_vocabulary
 from runs.record import read_record
 from runtime.weights import read_checkpoint
@@ -281,7 +281,7 @@ class TestViews:
         store = ImageStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, 10_000)
         choice = Augmentation("overhead", 0.3, 0.4)
         loader = TwoViewLoader(
-            store, torch.arange(6), Schedule(6, 6, 1), image_size=64, workers=0, device=CPU, augmentation=choice
+            Schedule(6, 6, 1), store, torch.arange(6), image_size=64, workers=0, device=CPU, augmentation=choice
         )
         (batch,), (again,) = list(loader.epoch(1)), list(loader.epoch(1))
         first, second = batch.need("images"), batch.need("second_view")

@@ -127,7 +127,7 @@ class TestViews:
         annotations = read_annotations(data, "train")
         captions = Captions.encode(annotations.captions, words)
         images = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([4, 5])]
-        loader = CaptionLoader(captions, images, Schedule(3, 8, 0), word_dropout=0.0, unknown=99, device=CPU)
+        loader = CaptionLoader(Schedule(3, 8, 0), captions, images, word_dropout=0.0, unknown=99, device=CPU)
         pairs = set()
         for number in range(8):
             ((first, second),) = loader.views(number)
@@ -141,7 +141,7 @@ class TestViews:
     def test_hidden_words_are_a_share_and_never_padding(self, data: Path, words: Vocabulary) -> None:
         captions = Captions.encode(read_annotations(data, "train").captions, words)
         images = [torch.tensor([caption]) for caption in range(48)]
-        loader = CaptionLoader(captions, images, Schedule(48, 48, 0), word_dropout=0.3, unknown=99, device=CPU)
+        loader = CaptionLoader(Schedule(48, 48, 0), captions, images, word_dropout=0.3, unknown=99, device=CPU)
         hidden = total = 0
         for number in range(20):
             ((first, second),) = loader.views(number)
@@ -164,7 +164,7 @@ class TestSources:
         assert sources.steps == 9
         for modality in ("image", "text", "audio"):
             sides = [loaders[modality] for loaders in (sources.train, sources.val)]
-            assert [loader.schedule.items for loader in sides] == [18, 6]  # type: ignore[attr-defined]
+            assert [loader.schedule.items for loader in sides] == [18, 6]
         images = [loaders["image"].rows.tolist() for loaders in (sources.train, sources.val)]  # type: ignore[attr-defined]
         assert sorted(images[0] + images[1]) == list(range(24))
 
@@ -173,7 +173,7 @@ class TestSources:
     ) -> None:
         sources = opened(tmp_path, data, words, data_path=None, audio_path=None, image_path=str(data / "images"))
         assert list(sources.train) == ["image"]
-        assert sources.train["image"].schedule.items == 27  # type: ignore[attr-defined]  # of 36, train and test
+        assert sources.train["image"].schedule.items == 27
         assert "Only one modality (image)" in caplog.text
 
     def test_blank_captions_are_left_out(self, data: Path, words: Vocabulary, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""What AMFMN, GaLR and MCRN share: the multiscale image encoder and the caption encoder, and what explains an image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from layers.backbone import ChosenBackboneParameters
+from layers.base import Explanation, TwoEncoders
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, pyramid
+from layers.text import RELEASED_CAPTIONS, CaptionEncoder, EmbedParameters, Seq2VecParameters, caption_encoder
+
+if TYPE_CHECKING:
+    from batches.batch import Batch
+    from vocab import Vocabulary
+
+
+class MultiscaleBlock(Protocol):
+    """What the `model` blocks of these models have in common."""
+
+    @property
+    def multiscale(self) -> MultiscaleParameters: ...  # noqa: D102
+    @property
+    def seq2vec(self) -> Seq2VecParameters: ...  # noqa: D102
+    @property
+    def embed(self) -> EmbedParameters: ...  # noqa: D102
+    @property
+    def backbone(self) -> ChosenBackboneParameters: ...  # noqa: D102
+
+
+class MultiscaleModel(TwoEncoders):
+    """A model with these two encoders."""
+
+    image_encoder: MultiscaleImageEncoder
+    released_names = {**RELEASED_MULTISCALE, **RELEASED_CAPTIONS}  # noqa: RUF012 (never changed)
+
+    def explain(self, batch: Batch) -> Explanation:
+        """See `RetrievalModel.explain`: MVSA's attention."""
+        return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))
+
+
+def build_encoders(
+    block: MultiscaleBlock, image_size: int, vocabulary: Vocabulary, load_weights: bool
+) -> tuple[MultiscaleImageEncoder, CaptionEncoder]:
+    """Build both encoders; arguments as of `RetrievalModel.from_parameters`.
+
+    Raises:
+        InputError: weights that the block names can't be had or don't fit.
+    """
+    images = MultiscaleImageEncoder(
+        pyramid(block.backbone.architecture, block.backbone.pretrained if load_weights else "none"),
+        block.embed.embed_dim,
+        image_size,
+        block.multiscale.multiscale_input_channel,
+        block.multiscale.multiscale_output_channel,
+    )
+    return images, caption_encoder(block.seq2vec, block.embed, vocabulary.word2idx, load_weights)
