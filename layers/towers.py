@@ -9,21 +9,18 @@ Letters: B batch, S image side in pixels, L tokens, W width of a tower's feature
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import import_torchvision, load_backbone, read_backbone_file, renormalisation, timm_network
-from layers.installed import PACKAGES, efficientnet_weights, installed_file, package_of
+from layers.backbone import import_torchvision, timm_network
+from layers.installed import INSTALLED, PACKAGES, installed_file, package_of
 from option.architecture import TIMM
 from utils import InputError, first_line
 from vocab import UNKNOWN, Vocabulary
 
-INSTALLED = "installed"
-"""`pretrained` of weights that come inside a package, see `layers.installed`."""
 Trained = Literal["none", "all"] | int
 """What of a tower learns: nothing, all of it, or its last blocks, by their number."""
 
@@ -91,6 +88,8 @@ class Tower(nn.Module):
 class TimmTower(Tower):
     """A network of timm without its classifier; its images are normalised as its weights expect it."""
 
+    network: Any
+
     def __init__(self, architecture: str, pretrained: str, load_weights: bool) -> None:
         """Build the network.
 
@@ -105,21 +104,11 @@ class TimmTower(Tower):
         super().__init__()
         if not architecture.startswith(TIMM):
             raise InputError(f"model.image.architecture {architecture}: expected {TIMM}NAME, a network of timm's.")
-        downloads = load_weights and pretrained == "imagenet"
-        network: Any = timm_network(architecture.removeprefix(TIMM), "imagenet" if downloads else "none")
-        self.width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-        mean, deviation = (network.default_cfg[key] for key in ("mean", "std"))
-        if pretrained == INSTALLED:
-            package = package_of(architecture, "model.image.pretrained")
-            mean, deviation = (package.mean,) * 3, (package.deviation,) * 3
-            network.load_state_dict(efficientnet_weights(package, network), strict=False)
-            self.from_package = True
-        elif load_weights and pretrained not in ("imagenet", "none"):
-            heads = network.default_cfg.get("classifier") or ()
-            heads = (heads,) if isinstance(heads, str) else tuple(heads)
-            load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, heads)
-        self.network: Any = network
-        scale, shift = renormalisation(mean, deviation)
+        self.from_package = pretrained == INSTALLED
+        self.network, scale, shift = timm_network(
+            architecture.removeprefix(TIMM), pretrained, load_weights or self.from_package, "model.image.pretrained"
+        )
+        self.width = int(getattr(self.network, "head_hidden_size", None) or self.network.num_features)
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", scale, persistent=False)

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from batches.batch import Captions
 from layers import build_model, installed
-from layers.backbone import import_timm
+from layers.backbone import TimmBackbone, build_backbone, import_timm
 from layers.installed import PACKAGES, Package, efficientnet_weights, installed_file, package_of
+from layers.multiscale import pyramid
 from layers.towers import SentenceTower, TimmTower, Tower, import_transformers, word_pieces
 from option import Options
+from tests.layers.test_layers import CRITERION, random_batch
 from tests.tiny_bert import LONGEST, PIECES, TINY_BERT
 from utils import InputError
 from vocab import Vocabulary
@@ -161,6 +163,73 @@ class TestSentences:
             word_pieces("anything")
 
 
+class TestInstalledBackbones:
+    """The backbones of the other models start from packages, too."""
+
+    @pytest.mark.parametrize("architecture", LITES)
+    def test_a_backbone_pools_what_the_tower_pools(self, architecture: str) -> None:
+        require(architecture)
+        images = normalise(seen(64))
+        with torch.inference_mode():
+            expected = TimmTower(architecture, "installed", load_weights=True).eval()(images)
+            given = build_backbone(architecture, "installed").eval()(images)
+        assert torch.equal(given, expected)
+
+    def test_the_four_stages_are_those_of_the_weights(self) -> None:
+        package = require(LITES[0])
+        stages = import_timm().create_model(LITES[0].removeprefix("timm/"), features_only=True).eval()
+        whole = import_timm().create_model(LITES[0].removeprefix("timm/"))
+        whole.load_state_dict(efficientnet_weights(package, whole), strict=False)
+        stages.load_state_dict(whole.state_dict(), strict=False)
+        ours = pyramid(LITES[0], "installed").eval()
+        assert tuple(ours.channels) == (24, 40, 112, 320)
+        with torch.inference_mode():
+            expected = stages((seen(64).float() - 127) / 128)[1:]
+            maps = ours(normalise(seen(64)))
+        assert [tuple(found.shape[1:]) for found in maps] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+        for found, wanted in zip(maps, expected, strict=True):
+            assert wanted.std() > 0.1
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+
+    @pytest.mark.parametrize("name", ["AMFMN", "GaLR", "MCRN"])
+    def test_a_checkpoint_meets_the_same_normalisation(
+        self, name: str, tiny_options: TinyOptions, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        require(LITES[0])
+        changes = {"backbone.architecture": LITES[0], "backbone.pretrained": "installed", "dataset.local_path": None}
+        options = tiny_options(name, changes)
+        model = build_model(options, vocabulary).eval()
+        state = model.state_dict()
+        monkeypatch.setattr("layers.backbone.efficientnet_weights", lambda *_: pytest.fail("weights were read"))
+        other = build_model(options, vocabulary, load_weights=False).eval()
+        other.load_state_dict(state)
+        batch = random_batch(2)
+        with torch.inference_mode():
+            assert torch.equal(other.encode_image(batch), model.encode_image(batch))
+            if model.uses_audio:
+                assert torch.equal(other.encode_audio(batch), model.encode_audio(batch))
+        mean, factor = 127 / 255, 128 / 255
+        backbones = [part for part in other.modules() if isinstance(part, TimmBackbone)]
+        assert len(backbones) == (2 if name == "MCRN" else 1)
+        for backbone in backbones:
+            torch.testing.assert_close(backbone.scale.flatten(), torch.tensor(IMAGENET_STD) / factor)
+            shift = (torch.tensor(IMAGENET_MEAN) - mean) / factor
+            torch.testing.assert_close(backbone.shift.flatten(), shift)
+
+    @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "timm/convnext_atto"])
+    def test_others_have_no_package(self, architecture: str) -> None:
+        with pytest.raises(InputError) as fault:
+            build_backbone(architecture, "installed")
+        assert str(fault.value) == (
+            f"model.backbone.pretrained: no package holds weights of {architecture}; there are some of "
+            "timm/tf_efficientnet_lite0, timm/tf_efficientnet_lite1, timm/tf_efficientnet_lite2."
+        )
+
+    def test_swan_has_none(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        with pytest.raises(InputError, match="no package holds weights of resnet50"):
+            build_model(tiny_options("SWAN", {"backbone.pretrained": "installed"}), vocabulary)
+
+
 def learning(part: nn.Module) -> set[str]:
     return {name for name, parameter in part.named_parameters() if parameter.requires_grad}
 
@@ -249,7 +318,7 @@ class TestTraining:
             build_model(tiny_options("DualEncoder", {"image.train": {"last": 7}}), vocabulary)
 
     def test_a_frozen_tower_stays_as_it_is_in_training(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
-        from tests.layers.test_layers import CRITERION, random_batch
+        from tests.layers.test_layers import random_batch
 
         model: Any = build_model(tiny_options("DualEncoder", {"image.train": "none"}), vocabulary).train()
         before = {name: value.clone() for name, value in model.image_tower.state_dict().items()}
@@ -273,8 +342,7 @@ class TestPackagedTowers:
         def weights(package: Package, network: nn.Module) -> dict[str, Tensor]:
             return {name: torch.full_like(value, 0.01) for name, value in network.state_dict().items()}
 
-        monkeypatch.setattr("layers.towers.efficientnet_weights", weights)
-        monkeypatch.setattr("layers.backbone.efficientnet_weights", weights, raising=False)
+        monkeypatch.setattr("layers.backbone.efficientnet_weights", weights)
 
         def build(train: Any, load_weights: bool = True) -> Any:
             changes = {"image.pretrained": "installed", "image.train": train}
