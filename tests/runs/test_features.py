@@ -33,7 +33,7 @@ from runtime.weights import read_checkpoint
 from tests.interrupted import asked_to_stop, assert_equal, comparable
 from tests.tiny import make_precomp
 from training import epoch
-from utils import logger
+from utils import InputError, logger
 
 CPU = torch.device("cpu")
 TINY = "timm/test_efficientnet"
@@ -238,6 +238,31 @@ def test_a_run_that_reads_them_goes_on_as_it_would_have(
     train_entry.main(parts)
     one, other = (read_checkpoint(tmp_path / "checkpoint" / name / "0" / "last.pth") for name in ("whole", "parts"))
     assert_equal(comparable(one), comparable(other))
+
+
+def test_check_says_how_large_they_will_be(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ["--path_opt", str(experiment()), "--folds", "0", "--device", "cpu", "--check"]
+    train_entry.main(path)
+    # 24 x 8 x 256 and 24 x 32 numbers of four bytes each
+    expected = f"kept in {tmp_path / 'features'}: at most 24 images x 8 views x 256 numbers (192 KiB), "
+    captions = len(set((tmp_path / "data" / "train_caps.txt").read_text().splitlines()))
+    assert f"{expected}{captions} captions x 32 numbers (" in capsys.readouterr().out
+    assert not (tmp_path / "features").exists()
+    monkeypatch.setattr("preflight.training.free_bytes", lambda path: 190 * 1024)
+    with pytest.raises(InputError, match=r"features of frozen towers take 19[0-9] KiB, 190 KiB are free"):
+        train_entry.main(path)
+    train_entry.main([*path, "--set", "dataset.features=off"])
+    assert "frozen towers" not in capsys.readouterr().out
+
+
+def test_a_missing_image_is_named_before_the_work(experiment: Experiment, tmp_path: Path) -> None:
+    path = experiment()
+    (tmp_path / "data" / "images" / "roof_train4.png").unlink()
+    with pytest.raises(InputError, match=r"roof_train4\.png"):
+        features_of(path)
+    assert not (tmp_path / "features").exists()
 
 
 def test_one_view_of_each_image(experiment: Experiment) -> None:
