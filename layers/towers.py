@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import import_torchvision, timm_network
+from layers.backbone import import_timm, import_torchvision, timm_network
 from layers.installed import INSTALLED, PACKAGES, installed_file, package_of
 from option.architecture import TIMM
 from utils import InputError, first_line
@@ -122,10 +122,47 @@ class TimmTower(Tower):
         grouped = group_parameters(self.network, self.network.group_matcher(coarse=False))
         return [[f"network.{name}" for name in names] for _, names in sorted(grouped.items()) if names]
 
+    def frozen_part(self) -> nn.Module | None:
+        """See `Tower.frozen_part`; of an EfficientNet also the stem and the blocks that do not learn."""
+        first = self._parts()[: len(self.blocks) - self.trained_blocks]
+        return self if self.is_frozen else _Start(first, self.scale, self.shift) if first else None
+
+    def finish(self, features: Tensor) -> Tensor:
+        """See `Tower.finish`."""
+        if self.is_frozen:
+            return features
+        for part in self._parts()[len(self.blocks) - self.trained_blocks :]:
+            features = part(features)
+        return cast(Tensor, self.network.forward_head(self.network.bn2(self.network.conv_head(features))))
+
+    def _parts(self) -> list[nn.Module]:
+        """Of an EfficientNet what computes each of `blocks`, without the last one's head; empty for others."""
+        if not isinstance(self.network, import_timm().models.EfficientNet):
+            return []
+        stem = nn.Sequential(self.network.conv_stem, self.network.bn1)
+        parts = [stem, *(block for stage in self.network.blocks for block in stage)]
+        return parts if len(parts) == len(self.blocks) else []
+
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, W]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             return cast(Tensor, self.network(images * self.scale + self.shift))
+
+
+class _Start(nn.Module):
+    """The first parts of a network behind its normalisation: images [B, 3, S, S] -> maps [B, C, H, W]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, parts: Sequence[nn.Module], scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.parts(images * self.scale + self.shift))
 
 
 class SentenceTower(Tower):

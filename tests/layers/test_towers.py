@@ -303,6 +303,35 @@ class TestTraining:
         without = {name for name, _ in text.named_parameters()} - {name for block in text.blocks for name in block}
         assert without == {f"network.encoder.layer.{number}.attention.self.key.bias" for number in (0, 1)}
 
+    @pytest.mark.parametrize("architecture", ["timm/test_efficientnet", "timm/tf_efficientnet_lite0"])
+    def test_an_efficientnet_is_cut_before_the_blocks_that_learn(self, architecture: str) -> None:
+        torch.manual_seed(0)
+        tower = TimmTower(architecture, "none", load_weights=True)
+        images = torch.randn(2, 3, 64, 64)
+        for last in (1, 2, len(tower.blocks) - 1):
+            tower.freeze(last)
+            tower.train()
+            start = tower.frozen_part()
+            assert start is not None
+            frozen = {id(p) for p in tower.parameters() if not p.requires_grad}
+            assert {id(p) for p in start.parameters()} == frozen
+            assert not any(part.training for part in start.modules() if any(True for _ in part.parameters(False)))
+            tower.eval()
+            with torch.no_grad():
+                expected = tower(images)
+                assert expected.std() > 0
+                assert torch.equal(tower.finish(start(images)), expected)
+        tower.freeze("all")
+        assert tower.frozen_part() is None
+
+    @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilenetv3_small_050"])
+    def test_other_networks_are_kept_whole_or_not_at_all(self, name: str) -> None:
+        tower = TimmTower(f"timm/{name}", "none", load_weights=True)
+        tower.freeze(1)
+        assert tower.frozen_part() is None
+        tower.freeze("none")
+        assert tower.frozen_part() is tower
+
     def test_groups_of_a_model(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
         changes = {"image.train": {"last": 2}, "image.lr": 0.01, "image.layer_decay": 0.1, "text.encoder": TINY_BERT}
         options = tiny_options("DualEncoder", changes | {"text.train": "all", "optim.lr": 0.5})

@@ -144,10 +144,14 @@ def test_evaluation_reads_them(experiment: Experiment, views: int, name: Any) ->
         close(one, other)
 
 
-def test_a_training_ends_the_same(experiment: Experiment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("learns", ["none", {"last": 2}])
+def test_a_training_ends_the_same(experiment: Experiment, tmp_path: Path, learns: Any) -> None:
     found: dict[str, Any] = {}
     for name in ("auto", "off"):
         path = str(experiment(name=name, dataset__features=name))
+        content = yaml.safe_load(Path(path).read_text())
+        content["model"]["image"]["train"] = learns
+        Path(path).write_text(yaml.safe_dump(content))
         train_entry.main(["--path_opt", path, "--folds", "0"])
         test_entry.main(["--path_opt", path, "--folds", "0", "--json", str(tmp_path / f"{name}.json")])
         found[name] = read_checkpoint(tmp_path / "checkpoint" / name / "0" / "last.pth")
