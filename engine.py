@@ -1,4 +1,4 @@
-"""What happens to a model: fit it, run one epoch, encode a data set once, score it.
+"""What happens to a model: it is fitted, encodes a data set once, and is scored.
 
 Letters: B batch, N images, M captions, U different captions, D embedding.
 """
@@ -127,6 +127,15 @@ def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
     )
 
 
+def evaluate(
+    model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off"
+) -> dict[str, float]:
+    """Retrieval scores of a data set, see `metrics.ranks.task_recalls`; every item is encoded once, pairs in blocks."""
+    images, texts = encode(model, loader, device, amp)
+    blocks = score_source(model, images, texts, loader.caption_row)
+    return metrics.task_recalls(rank_tasks(model, loader, images, blocks, device, amp))
+
+
 def encode(
     model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off", views: Views = "one"
 ) -> tuple[Tensor, Tensor]:
@@ -197,6 +206,23 @@ def embed(
     return embeddings
 
 
+def score_source(model: RetrievalModel, images: Tensor, texts: Tensor, caption_row: Tensor) -> metrics.Blocks:
+    """What `metrics` reads scores from: a matrix of one block is computed once and held, a larger one streams anew.
+
+    Args:
+        model: any registered model.
+        images: [N, D].
+        texts: [U, D], each different caption once.
+        caption_row: [M] row of each caption in `texts`.
+    """
+    rows = SCORES_PER_BLOCK // len(caption_row)
+    if rows < len(images):
+        # While a block is looked at, the next one is made, from parts of its size.
+        return partial(score_blocks, model, images, texts, caption_row, max(1, rows // 4))
+    whole = list(score_blocks(model, images, texts, caption_row, rows))
+    return lambda: whole
+
+
 @torch.no_grad()
 def score_blocks(
     model: RetrievalModel, images: Tensor, texts: Tensor, caption_row: Tensor, rows: int
@@ -204,14 +230,7 @@ def score_blocks(
     """The score matrix in blocks of `rows` images.
 
     Word-for-word equal captions share one embedding, so that their scores are equal to the last bit and the tie rule of
-    `metrics.ranks` sees them.
-
-    Args:
-        model: any registered model.
-        images: [N, D].
-        texts: [U, D], each different caption once.
-        caption_row: [M] row of each caption in `texts`.
-        rows: images per block.
+    `metrics.ranks` sees them. For the other arguments see `score_source`.
 
     Yields:
         [rows, M], in the order of the images; the last block may be smaller.
@@ -224,54 +243,14 @@ def score_blocks(
         yield scores if order is None else scores.index_select(1, order)
 
 
-def score_source(
-    model: RetrievalModel,
-    images: Tensor,
-    texts: Tensor,
-    caption_row: Tensor,
-    scores_per_block: int = SCORES_PER_BLOCK,
-) -> Callable[[], Iterable[Tensor]]:
-    """What `metrics` reads scores from: a matrix of one block is computed once and held, a larger one streams anew.
-
-    Args:
-        model: any registered model.
-        images: [N, D].
-        texts: [U, D], each different caption once.
-        caption_row: [M] row of each caption in `texts`.
-        scores_per_block: entries of the score matrix that are held at once.
-    """
-    rows = scores_per_block // len(caption_row)
-    if rows < len(images):
-        # While a block is looked at the next one is made, from parts of its size.
-        return partial(score_blocks, model, images, texts, caption_row, max(1, rows // 4))
-    whole = list(score_blocks(model, images, texts, caption_row, rows))
-    return lambda: whole
-
-
-def evaluate(
-    model: RetrievalModel,
-    loader: EvaluationLoader,
-    device: torch.device,
-    amp: str = "off",
-    scores_per_block: int = SCORES_PER_BLOCK,
-) -> dict[str, float]:
-    """Retrieval scores of a data set, see `metrics.ranks.task_recalls`; every item is encoded once, pairs in blocks."""
-    images, texts = encode(model, loader, device, amp)
-    blocks = score_source(model, images, texts, loader.caption_row, scores_per_block)
-    return metrics.task_recalls(
-        rank_tasks(model, loader, images, blocks, device, amp, scores_per_block=scores_per_block)
-    )
-
-
 def rank_tasks(
     model: RetrievalModel,
     loader: EvaluationLoader,
     images: Tensor,
-    blocks: Callable[[], Iterable[Tensor]],
+    blocks: metrics.Blocks,
     device: torch.device,
     amp: str = "off",
     views: Views = "one",
-    scores_per_block: int = SCORES_PER_BLOCK,
 ) -> metrics.Tasks:
     """Ranks of images and captions; of images and audio, or second views, for a model that uses them.
 
@@ -283,18 +262,17 @@ def rank_tasks(
         device: where the model is.
         amp: mixed precision of what is still to be encoded.
         views: of each image, as `images` are made of.
-        scores_per_block: entries of a score matrix that are held at once.
     """
     text_image = loader.text_image.to(device)
     audio = view = None
     if model.uses_audio:
         join = partial(loader.join, total=loader.spectrograms)
         spoken = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp, join)
-        heard = score_source(model, images, spoken, loader.caption_audio, scores_per_block)
+        heard = score_source(model, images, spoken, loader.caption_audio)
         audio = metrics.rank_blocks(heard, text_image)
     if model.uses_second_view:
         join = partial(loader.join, total=len(images))
         others = embed(model, image_verb(model, views), loader.view_batches(), "image", device, amp, join)
         own = torch.arange(len(images), device=device)
-        view = metrics.rank_blocks(score_source(model, images, others, own, scores_per_block), own)
+        view = metrics.rank_blocks(score_source(model, images, others, own), own)
     return metrics.Tasks(metrics.rank_blocks(blocks, text_image), audio, view)

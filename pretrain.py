@@ -6,7 +6,22 @@ python pretrain.py --path_opt option/UCM_MCRN_PRETRAIN.yaml pretrains MCRN witho
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+
+from runtime.arguments import add_check, add_resume, entry_parser
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed."""
+    parser = entry_parser("Pretrain what a retrieval model starts from.")
+    add_resume(parser)
+    add_check(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_arguments()  # before PyTorch is imported, so that --help and misspelt flags are answered at once
 
 import option
 from option import BackboneOptions
@@ -15,7 +30,6 @@ from pretraining.backbone import pretrain_backbone
 from pretraining.modalities import pretrain_modalities
 from pretraining.scenes import scene_task
 from pretraining.views import view_task
-from runtime.arguments import add_check, add_resume, entry_parser
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
 from runtime.entry_point import run_entry_point
@@ -25,10 +39,7 @@ from utils import logger
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the pretraining that the YAML describes."""
-    parser = entry_parser("Pretrain what a retrieval model starts from.")
-    add_resume(parser)
-    add_check(parser)
-    given = parser.parse_args(arguments)
+    given = read_arguments(arguments)
     refuse_torchrun("pretrain.py")
     options = option.load_pretraining_options(given.path_opt, given.set)
     device, resume = choose_device(given.device), given.resume == "auto"

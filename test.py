@@ -51,7 +51,7 @@ from engine import encode, rank_tasks, score_source
 from option import Options
 from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report
-from reports.results import Scores, results_folder, summary, write_copy, write_results
+from reports.results import Scores, results_folder, summary, write_results
 from reports.tables import as_markdown
 from runs.features import list_features, test_views
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
@@ -59,7 +59,7 @@ from runs.scoring import TestSet, load_scored, more_scores, open_test_set
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
 from runtime.entry_point import run_entry_point
-from utils import Gate, InputError
+from utils import Gate, InputError, as_json, named_by, write_text_atomic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,13 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.folds is None:
             write_ranks(folder / "ranks.h5", test_set.annotations, options, scores.ranks)
     if given.json is not None:
-        write_copy(given.json, result)
+        with named_by("--json", given.json):
+            write_text_atomic(given.json, as_json(result))
     if given.export is not None:
-        write_embeddings(given.export, test_set.annotations, options, test_set.vocabulary, scores.embeddings)
+        with named_by("--export", given.export):
+            write_embeddings(given.export, test_set.annotations, options, test_set.vocabulary, scores.embeddings)
         print(f"\nEmbeddings written to {given.export}.")
     if given.report is not None:
         typed = sys.argv[1:] if arguments is None else arguments
-        report.write(given.report, result, tables, shlex.join(["python", "test.py", *typed]))
+        with named_by("--report", given.report):
+            report.write(given.report, result, tables, shlex.join(["python", "test.py", *typed]))
         print(f"\nReport written to {given.report}; open it in a browser.")
 
 
@@ -108,7 +111,7 @@ def score_checkpoint(
     scores: Scores,
     report: Report,
 ) -> None:
-    """Score one checkpoint and add what was found to `scores`, and to `reports.tables` where one is to be written."""
+    """Score one checkpoint and add what was found to `scores`, and to `report` where one is to be written."""
     options, loader = test_set.options, test_set.loader
     fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
     model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)

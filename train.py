@@ -38,9 +38,9 @@ from runs.folders import parse_folds, run_folder
 from runs.loaders import evaluation_loader, pair_source, read_vocabulary, split_of, train_loader
 from runs.media import Media
 from runs.models import plan_of, refuse_ranks, start_model, start_state
-from runs.resume import begun_run, carry_on
+from runs.resume import begun_run, carry_on, own_random_states
 from runtime.devices import choose_device
-from runtime.distributed import ALONE, World, own_random_states, refuse_torchrun, session
+from runtime.distributed import ALONE, World, refuse_torchrun, session
 from runtime.entry_point import run_entry_point
 from runtime.interruption import stopped_at_once
 from runtime.locks import run_lock

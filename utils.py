@@ -8,10 +8,12 @@ import glob
 import hashlib
 import importlib
 import io
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -152,6 +154,19 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
+@contextmanager
+def named_by(flag: str, path: Path) -> Iterator[None]:
+    """Write a file that the user named by a flag of the command line.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        yield
+    except OSError as fault:
+        raise InputError(f"{flag} {path}: can't be written ({first_line(fault)}); give another file.") from fault
+
+
 def _umask() -> int:
     """The process's umask, which `mkstemp` ignores; it can only be read by setting it."""
     mask = os.umask(0)
@@ -201,6 +216,11 @@ def as_csv(rows: Sequence[Mapping[str, object]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def as_json(value: object) -> str:
+    """Indented JSON; what JSON has no form for becomes text."""
+    return json.dumps(value, indent=2, default=str) + "\n"
 
 
 def file_sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from archive.shards import Dtype
 from archive.store import VectorStore, open_store
 from data.images import image_names, load_square
 from data.lists import first_faults, name_fault
-from option.schema import Images
+from option.schema import ImageReading
 from runtime.devices import choose_device
 from runtime.distributed import environment_number, ranks, told
 from utils import InputError, file_sha256, logger, write_atomic
@@ -205,7 +205,7 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
         return torch.from_numpy(np.stack(squares) if squares else empty), outcome
 
 
-def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: Images) -> Iterator[tuple[Tensor, Outcome]]:
+def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: ImageReading) -> Iterator[tuple[Tensor, Outcome]]:
     """The readable images of each batch, and what is wrong with the others, read ahead by `dataset.workers`."""
     squares = _Squares(folder, dataset.image_size, dataset.max_pixels)
     if dataset.workers == 0:

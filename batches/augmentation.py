@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from option.schema import Angles, TrainingImages
+from option.schema import Angles, AugmentedReading
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,7 +45,7 @@ class Augmentation:
     colours: float = 0.0
 
     @classmethod
-    def of(cls, dataset: TrainingImages) -> Augmentation:
+    def of(cls, dataset: AugmentedReading) -> Augmentation:
         """That of a `dataset` block."""
         return cls(dataset.augmentation, dataset.smallest_part, dataset.colour_jitter)
 

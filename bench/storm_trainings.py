@@ -20,9 +20,9 @@ import vocab
 from data.toy.dataset import make_toy
 from layers.registry import registered
 from option import is_pretraining
+from option.fields import leaves
 from option.parameters import ModelParameters
 from option.read import read_file
-from option.schema import leaves
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
 from utils import logger

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.image_store import ImageStore
-from option.schema import Images
+from option.schema import ImageReading
 from utils import logger
 
 _DEVICE_SHARE = 0.3
@@ -35,7 +35,7 @@ class ImageLibrary:
         stores: by size in pixels.
     """
 
-    images: Images
+    images: ImageReading
     folder: Path
     cache_folder: Path
     names: Sequence[str]

@@ -238,6 +238,28 @@ FIGURES = {
             Arrow("share", "critic", dashed=True),
         ),
     ),
+    "dual_encoder": Figure(
+        "DualEncoder: two towers, two heads, one cosine",
+        "Each tower knows its side of the world already and may stay frozen: its features are then computed once and "
+        "kept. A small head on each side brings them into one space.",
+        {
+            "pixels": Box(0, 90, "input", "Image", ("3 x S x S pixels",)),
+            "caption": Box(0, 195, "input", "Caption", ("pieces of its tokenizer",)),
+            "image": Box(1, 90, "image", "Image tower", ("a network of timm", "EfficientNet-Lite0")),
+            "text": Box(1, 195, "text", "Text tower", ("a sentence encoder", "MiniLM, mean of tokens")),
+            "image_head": Box(2, 90, "image", "Head", ("Linear, GELU,", "dropout, Linear")),
+            "text_head": Box(2, 195, "text", "Head", ("Linear, GELU,", "dropout, Linear")),
+            "score": Box(3, 143, "joint", "Score", ("cosine",)),
+        },
+        (
+            Arrow("pixels", "image"),
+            Arrow("caption", "text"),
+            Arrow("image", "image_head"),
+            Arrow("text", "text_head"),
+            Arrow("image_head", "score", "v", offset=-10),
+            Arrow("text_head", "score", "t", offset=10),
+        ),
+    ),
 }
 """By the name of the model."""
 

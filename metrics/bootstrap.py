@@ -71,21 +71,19 @@ def compare_hits(
 
 
 def image_hits(
-    image_ranks: NDArray[np.int64], caption_ranks: NDArray[np.int64], caption_image: NDArray[np.int64]
+    images: NDArray[np.float64], captions: NDArray[np.float64], caption_image: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Per image, averaged over folds: 1 if it found a caption, and how many of its captions found it, [N, 2C].
+    """Per image, averaged over folds: whether it found a caption, and how many of its captions found it, [N, 2C].
 
     Args:
-        image_ranks: [F, N], 0 being the first place.
-        caption_ranks: [F, M].
+        images: [F, N, C] `metrics.hit_chances` of each image.
+        captions: [F, M, C] of each caption.
         caption_image: [M] row of each caption's image.
     """
-    cutoffs = np.array(CUTOFFS)
-    images = (image_ranks[..., None] < cutoffs).mean(axis=0)  # [N, C]
-    texts = (caption_ranks[..., None] < cutoffs).mean(axis=0)  # [M, C]
-    summed = np.zeros_like(images)
-    np.add.at(summed, caption_image, texts)
-    return np.concatenate([images, summed], axis=1)
+    mean = images.mean(axis=0)  # [N, C]
+    summed = np.zeros_like(mean)
+    np.add.at(summed, caption_image, captions.mean(axis=0))
+    return np.concatenate([mean, summed], axis=1)
 
 
 def recalls_of(

@@ -9,7 +9,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from metrics.ranks import CUTOFFS, check_form, count_texts, mean_recall
+from metrics.ranks import CUTOFFS, Ranks, Ties, check_form, count_texts, hit_chances, mean_recall
 from metrics.scenes import NO_SCENE, SceneShares
 
 
@@ -93,16 +93,16 @@ def scene_knowledge(text_image: Tensor, scenes: Tensor) -> dict[str, float]:
     return table | {"mR": mean_recall(table)}
 
 
-def ceiling(text_image: Tensor, text_row: Tensor) -> dict[str, float]:
+def ceiling(text_image: Tensor, text_row: Tensor, ties: Ties = "random") -> dict[str, float]:
     """The highest recalls that any model can get where texts are equal word for word.
 
-    Equal texts have one embedding. Under the tie rule of `metrics.rank_blocks` an image can't be told from others by a
-    text that stands under them, too: the copies elsewhere count as ranked before its own. A text and its copies find
-    the same order of images, in which only one of their own can be first.
+    Equal texts have one embedding, so that they tie. An image finds its best own text among the copies of it elsewhere.
+    A text and its copies find the same order of images, in which only one of their own can be first.
 
     Args:
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
         text_row: a number for each different text, [M] int64 in 0..U-1.
+        ties: how equal scores count.
 
     Returns:
         The six recalls and `mR` in percent, under the keys of `metrics.ranks.recalls`; each is a bound of its own.
@@ -111,16 +111,18 @@ def ceiling(text_image: Tensor, text_row: Tensor) -> dict[str, float]:
     pairs, copies = torch.stack([text_row, text_image]).unique(dim=1, return_counts=True)  # [2, P], [P]
     rows, images = pairs
     elsewhere = copies.new_zeros(int(rows.max()) + 1).index_add(0, rows, copies)[rows] - copies  # [P]
-    best = torch.full_like(count_texts(text_image, int(text_image.max()) + 1), len(text_image))
-    best = best.scatter_reduce(0, images, elsewhere, "amin")  # [N], the lowest rank of an own text
+    number = len(count_texts(text_image, int(text_image.max()) + 1))
+    # A text that is ranked first, with its copies before it: what an image gets by each of its texts, [P, 3].
+    chances, _ = hit_chances(Ranks(elsewhere, elsewhere, elsewhere, elsewhere, copies), ties)
     # Within each text the images with most copies come first: that finds the most captions early.
     order = copies.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
     starts = rows[order].bincount().cumsum(0) - rows[order].bincount()
     places = torch.arange(len(order), device=order.device) - starts[rows[order]]
     table: dict[str, float] = {}
-    for cutoff in CUTOFFS:
-        table[f"i2t_R@{cutoff}"] = 100.0 * float((best < cutoff).double().mean())
+    for cutoff, found in zip(CUTOFFS, chances.T, strict=True):
+        best = found.new_zeros(number).scatter_reduce(0, images, found, "amax")  # [N]
+        table[f"i2t_R@{cutoff}"] = 100.0 * float(best.mean())
     for cutoff in CUTOFFS:
         table[f"t2i_R@{cutoff}"] = 100.0 * int(copies[order][places < cutoff].sum()) / len(text_image)
     return table | {"mR": mean_recall(table)}

@@ -13,21 +13,34 @@ import torch
 from torch import Tensor
 
 CUTOFFS = (1, 5, 10)
+Blocks = Callable[[], Iterable[Tensor]]
+"""Gives the consecutive blocks of rows [n, M] of a score matrix, images in order, anew each time it is called."""
 CACHED_SCORES = 2**20
 """Scores that are looked at together on the CPU, so that they stay in its cache from one look to the next."""
 
 
+Ties = Literal["random", "last"]
+"""What counts where others score as high as the match: the expectation over all their orders, as the sorts of published
+code give it in effect, or the order in which the match comes last."""
+
+
 @dataclass(frozen=True)
 class Ranks:
-    """Where each query found its match, 0 being the best place.
+    """Where each query found its match, 0 being the best place, with whatever scores as high placed before it.
 
     Attributes:
         image_to_text: rank of the best own text of each image, [N] int64 in 0..M-1.
         text_to_image: rank of each text's image, [M] int64 in 0..N-1.
+        image_ties: how many other images' texts score as high as the best own one, [N] int64; None: none do.
+        text_ties: how many other images score as high as the own one, [M] int64; None: none do.
+        own_texts: how many own texts share the best score, [N] int64; None: one each.
     """
 
     image_to_text: Tensor
     text_to_image: Tensor
+    image_ties: Tensor | None = None
+    text_ties: Tensor | None = None
+    own_texts: Tensor | None = None
 
 
 def rank(scores: Tensor, text_image: Tensor) -> Ranks:
@@ -41,76 +54,116 @@ def rank(scores: Tensor, text_image: Tensor) -> Ranks:
 
 
 @torch.no_grad()
-def rank_blocks(
-    blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, ties: Literal["last", "first"] = "last"
-) -> Ranks:
+def rank_blocks(blocks: Blocks, text_image: Tensor) -> Ranks:
     """Ranks from a score matrix that streams through in blocks of rows and is never held as a whole.
 
-    Ties count against the model: whatever isn't a match and scores as high as the match is ranked before it, so a
-    model that gives every pair the same score gets the worst ranks. An image is ranked by its best own text.
+    An image is ranked by its best own text.
 
     Args:
-        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order. It is called twice:
-            the first pass collects the scores of the matches, the second counts what scores at least as high.
+        blocks: called twice: the first pass collects the scores of the matches, the second counts what scores higher,
+            or as high.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
-        ties: "first" lets them count in favour of the model instead; it is what `ties` needs to know, not a score.
 
     Raises:
         ValueError: a score is NaN or infinite, an image has no text, or shapes don't fit.
     """
     check_form(text_image)
-    before = torch.ge if ties == "last" else torch.gt
     match, images = match_scores(blocks, text_image)
     text_image = text_image.to(match.device)
     count_texts(text_image, images)
     best = match.new_empty(images).scatter_reduce_(0, text_image, match, "amax", include_self=False)  # [N]
 
-    image_to_text = torch.zeros(images, dtype=torch.int64, device=match.device)
-    text_to_image = torch.zeros_like(text_image)
+    # How many others score at least as high as the match (row 0), or higher (row 1).
+    of_images = torch.zeros(2, images, dtype=torch.int64, device=match.device)
+    of_texts = torch.zeros(2, len(text_image), dtype=torch.int64, device=match.device)
+    own_texts = torch.zeros(images, dtype=torch.int64, device=match.device)
     end = 0
     for start, block in sound_blocks(blocks, len(text_image)):
         end = start + len(block)
         if end > images:
             break
         rows, texts = _own_pairs(text_image, start, end)
-        # The matches are counted as well, and taken off as they were counted: a second pass whose scores differ in
-        # the last bit (as on a GPU) can then never give a rank below 0.
-        own = block[rows, texts]
-        image_to_text[start:end] = _count(before, block, best[start:end, None], dim=1)
-        image_to_text.index_add_(0, rows + start, -before(own, best[rows + start]).long())
-        text_to_image += _count(before, block, match, dim=0)
-        text_to_image.index_add_(0, texts, -before(own, match[texts]).long())
+        own, of_block = block[rows, texts], best[start:end]
+        own_texts.index_add_(0, rows + start, (own >= of_block[rows]).long())
+        for kind, before in enumerate((torch.ge, torch.gt)):
+            # The matches are counted as well, and taken off as they were counted: a second pass whose scores differ in
+            # the last bit (as on a GPU) can then never give a rank below 0.
+            of_images[kind, start:end] = _count(before, block, of_block[:, None], dim=1)
+            of_images[kind].index_add_(0, rows + start, -before(own, of_block[rows]).long())
+            of_texts[kind] += _count(before, block, match, dim=0)
+            of_texts[kind].index_add_(0, texts, -before(own, match[texts]).long())
     if end != images:
         raise ValueError(
             f"the first pass over the blocks gave {images} rows, the second {'more' if end > images else end}; "
             "blocks() must start anew each time it is called (return a new generator, not the same one)"
         )
-    return Ranks(image_to_text, text_to_image)
+    ties = [(counts[0] - counts[1]).clamp(min=0) for counts in (of_images, of_texts)]
+    return Ranks(of_images[0], of_texts[0], ties[0], ties[1], own_texts.clamp(min=1))
 
 
-def recalls(ranks: Ranks, directions: tuple[str, str] = ("i2t", "t2i"), mean: str = "mR") -> dict[str, float]:
+def hit_chances(ranks: Ranks, ties: Ties = "random") -> tuple[Tensor, Tensor]:
+    """Probability that each query has its match among the first 1, 5, 10: [N, 3] and [M, 3] float64."""
+    return (
+        _found(ranks.image_to_text, ranks.image_ties, ranks.own_texts, ties),
+        _found(ranks.text_to_image, ranks.text_ties, None, ties),
+    )
+
+
+def _found(worst: Tensor, tied: Tensor | None, own: Tensor | None, ties: Ties) -> Tensor:
+    """`hit_chances` of one direction.
+
+    In a random order of t others and m matches, all of the first k are others with probability
+    C(t, k) / C(t + m, k).
+    """
+    if ties == "last" or tied is None:
+        return torch.stack([(worst < cutoff).double() for cutoff in CUTOFFS], dim=1)
+    own = torch.ones_like(worst) if own is None else own
+    drawn = torch.arange(max(CUTOFFS), device=worst.device)
+    # Probability that the next drawn one is another as well, given that all before it were.
+    misses = (tied[:, None] - drawn).clamp(min=0).double() / (tied + own)[:, None].sub(drawn).clamp(min=1)
+    columns = []
+    for cutoff in CUTOFFS:
+        places = cutoff - (worst - tied)  # that are left for the match and its equals
+        columns.append(1.0 - misses.masked_fill(drawn >= places[:, None], 1.0).prod(dim=1))
+    return torch.stack(columns, dim=1)
+
+
+def recalls(
+    ranks: Ranks, directions: tuple[str, str] = ("i2t", "t2i"), mean: str = "mR", ties: Ties = "random"
+) -> dict[str, float]:
     """The recall table of both directions, image to text (`i2t_`) before text to image (`t2i_`).
 
     Args:
         ranks: of both directions.
         directions: their names, where something else than texts is searched.
         mean: the name of the mean of the six recalls.
+        ties: how equal scores count.
 
     Returns:
         For each direction `R@1`, `R@5`, `R@10` (queries whose match is among the first K, in percent), `medr` (median
-        rank rounded down) and `meanr` (mean rank), these two counted from 1; at the end `mR`, the mean of the six
-        recalls.
+        rank rounded down) and `meanr` (mean rank), these two counted from 1 and of expected ranks; at the end `mR`,
+        the mean of the six recalls.
     """
     table: dict[str, float] = {}
-    for direction, places in zip(directions, (ranks.image_to_text, ranks.text_to_image), strict=True):
-        ordered = places.sort().values
-        queries = len(ordered)
-        for cutoff in CUTOFFS:
-            table[f"{direction}_R@{cutoff}"] = 100.0 * int((ordered < cutoff).sum()) / queries
+    places = (
+        _expected(ranks.image_to_text, ranks.image_ties, ranks.own_texts, ties),
+        _expected(ranks.text_to_image, ranks.text_ties, None, ties),
+    )
+    for direction, found, place in zip(directions, hit_chances(ranks, ties), places, strict=True):
+        ordered, queries = place.sort().values, len(place)
+        for cutoff, hits in zip(CUTOFFS, found.T, strict=True):
+            table[f"{direction}_R@{cutoff}"] = 100.0 * float(hits.sum()) / queries
         # The two middle elements are the same one where the number of queries is odd.
-        table[f"{direction}_medr"] = float((int(ordered[(queries - 1) // 2]) + int(ordered[queries // 2])) // 2 + 1)
-        table[f"{direction}_meanr"] = int(ordered.sum()) / queries + 1.0
+        table[f"{direction}_medr"] = float(ordered[(queries - 1) // 2] + ordered[queries // 2]) // 2 + 1
+        table[f"{direction}_meanr"] = float(ordered.sum()) / queries + 1.0
     return table | {mean: mean_recall(table)}
+
+
+def _expected(worst: Tensor, tied: Tensor | None, own: Tensor | None, ties: Ties) -> Tensor:
+    """Expected rank of the first match: t others and m matches in random order put t / (m + 1) before it."""
+    if ties == "last" or tied is None:
+        return worst.double()
+    return (worst - tied).double() + tied.double() / (1 if own is None else own + 1) / (2 if own is None else 1)
 
 
 class Tasks(NamedTuple):
@@ -127,7 +180,7 @@ class Tasks(NamedTuple):
     view: Ranks | None = None
 
 
-def task_recalls(tasks: Tasks) -> dict[str, float]:
+def task_recalls(tasks: Tasks, ties: Ties = "random") -> dict[str, float]:
     """The recall table of image-text and, where there are any, image-audio and image-image retrieval.
 
     Returns:
@@ -136,13 +189,13 @@ def task_recalls(tasks: Tasks) -> dict[str, float]:
         `tasks_mR`, the mean of their mR, by which MCRN's best epoch is chosen; of all three `mean_of_15`, the mean of
         all 15 recalls.
     """
-    table = recalls(tasks.text)
+    table = recalls(tasks.text, ties=ties)
     means = [table["mR"]]
     if tasks.audio is not None:
-        table |= recalls(tasks.audio, ("i2a", "a2i"), "audio_mR")
+        table |= recalls(tasks.audio, ("i2a", "a2i"), "audio_mR", ties)
         means.append(table["audio_mR"])
     if tasks.view is not None:
-        both = recalls(tasks.view, ("forth", "back"))
+        both = recalls(tasks.view, ("forth", "back"), ties=ties)
         images = {f"i2i_R@{cutoff}": (both[f"forth_R@{cutoff}"] + both[f"back_R@{cutoff}"]) / 2 for cutoff in CUTOFFS}
         table |= images | {"image_mR": mean_recall(images)}
         means.append(table["image_mR"])
@@ -181,7 +234,7 @@ def mean_recall(table: Mapping[str, float]) -> float:
     return statistics.fmean(value for key, value in table.items() if "_R@" in key)
 
 
-def match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> tuple[Tensor, int]:
+def match_scores(blocks: Blocks, text_image: Tensor) -> tuple[Tensor, int]:
     """The score of each text with its image [M], and the number of images; for `blocks` see `rank_blocks`."""
     match: Tensor | None = None
     images = 0
@@ -196,7 +249,7 @@ def match_scores(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor) -> 
     return match, images
 
 
-def sound_blocks(blocks: Callable[[], Iterable[Tensor]], texts: int) -> Iterator[tuple[int, Tensor]]:
+def sound_blocks(blocks: Blocks, texts: int) -> Iterator[tuple[int, Tensor]]:
     """Each block with the number of its first image, once its shape and its scores are checked; on the CPU in parts."""
     start = 0
     for whole in blocks():

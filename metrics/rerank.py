@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metrics.ranks import Ranks, rank_blocks
-from metrics.shortlists import Blocks, Shortlist, places, places_back, shortlists
+from metrics.ranks import Blocks, Ranks, rank_blocks
+from metrics.shortlists import Shortlist, places, places_back, shortlists
 
 Method = Literal["multivariate", "simple"]
 
@@ -80,16 +80,10 @@ def multivariate_scores(candidates: Candidates, salient: Tensor, w1: float, w2: 
 def new_places(candidates: Candidates, salient: Tensor, method: Method, w1: float, w2: float) -> Tensor:
     """Places of the candidates after reranking, [Q, K] int64; equal items share the last of their places.
 
-    Args:
-        candidates: K of each query.
-        salient: see `multivariate_scores`.
-        method: `multivariate`, or `simple`: by the search back alone.
-        w1: see `multivariate_scores`.
-        w2: see `multivariate_scores`.
+    By `multivariate_scores`, whose arguments these are, or with the method `simple` by the search back alone.
     """
-    new = candidates.back
-    if method == "multivariate":
-        new = places(multivariate_scores(candidates, salient, w1, w2))
+    multivariate = method == "multivariate"
+    new = places(multivariate_scores(candidates, salient, w1, w2)) if multivariate else candidates.back
     return new.where(candidates.sure, candidates.place)
 
 
@@ -98,7 +92,7 @@ def rerank(blocks: Blocks, text_image: Tensor, method: Method, count: int, w1: f
     """Ranks of the matches after both directions were reranked; ties count against the model as in `metrics.ranks`.
 
     Args:
-        blocks: gives the consecutive blocks of rows [n, M] of the score matrix, images in order; called four times.
+        blocks: called four times.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1; every image has at least one text.
         method: `multivariate` or `simple`.
         count: candidates per query, at least 1.

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metrics.ranks import CUTOFFS, check_form, sound_blocks
+from metrics.ranks import CUTOFFS, Blocks, check_form, sound_blocks
 
 NO_SCENE = -1
 NAMED_ONLY = "_without_noneclass"
@@ -30,14 +29,14 @@ class SceneShares:
 
 
 @torch.no_grad()
-def scene_shares(blocks: Callable[[], Iterable[Tensor]], text_image: Tensor, scenes: Tensor) -> SceneShares:
-    """Share of the first r items of each query that are of its scene class, from blocks as in `rank_blocks`.
+def scene_shares(blocks: Blocks, text_image: Tensor, scenes: Tensor) -> SceneShares:
+    """Share of the first r items of each query that are of its scene class.
 
     Ties count against the model: among items of equal score those of another class come first. Where there are fewer
     than r items, the share is taken of all. Of the scores only the best few of each query are kept.
 
     Args:
-        blocks: see `rank_blocks`; called once.
+        blocks: called once.
         text_image: the image that each text belongs to, [M] int64 in 0..N-1.
         scenes: scene class of each image, [N] int64 from 0, or `NO_SCENE`, which is a class like any other here.
 

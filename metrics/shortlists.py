@@ -5,16 +5,14 @@ Letters: N images, M texts, n images of one block; in one direction Q queries, P
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.ranks import CACHED_SCORES
-
-Blocks = Callable[[], Iterable[Tensor]]
+from metrics.ranks import CACHED_SCORES, Blocks
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,7 @@ class Shortlist:
 
 
 def places(scores: Tensor) -> Tensor:
-    """Place of every item for every query, from 0: how many other items score at least as high.
-
-    Args:
-        scores: [Q, P], higher is more alike.
-
-    Returns:
-        [Q, P] int64 in 0..P-1.
-    """
+    """Place [Q, P] int64, from 0, of every item for every query: how many others have at least its score [Q, P]."""
     scores = scores.contiguous()
     return scores.shape[1] - 1 - torch.searchsorted(scores.sort(dim=1).values, scores)
 
@@ -68,7 +59,7 @@ def shortlists(blocks: Blocks, count: int) -> tuple[Shortlist, Shortlist]:
     """Of the images, which search texts, and of the texts, which search images.
 
     Args:
-        blocks: consecutive blocks of rows [n, M] of finite scores; called once.
+        blocks: of finite scores; called once.
         count: items per query, K; all of them where there are fewer.
     """
     by_image: list[tuple[Tensor, Tensor]] = []
@@ -93,15 +84,12 @@ def shortlists(blocks: Blocks, count: int) -> tuple[Shortlist, Shortlist]:
 
 
 def places_back(blocks: Blocks, images: Shortlist, texts: Shortlist) -> tuple[Tensor, Tensor]:
-    """Place of each query when searching with each item of its shortlist, from 0.
+    """Place of each query when searching with each item of its shortlist, from 0: [N, K] and [M, K] int64.
 
     Args:
-        blocks: see `metrics.shortlists`; called once.
-        images: from `metrics.shortlists`.
-        texts: from `metrics.shortlists`.
-
-    Returns:
-        Of the images [N, K] and of the texts [M, K], int64.
+        blocks: the same as for `shortlists`; called once.
+        images: from `shortlists`.
+        texts: from `shortlists`.
     """
     of_images, of_texts = _Pairs(images), _Pairs(texts)
     for start, block in _numbered(blocks):

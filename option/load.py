@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from option.fields import allowed, choices, leaves
 from option.parameters import model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions, PretrainingOptions
 from option.read import Tree, parse, read_file, shown
-from option.schema import Options, allowed, choices, leaves, published_keys
-from option.unread import unread
-from utils import InputError, logger
+from option.schema import Options
+from option.unread import published_keys, published_without_effect, unread, warn_of_unread
+from utils import InputError
 
 OVERRIDES = "--set"
 MOST_HINTS = 50
@@ -55,8 +56,9 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     if _pretrains(tree):
         raise InputError(f"{path}: describes a pretraining, which has no folds: python pretrain.py --path_opt {path}")
     options, given, known = _load(path, overrides, Options, published_keys())
-    published = _published_without_effect(given, known, options.model.name)
-    _note_without_effect(str(path), [*unread(options, known), *published])
+    valued = {key for key, item in given.items() if item.value is not None}
+    published = published_without_effect(valued, known.keys(), options.model.name)
+    warn_of_unread(str(path), [*unread(options, known), *published])
     return options
 
 
@@ -73,7 +75,7 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
         options, _, known = _load(path, overrides, BackboneOptions, ())
     else:
         options, _, known = _load(path, overrides, ModalityOptions, ())
-    _note_without_effect(str(path), unread(options, known))
+    warn_of_unread(str(path), unread(options, known))
     return options
 
 
@@ -97,10 +99,7 @@ Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
 def _load(
     path: str | Path, overrides: Sequence[str], kind: type[Kind], published: Iterable[str]
 ) -> tuple[Kind, dict[str, Given], dict[str, FieldInfo]]:
-    """Read a YAML as one kind of options.
-
-    Returns:
-        The options, what was given by dotted key, and what could be given.
+    """Read a YAML as one kind of options: the options, what was given by dotted key, and what could be given.
 
     Raises:
         InputError: something is wrong; names all faults at once.
@@ -268,22 +267,3 @@ def _report(faults: Iterable[Fault]) -> str:
         lines.append(f"{source}: {len(texts)} fault{'s' if len(texts) > 1 else ''}")
         lines += [f"  {text}" for text in texts]
     return "\n".join(lines)
-
-
-def _published_without_effect(
-    given: Mapping[str, Given], known: Mapping[str, FieldInfo], model: str
-) -> Iterator[tuple[str, str]]:
-    """The published keys that were given a value and are no options of ours, each with the reason."""
-    for key, reason in published_keys().items():
-        if key in given and key not in known and given[key].value is not None:
-            yield key, reason.format(model=model)
-
-
-def _note_without_effect(source: str, unread_keys: Iterable[tuple[str, str]]) -> None:
-    """Name the keys that were given a value and that nothing reads, by reason, in one warning."""
-    by_reason = defaultdict(list)
-    for key, reason in unread_keys:
-        by_reason[reason].append(key)
-    if by_reason:
-        keys = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in by_reason.items())
-        logger.warning("%s: accepted without effect: %s", source, keys)

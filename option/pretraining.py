@@ -11,7 +11,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 from option.architecture import Architecture
 from option.parameters import ModelParameters, Parameters
-from option.schema import Descent, FolderName, GivenPath, Images, Logs, Training, TrainingImages
+from option.schema import AugmentedReading, Descent, FolderName, GivenPath, ImageReading, Logs, Training
 
 
 class PretrainedBackbone(Parameters):
@@ -24,7 +24,7 @@ class PretrainedBackbone(Parameters):
     pretrained: str = Field(default="none", description="none (random), imagenet, installed (extra weights), or a file")
 
 
-class BackboneImages(TrainingImages):
+class BackboneImages(AugmentedReading):
     """Block `dataset` of a backbone's pretraining: images, for scene classes those whose class is known by name."""
 
     data_path: GivenPath | None = Field(
@@ -84,7 +84,7 @@ class BackboneOptions(Parameters):
     logs: PretrainingLogs = Field(description="reports and folder")
 
 
-class UnpairedSources(Images):
+class UnpairedSources(ImageReading):
     """Block `dataset` of a pretraining without pairs: images, captions and spectrograms, as far as there are any."""
 
     data_path: GivenPath | None = Field(

@@ -76,7 +76,7 @@ def _unreadable(path: Path, error: Exception) -> str:
         reason = getattr(error, "strerror", None) or error
         return f"{path}: can't be read ({reason}); give the path of a YAML file"
     for folder in (path.parent, Path(__file__).parent):
-        there = [os.path.relpath(file) for file in sorted(folder.glob("*.yaml"))]
+        there = [os.path.relpath(file) for file in sorted(folder.glob("[!.]*.yaml"))]
         if there:
             return f"{path}: no such file; there are {', '.join(there)}"
     return f"{path}: no such file; give the path of a YAML file"

@@ -11,9 +11,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from option.fields import allowed, leaves
 from option.parameters import model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions
-from option.schema import PUBLISHED_KEYS, Options, allowed, leaves
+from option.schema import Options
+from option.unread import PUBLISHED_KEYS
 
 INTRODUCTION = """\
 # Options
@@ -31,64 +33,33 @@ says where a key or its default comes from; where it is empty, it is ours.
 - [Published keys without effect](#published-keys-without-effect)
 """
 
-YAML_FILES = "published YAML files"
-OF_MODELS = "AMFMN, GaLR, SWAN"
 # Where the keys of experiments come from; the longest prefix of a dotted key counts.
-SOURCES = {
-    "dataset.batch_size": OF_MODELS,
-    "dataset.batch_size_val": YAML_FILES,
-    "dataset.image_size": "the four models",
-    "dataset.datatype": YAML_FILES,
-    "dataset.data_path": YAML_FILES,
-    "dataset.image_path": YAML_FILES,
-    "dataset.vocab_path": YAML_FILES,
-    "dataset.local_path": "GaLR",
-    "dataset.audio_path": "MCRN",
-    "optim.epochs": "AMFMN",
-    "optim.lr": OF_MODELS,
-    "optim.lr_decay_param": OF_MODELS,
-    "optim.lr_update_epoch": OF_MODELS,
-    "optim.schedule": "step: AMFMN, GaLR, SWAN; cosine: MCRN",
-    "optim.schedule_epochs": "MCRN: 20",
-    "optim.grad_clip": YAML_FILES,
-    "optim.loss": "triplet, dynamic: AMFMN; contrastive: CLIP (Radford et al., 2021)",
-    "optim.dynamic": "AMFMN, eq. 29-30",
-    "optim.contrastive.temperature": "CLIP (Radford et al., 2021)",
-    "optim.contrastive.hard_weight": "Radenovic et al., 2023",
-    "optim.max_violation": "VSE++ (Faghri et al., 2018)",
-    "optim.methods": "MCRN",
-    "optim.lr_finetune": "MCRN",
-    "optim.margin": OF_MODELS,
-    "optim.resume": YAML_FILES,
-    "logs.eval_step": YAML_FILES,
-    "logs.print_freq": YAML_FILES,
-    "logs.ckpt_save_path": YAML_FILES,
-    "k_fold.experiment_name": YAML_FILES,
-    "k_fold.nums": YAML_FILES,
-    "k_fold.strategy": "random: AMFMN; stratified: SWAN",
-    "rerank": "GaLR",
-    "model.multiscale": "AMFMN, eq. 1-8",
-    "model.cross_attention.att_type": "AMFMN, eq. 12-14",
-    "model.cross_attention.vgmf": "AMFMN, eq. 15-17",
-    "model.keywords": "AMFMN",
-    "model.seq2vec": YAML_FILES,
-    "model.seq2vec.word_dim": "",
-    "model.seq2vec.hidden_dim": "",
-    "model.embed.embed_dim": "the four models",
-    "model.embed.share_dropout": "MCRN",
-    "model.fusion": "GaLR",
-    "model.share": "MCRN",
-    "model.num_modal": "MCRN",
-    "model.discriminator": "MCRN",
-    "model.word_dim": "SWAN",
-    "model.num_layers": "SWAN",
-    "model.use_bidirectional_rnn": "SWAN",
-    "model.is_finetune": "SWAN",
-    "model.resnet_ckpt": "SWAN",
-    "model.tcge": "SWAN's released code",
-    "model.dropout": "SWAN's released code",
+SOURCES_OF_KEYS = {
+    "published YAML files": "dataset.batch_size_val dataset.datatype dataset.data_path dataset.image_path "
+    "dataset.vocab_path optim.grad_clip optim.resume logs.eval_step logs.print_freq logs.ckpt_save_path "
+    "k_fold.experiment_name k_fold.nums model.seq2vec",
+    "AMFMN, GaLR, SWAN": "dataset.batch_size optim.lr optim.lr_decay_param optim.lr_update_epoch optim.margin",
+    "the four models": "dataset.image_size model.embed.embed_dim",
+    "AMFMN": "optim.epochs model.keywords",
+    "AMFMN, eq. 1-8": "model.multiscale",
+    "AMFMN, eq. 12-14": "model.cross_attention.att_type",
+    "AMFMN, eq. 15-17": "model.cross_attention.vgmf",
+    "AMFMN, eq. 29-30": "optim.dynamic",
+    "GaLR": "dataset.local_path rerank model.fusion",
+    "MCRN": "dataset.audio_path optim.methods optim.lr_finetune model.embed.share_dropout model.share model.num_modal "
+    "model.discriminator",
+    "MCRN: 20": "optim.schedule_epochs",
+    "SWAN": "model.word_dim model.num_layers model.use_bidirectional_rnn model.is_finetune model.resnet_ckpt",
+    "SWAN's released code": "model.tcge model.dropout",
+    "step: AMFMN, GaLR, SWAN; cosine: MCRN": "optim.schedule",
+    "random: AMFMN; stratified: SWAN": "k_fold.strategy",
+    "triplet, dynamic: AMFMN; contrastive: CLIP (Radford et al., 2021)": "optim.loss",
+    "CLIP (Radford et al., 2021)": "optim.contrastive.temperature",
+    "Radenovic et al., 2023": "optim.contrastive.hard_weight",
+    "VSE++ (Faghri et al., 2018)": "optim.max_violation",
+    "": "model.seq2vec.word_dim model.seq2vec.hidden_dim",
 }
-
+SOURCES = {key: source for source, keys in SOURCES_OF_KEYS.items() for key in keys.split()}
 PRETRAINING_SOURCES = {"optim.generator_every": "MCRN's released code"}
 
 HEADER = "| key | allowed | default | unit | what it does | source |\n| --- | --- | --- | --- | --- | --- |"

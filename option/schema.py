@@ -5,15 +5,12 @@ The `model` block belongs to the model that `model.name` selects: its parameters
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     Field,
     PositiveFloat,
@@ -21,7 +18,6 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 
 from option.parameters import ModelParameters, Parameters
 
@@ -33,30 +29,6 @@ Batching = Literal["pairs", "images", "one_caption"]
 LARGEST_SEED = 2**31 - 1
 # bytes; file systems take 255
 LONGEST_NAME = 200
-ANOTHER_MODEL = "not part of {model}"
-
-# What published files may hold beyond the keys declared here and by the selected model: block, keys, why a key has no
-# effect. A key of the table that is declared takes effect; one that is not is accepted and reported.
-PUBLISHED_KEYS = (
-    ("model.multiscale", "multiscale_input_channel multiscale_output_channel", ANOTHER_MODEL),
-    ("model.cross_attention", "att_type", ANOTHER_MODEL),
-    ("model.seq2vec", "arch dir_st type dropout fixed_emb", ANOTHER_MODEL),
-    ("model.embed", "embed_dim share_dropout", ANOTHER_MODEL),
-    ("model.fusion", "correct_local_hidden_dim correct_local_hidden_drop", ANOTHER_MODEL),
-    ("model.fusion", "supplement_global_hidden_dim supplement_global_hidden_drop", ANOTHER_MODEL),
-    ("model.fusion", "dynamic_fusion_dim dynamic_fusion_drop", ANOTHER_MODEL),
-    ("model.fusion", "mca_DROPOUT_R mca_HIDDEN_SIZE mca_FF_SIZE mca_MULTI_HEAD mca_HIDDEN_SIZE_HEAD", ANOTHER_MODEL),
-    ("model.global_local_weight", "global local", ANOTHER_MODEL),
-    ("model.share", "n_sa sa_drop", ANOTHER_MODEL),
-    ("model.discriminator", "in_size mid_size out_size dropout_r", ANOTHER_MODEL),
-    ("model", "num_modal word_dim num_layers use_bidirectional_rnn is_finetune resnet_ckpt", ANOTHER_MODEL),
-    ("dataset", "data_split", "k_fold.strategy chooses the split"),
-    ("optim", "lr_D lr_D_decay_param lr_D_update_epoch", "the discriminator belongs to pretrain.py"),
-    ("optim", "resume_Discriminator", "pretrain.py carries on with both"),
-    ("optim", "lr_finetune_decay_param lr_finetune_update_epoch", "optim.schedule lowers the rate"),
-    ("logs", "logger_name", "the log lies in the run's folder"),
-    ("k_fold", "current_num", "--folds chooses the folds"),
-)
 
 
 def _not_blank(value: Any) -> Any:
@@ -91,7 +63,7 @@ GivenPath = Annotated[Path, BeforeValidator(_not_blank)]
 FolderName = Annotated[str, AfterValidator(_plain_folder_name)]
 
 
-class Images(Parameters):
+class ImageReading(Parameters):
     """What the `dataset` block of every entry point says about reading images."""
 
     batch_size: int = Field(
@@ -122,13 +94,13 @@ class Images(Parameters):
     )
 
 
-class TrainingImages(Images):
-    """What blocks `dataset` say whose images are trained on in views that are drawn anew each time."""
+class AugmentedReading(ImageReading):
+    """What the `dataset` block says where images are trained on, in views that are drawn anew each time."""
 
     augmentation: Angles = Field(
         default="published",
-        description="published: a random crop turned by 0 to 90 degrees; overhead: by right angles, mirrored; "
-        "right_angles: whole images so; none: unchanged",
+        description="of training images: published or overhead views of a random crop, one of the image's right_angles "
+        "views, or none",
     )
     smallest_part: float = Field(
         default=1.0,
@@ -145,7 +117,7 @@ class TrainingImages(Images):
     )
 
 
-class Dataset(TrainingImages):
+class Dataset(AugmentedReading):
     """Block `dataset`: where captions and images lie and how they are read."""
 
     datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
@@ -162,13 +134,12 @@ class Dataset(TrainingImages):
     )
     batching: Batching = Field(
         default="pairs",
-        description="what batch_size counts; pairs: captions; images: images with all their captions; one_caption: "
-        "with one, drawn in every epoch",
+        description="what batch_size counts; images: images with all their captions; one_caption: images, each with "
+        "one drawn anew per epoch",
     )
     features: Literal["auto", "off"] = Field(
         default="auto",
-        description="auto: what a frozen tower makes of an image or a caption is computed once and kept in "
-        "feature_path; off: it is computed in every step",
+        description="auto: what frozen towers make of an item is computed once and kept; off: in every step",
     )
     feature_path: GivenPath = Field(
         default=Path("cache"), description="folder of kept features, shared by all runs; it may be deleted"
@@ -373,7 +344,7 @@ class KFold(Parameters):
 
 
 class Rerank(Parameters):
-    """Block `metrics.rerank`: what `test.py --rerank` orders anew, and how."""
+    """Block `rerank`: what `test.py --rerank` orders anew, and how."""
 
     candidates: int = Field(
         default=30,
@@ -405,63 +376,3 @@ def dump(options: Parameters) -> dict[str, Any]:
 def to_yaml(options: Parameters) -> str:
     """The options as a YAML text, which reads back to equal options."""
     return yaml.safe_dump(dump(options), sort_keys=False, allow_unicode=True)
-
-
-def published_keys() -> dict[str, str]:
-    """`PUBLISHED_KEYS` by dotted key: the reason why it has no effect (`{model}` stands for the model's name)."""
-    return {f"{block}.{key}": reason for block, keys, reason in PUBLISHED_KEYS for key in keys.split()}
-
-
-def leaves(block: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
-    """Every key below a block that holds a value, by dotted name.
-
-    Args:
-        block: the typed block.
-        prefix: its own dotted name.
-    """
-    found: dict[str, FieldInfo] = {}
-    for name, field in block.model_fields.items():
-        dotted = f"{prefix}.{field.alias or name}"
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= leaves(kind, dotted)
-        else:
-            found[dotted] = field
-    return found
-
-
-def allowed(field: FieldInfo) -> str:
-    """What a key may hold, in words: "an integer, at least 1", "one of off, bf16, fp16"."""
-    return _allowed(field.annotation, field.metadata)
-
-
-def choices(field: FieldInfo) -> tuple[str, ...]:
-    """The words a key may hold; empty where any value of its type will do."""
-    kind = field.annotation
-    if get_origin(kind) is dict:
-        kind = get_args(kind)[0]
-    return tuple(str(word) for word in get_args(kind)) if get_origin(kind) is Literal else ()
-
-
-_TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", type(None): "null"}
-_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
-
-
-def _allowed(kind: Any, constraints: Sequence[Any]) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _allowed(inner[0], inner[1:])
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, inner))
-    if origin is dict:
-        return f"{_allowed(inner[0], ())}; or several of them with {_allowed(inner[1], ())}, each"
-    if origin in (Union, UnionType):
-        return " or ".join(_allowed(member, constraints if member is not type(None) else ()) for member in inner)
-    words = _TYPES.get(kind) or ("a list" if origin in (list, tuple) else str(kind))
-    limits = [
-        f"{phrase} {getattr(constraint, name)}"
-        for constraint in constraints
-        for name, phrase in _LIMITS.items()
-        if getattr(constraint, name, None) is not None
-    ]
-    return ", ".join([words, *limits])

@@ -24,7 +24,7 @@ class Findings:
         self.count = 0
 
     def add(self, group: str, text: str, faults: int = 1) -> None:
-        """Note a fault, or `faults` of one kind that a text sums up, unless it is known."""
+        """Note a fault, or `faults` of one kind that one text sums up, unless it is known."""
         if not any(text in texts for texts in self.groups.values()):
             self.groups[group].append(text)
             self.count += faults
@@ -47,14 +47,7 @@ class Findings:
             return None
 
     def refuse(self, source: str) -> None:
-        """Raise if there are faults.
-
-        Args:
-            source: the options' file, for the headline.
-
-        Raises:
-            InputError: lists all of them, grouped and numbered.
-        """
+        """Raise an InputError that lists all faults, if there are any, grouped and numbered, under the file's name."""
         if not self.groups:
             return
         lines = [f"{source}: {self.count:,} fault{'s' if self.count > 1 else ''} found before any work"]

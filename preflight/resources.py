@@ -13,8 +13,9 @@ from torch import nn
 
 from data.headers import Header, read_headers
 from data.image_library import available_memory, choose_cache
+from option.fields import leaves
 from option.parameters import ModelParameters
-from option.schema import Images, leaves
+from option.schema import ImageReading
 from preflight.findings import Findings
 from runtime.machine import SHARED_MEMORY, existing_part, free_bytes, in_words
 
@@ -25,7 +26,9 @@ Stored = tuple[int, int]
 """Images to be kept: how many, and their side in pixels."""
 
 
-def check_headers(found: Findings, group: str, folder: Path, names: Iterable[str], images: Images) -> list[Header]:
+def check_headers(
+    found: Findings, group: str, folder: Path, names: Iterable[str], images: ImageReading
+) -> list[Header]:
     """Read the headers of all images that are there; those that are not are `check_images`' matter."""
     paths = [folder / name for name in sorted(set(names))]
     headers, faults = read_headers([path for path in paths if path.is_file()], images.max_pixels)
@@ -43,7 +46,9 @@ def describe_headers(headers: Sequence[Header]) -> str:
     return f"{sizes} pixels ({kinds})"
 
 
-def check_memory(found: Findings, images: Images, stores: Sequence[Stored], device: torch.device) -> tuple[str, int]:
+def check_memory(
+    found: Findings, images: ImageReading, stores: Sequence[Stored], device: torch.device
+) -> tuple[str, int]:
     """See whether the images' cache and what workers hand over fit.
 
     Args:
@@ -71,7 +76,7 @@ def check_memory(found: Findings, images: Images, stores: Sequence[Stored], devi
     return " and ".join(places) or "nowhere", needed["disk"]
 
 
-def _check_shared(found: Findings, images: Images, caches: Iterable[str], size: int) -> None:
+def _check_shared(found: Findings, images: ImageReading, caches: Iterable[str], size: int) -> None:
     handed_over = images.batch_size * 3 * size**2 * images.workers * PREFETCHED
     if not ({"disk", "off"} & {*caches}) or not handed_over or not SHARED_MEMORY.is_dir():
         return
@@ -92,16 +97,7 @@ def checkpoint_bytes(model: nn.Module, averaged: bool) -> tuple[int, int]:
 
 
 def check_output(found: Findings, folder: Path, needed: int) -> str:
-    """See whether a run can write its folder.
-
-    Args:
-        found: gets the faults.
-        folder: where the run writes.
-        needed: bytes that it takes.
-
-    Returns:
-        What is needed and free, in words.
-    """
+    """See whether a run can write its folder, which takes `needed` bytes; what is needed and free, in words."""
     try:
         place = existing_part(folder)
         with tempfile.TemporaryFile(dir=place):

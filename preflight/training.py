@@ -14,7 +14,7 @@ from batches.sampling import SAMPLERS, batches_of
 from data.annotations import FOLDER, Annotations, blank_captions, check_images, list_files, read_annotations
 from data.lists import read_lines
 from data.scenes import UNNAMED_SCENE, scene_classes
-from data.splits import fold_annotations, recorded_or_new
+from data.splits import fold_annotations
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
@@ -30,7 +30,7 @@ from preflight.resources import (
 from runs.checkpoints import fit_weights, load_weights
 from runs.features import sizes_of_features
 from runs.folders import experiment_folder, run_folder
-from runs.loaders import queries_of, read_vocabulary
+from runs.loaders import queries_of, read_vocabulary, split_of
 from runs.media import audio_folder_of, regions_of
 from runs.provenance import check_data_set
 from runs.resume import begun_run
@@ -123,11 +123,11 @@ def _read_lists(found: Findings, options: Options) -> list[Annotations]:
 
 def _split(options: Options, fold: int, resume: bool) -> tuple[Annotations, Annotations]:
     """The split that training would take; nothing is written."""
-    k_fold, data_path, audio_folder = options.k_fold, options.dataset.data_path, audio_folder_of(options)
-    folder = run_folder(options, fold)
+    k_fold, folder = options.k_fold, run_folder(options, fold)
     recorded = all((folder / "split" / f"{side}.txt").exists() for side in ("train", "val"))
     if resume and recorded and (folder / "last.pth").exists():
-        return recorded_or_new(data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, True, audio_folder)
+        return split_of(options, fold, begun=True)
+    data_path, audio_folder = options.dataset.data_path, audio_folder_of(options)
     return fold_annotations(data_path, k_fold.strategy, fold, k_fold.nums, k_fold.seed, audio_folder)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reports.history import VALIDATION_SCORES, read_history, validation_score
 from runtime.entry_point import run_entry_point
-from utils import InputError, write_atomic
+from utils import InputError, import_extra, write_atomic
 
 
 def draw_curves(experiment: Path, out: Path) -> None:
@@ -21,15 +21,12 @@ def draw_curves(experiment: Path, out: Path) -> None:
     Raises:
         InputError: no fold has a history, or matplotlib (extra `plot`) is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as fault:
-        raise InputError("drawing needs matplotlib: bash exec/environment.sh plot") from fault
+    matplotlib = import_extra("matplotlib.figure", "drawing needs matplotlib", "plot")
     runs = [experiment, *experiment.glob("*")]
     folds = sorted((run for run in runs if (run / "history.csv").is_file()), key=lambda run: run.name)
     if not folds:
         raise InputError(f"{experiment}: no fold with a history.csv. Train first: python train.py --path_opt ...")
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = matplotlib.Figure(figsize=(10, 4), layout="constrained")
     loss_axes, score_axes = figure.subplots(1, 2)
     for fold in folds:
         history = read_history(fold)

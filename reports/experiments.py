@@ -1,4 +1,4 @@
-"""Finished experiments side by side: `python experiment_table.py checkpoint/A checkpoint/B ... [--out TABLE.md]`."""
+"""Finished experiments side by side: `python -m reports.experiments checkpoint/A checkpoint/B ... [--out TABLE.md]`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reports.history import read_history, validation_score
-from reports.tables import RECALLS
+from reports.history import best_epoch, read_history, validation_score
+from reports.tables import RECALLS, with_deviation
 from runs.checkpoints import flat_options
-from runs.scoring import RANDOM_TIES
+from runs.scoring import WORST_TIES
 from runtime.entry_point import run_entry_point
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, markdown, write_text_atomic
@@ -20,7 +20,9 @@ from utils import InputError, first_line, markdown, write_text_atomic
 NAMES_ONLY = ("k_fold.experiment_name", "logs.ckpt_save_path")
 """Options that say where a run lies, not what it is."""
 
-TIED = f"{RANDOM_TIES}mR"
+TIED = f"{WORST_TIES}mR"
+_BEFORE = "random_ties_"
+"""Before the names of today's scores in results of the time when a match stood behind all that score as high."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Experiment:
     @property
     def best_epochs(self) -> list[Mapping[str, float]]:
         """The epoch of each fold that validation chose."""
-        return [_best(history) for history in self.histories]
+        return [best_epoch(history) for history in self.histories]
 
     @property
     def validation(self) -> list[float]:
@@ -61,21 +63,17 @@ class Experiment:
 
 
 def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
-    """Read an experiment's `test.json` and its folds' `history.csv`.
-
-    Args:
-        folder: of the experiment.
-        tables: further keys of `test.json` whose recalls are needed.
+    """Read an experiment's `test.json`, with recalls under these keys, too, and its folds' `history.csv`.
 
     Raises:
-        InputError: it was not tested yet, or a file is damaged.
+        InputError: it has not been tested yet, or a file is damaged.
     """
     path = folder / "test.json"
     try:
-        content = parse_json(read_bytes(path))
+        content = _in_terms_of_today(parse_json(read_bytes(path)))
         options = flat_options(content["options"])
         for scores in [*content["rows"].values(), *(content[table] for table in tables)]:
-            if missing := RECALLS.keys() - scores.keys():
+            if scores and (missing := RECALLS.keys() - scores.keys()):
                 raise ValueError(f"no {min(missing)}")
         experiment = Experiment(folder, options, content, ())
         histories = [read_history(experiment.fold_folder(label)) for label in experiment.folds]
@@ -86,21 +84,29 @@ def read_experiment(folder: Path, tables: Sequence[str] = ()) -> Experiment:
     return replace(experiment, histories=histories)
 
 
-def _best(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The epoch of a fold that was best on val."""
-    score = validation_score(history)
-    return max((row for row in history if score in row), key=lambda row: row[score])
+def _in_terms_of_today(content: dict[str, Any]) -> dict[str, Any]:
+    """A result in which equal scores count by the expectation over their orders, whenever it was written."""
+    if "ties" in content:
+        return content
+    tied = any(name.startswith(_BEFORE) for scores in content["rows"].values() for name in scores)
+    turned = {label: _turned(scores) for label, scores in content["rows"].items()}
+    tables = ("mean", "standard_deviation", "chance", "scene_class_alone")
+    today = content | {"rows": turned} | {name: _turned(content[name]) for name in tables if name in content}
+    return today | ({"ceiling": {}} if tied else {})  # which is not told of that rule
 
 
-def differing(experiments: Sequence[Experiment]) -> list[str]:
-    """Dotted keys of the options in which the experiments differ, in the order of the schema."""
-    return differing_keys([experiment.options for experiment in experiments], NAMES_ONLY)
+def _turned(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of one row, those of ties at random first; as they are where no captions were equal."""
+    random = {name.removeprefix(_BEFORE): value for name, value in scores.items() if name.startswith(_BEFORE)}
+    others = {name: value for name, value in scores.items() if not name.startswith(_BEFORE)}
+    return others | random | {WORST_TIES + name: scores[name] for name in random}
 
 
-def differing_keys(options: Sequence[Mapping[str, Any]], but: Sequence[str]) -> list[str]:
-    """Dotted keys in which some options differ, in the order of the schema, without those in `but`."""
-    keys = list(dict.fromkeys(key for given in options for key in given))
-    return [key for key in keys if key not in but and len({str(given.get(key)) for given in options}) > 1]
+def differing(experiments: Sequence[Experiment], but: Sequence[str] = NAMES_ONLY) -> list[str]:
+    """Dotted keys of the options in which the experiments differ, in the order of the schema, but for `but`."""
+    given = [experiment.options for experiment in experiments]
+    keys = list(dict.fromkeys(key for options in given for key in options))
+    return [key for key in keys if key not in but and len({str(options.get(key)) for options in given}) > 1]
 
 
 def spread_over_folds(experiments: Sequence[Experiment]) -> float:
@@ -112,7 +118,7 @@ def spread_over_folds(experiments: Sequence[Experiment]) -> float:
     columns = [[scores["mR"] for scores in experiment.folds.values()] for experiment in experiments]
     freedom = sum(len(column) - 1 for column in columns)
     if freedom == 0:
-        raise InputError("all these experiments have one fold: without a second one, no spread can be told.")
+        raise InputError("all these experiments have one fold: the spread of mR needs an experiment of two or more.")
     squares = sum(statistics.variance(column) * (len(column) - 1) for column in columns if len(column) > 1)
     return (squares / freedom) ** 0.5
 
@@ -120,20 +126,20 @@ def spread_over_folds(experiments: Sequence[Experiment]) -> float:
 def table(experiments: Sequence[Experiment]) -> list[list[str]]:
     """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row.
 
-    Where captions are equal word for word, also mR with ties at random, see `metrics.ties.random_tie_recalls`.
+    Where captions are equal word for word, also mR with the worst order of ties.
     """
     keys = differing(experiments)
-    spread = spread_over_folds(experiments)
+    pooled = spread_over_folds(experiments)
     tied = any(TIED in scores for experiment in experiments for scores in experiment.folds.values())
     cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
-    cells[0] += ["against the first", *(["mR, ties at random"] if tied else [])]
+    cells[0] += ["against the first", *(["mR, worst order of ties"] if tied else [])]
     first = experiments[0]
     for experiment in experiments:
         row = [short(experiment.options.get(key)) for key in keys]
         row.append(f"{statistics.fmean(experiment.validation):.2f}")
-        row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_with_deviation(experiment, "mR")]
-        row.append("" if experiment is first else _against(experiment, first, spread))
-        cells.append([*row, *([_with_deviation(experiment, TIED)] if tied else [])])
+        row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_mean(experiment, "mR", spread=True)]
+        row.append("" if experiment is first else _against(experiment, first, pooled))
+        cells.append([*row, *([_mean(experiment, TIED, spread=True)] if tied else [])])
     return cells
 
 
@@ -141,13 +147,11 @@ def _values(experiment: Experiment, name: str) -> list[float]:
     return [scores[name] for scores in experiment.folds.values() if name in scores]
 
 
-def _mean(experiment: Experiment, name: str) -> str:
-    return f"{statistics.fmean(values):.2f}" if (values := _values(experiment, name)) else ""
-
-
-def _with_deviation(experiment: Experiment, name: str) -> str:
+def _mean(experiment: Experiment, name: str, spread: bool = False) -> str:
+    """The mean of a score over the folds that have it, with its deviation if they are several; else an empty cell."""
     values = _values(experiment, name)
-    return _mean(experiment, name) + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+    deviation = statistics.stdev(values) if spread and len(values) > 1 else None
+    return with_deviation(statistics.fmean(values), deviation) if values else ""
 
 
 def _against(experiment: Experiment, first: Experiment, spread: float) -> str:
@@ -174,18 +178,25 @@ def text(experiments: Sequence[Experiment]) -> str:
     )
 
 
+def experiments_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The arguments of a command that tells of some experiments."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
+    parser.add_argument("--out", type=Path, help="write what is printed here, too")
+    return parser
+
+
+def show(shown: str, out: Path | None) -> None:
+    """Print a text, and write it if a file was given."""
+    print(shown, end="")
+    if out is not None:
+        write_text_atomic(out, shown)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of some experiments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reports.experiments", description="Put finished experiments side by side."
-    )
-    parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
-    given = parser.parse_args(arguments)
-    shown = text([read_experiment(folder) for folder in given.experiment])
-    print(shown, end="")
-    if given.out is not None:
-        write_text_atomic(given.out, shown)
+    given = experiments_parser("reports.experiments", "Put finished experiments side by side.").parse_args(arguments)
+    show(text([read_experiment(folder) for folder in given.experiment]), given.out)
 
 
 if __name__ == "__main__":

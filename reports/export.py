@@ -5,7 +5,7 @@ Letters: N images, M captions, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,11 +18,13 @@ from data.annotations import Annotations
 from layers.registry import registered
 from metrics.ranks import Ranks
 from option import Options
-from utils import InputError, file_sha256, first_line, write_atomic
+from utils import file_sha256, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-embeddings-1"
 RANKS_FORMAT = "rsretrieval-ranks-1"
+TIES = ("image_ties", "caption_ties", "own_texts")
+"""Of a fold's group, beside its ranks: what `metrics.Ranks` knows of equal scores; older files lack it."""
 
 
 @dataclass(frozen=True)
@@ -57,63 +59,58 @@ def write_embeddings(
         folds: a group's name -> what it holds.
 
     Raises:
-        InputError: the file can't be written.
+        OSError: the file can't be written.
     """
     cosine = registered()[options.model.name].model.scores_by_cosine()
 
-    def write(file: BinaryIO) -> None:
-        with h5py.File(file, "w") as archive:
-            archive.attrs["format"] = FORMAT
-            archive.attrs["model"] = options.model.name
-            archive.attrs["score"] = "cosine" if cosine else "model"
-            archive.attrs["options"] = option.to_yaml(options)
-            archive.attrs["vocabulary_sha256"] = vocabulary.digest
-            _write_list(archive, annotations)
-            for name, embeddings in folds.items():
-                _write_fold(archive.create_group(name), embeddings)
+    def fill(archive: h5py.File) -> None:
+        archive.attrs["score"] = "cosine" if cosine else "model"
+        archive.attrs["options"] = option.to_yaml(options)
+        archive.attrs["vocabulary_sha256"] = vocabulary.digest
+        for name, embeddings in folds.items():
+            _write_fold(archive.create_group(name), embeddings)
 
-    try:
-        write_atomic(path, write)
-    except OSError as fault:
-        raise InputError(f"--export {path}: can't be written ({first_line(fault)}); give another file.") from fault
+    _write(path, FORMAT, annotations, options, fill)
 
 
 def write_ranks(path: Path, annotations: Annotations, options: Options, folds: Mapping[str, Ranks]) -> None:
-    """Write where each query of each fold found its match: what `python -m metrics compare` reads.
+    """Write where each query of each fold (a group's name -> the ranks) found its match, for `python -m metrics`."""
 
-    Args:
-        path: the file; one that is there is replaced.
-        annotations: the N images and M captions.
-        options: the experiment.
-        folds: a group's name -> the ranks.
-    """
+    def fill(archive: h5py.File) -> None:
+        for name, ranks in folds.items():
+            _write_ranks(archive.create_group(name), ranks)
+
+    _write(path, RANKS_FORMAT, annotations, options, fill)
+
+
+def _write(
+    path: Path, kind: str, annotations: Annotations, options: Options, fill: Callable[[h5py.File], None]
+) -> None:
+    """A file of one format: its model, the images and captions that its rows belong to, and what `fill` adds."""
 
     def write(file: BinaryIO) -> None:
         with h5py.File(file, "w") as archive:
-            archive.attrs["format"] = RANKS_FORMAT
+            archive.attrs["format"] = kind
             archive.attrs["model"] = options.model.name
-            _write_list(archive, annotations)
-            for name, ranks in folds.items():
-                _write_fold_ranks(archive.create_group(name), ranks)
+            archive.attrs["list"] = annotations.name
+            archive.create_dataset("image_names", data=annotations.image_names, dtype=h5py.string_dtype())
+            archive.create_dataset("captions", data=annotations.captions, dtype=h5py.string_dtype())
+            archive["caption_image"] = annotations.caption_image
+            fill(archive)
 
     write_atomic(path, write)
 
 
-def _write_list(archive: h5py.File, annotations: Annotations) -> None:
-    """The images and captions that the rows belong to."""
-    archive.attrs["list"] = annotations.name
-    archive.create_dataset("image_names", data=annotations.image_names, dtype=h5py.string_dtype())
-    archive.create_dataset("captions", data=annotations.captions, dtype=h5py.string_dtype())
-    archive["caption_image"] = annotations.caption_image
-
-
-def _write_fold_ranks(group: h5py.Group, ranks: Ranks) -> None:
+def _write_ranks(group: h5py.Group, ranks: Ranks) -> None:
     group["image_ranks"] = ranks.image_to_text.cpu().numpy()
     group["caption_ranks"] = ranks.text_to_image.cpu().numpy()
+    for name, values in zip(TIES, (ranks.image_ties, ranks.text_ties, ranks.own_texts), strict=True):
+        if values is not None:
+            group[name] = values.cpu().numpy()
 
 
 def _write_fold(group: h5py.Group, embeddings: Embeddings) -> None:
-    _write_fold_ranks(group, embeddings.ranks)
+    _write_ranks(group, embeddings.ranks)
     group["image_embeddings"] = embeddings.images.numpy()
     group["caption_embeddings"] = embeddings.captions.numpy()
     group.attrs["checkpoint"] = str(embeddings.checkpoint)

@@ -35,6 +35,12 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         raise InputError(f"{path}: not a training history ({fault}). train.py writes one after each epoch.") from fault
 
 
+def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """The epoch that was best on val."""
+    score = validation_score(history)
+    return max((row for row in history if score in row), key=lambda row: row[score])
+
+
 def validation_score(history: Sequence[Mapping[str, float]]) -> str:
-    """The one of `VALIDATION_SCORES` that a history has values of."""
+    """The first of `VALIDATION_SCORES` that a history has values of."""
     return next((name for name in VALIDATION_SCORES if any(name in row for row in history)), "val_mR")

@@ -1,4 +1,4 @@
-"""A data set's results to cite: `python reproduction_table.py checkpoint/A checkpoint/B ... --published ucm`.
+"""A data set's results to cite: `python -m reports.reproduction A B ... --published ucm`.
 
 Each experiment beside its published row, which differences between experiments are real, and with what each was made:
 options, seeds, commit, machine, time, memory.
@@ -6,7 +6,6 @@ options, seeds, commit, machine, time, memory.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import statistics
@@ -16,14 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from layers.registry import registered
-from reports.experiments import NAMES_ONLY, Experiment, differing_keys, read_experiment, short
+from reports.experiments import (
+    NAMES_ONLY,
+    TIED,
+    Experiment,
+    differing,
+    experiments_parser,
+    read_experiment,
+    short,
+    show,
+)
 from reports.significance import compare, read_ranks
-from reports.tables import LIMITS, RECALLS
+from reports.tables import LIMITS, RECALLS, numbers, with_deviation
 from runs.checkpoints import dotted
 from runs.record import UNKNOWN, read_record
-from runs.scoring import RANDOM_TIES
+from runs.scoring import WORST_TIES
 from runtime.entry_point import run_entry_point
-from utils import InputError, markdown, write_text_atomic
+from utils import InputError, markdown
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "published.csv"
 VARIANT = "model.cross_attention.att_type"
@@ -64,41 +72,37 @@ def read_published(data_set: str, path: Path = PUBLISHED) -> list[Published]:
     ]
     if not found:
         known = ", ".join(dict.fromkeys(row["set"] for row in rows))
-        raise InputError(f"--published {data_set}: no rows of it; there are some of {known}.")
+        raise InputError(f"--published {data_set}: no published rows of this data set; there are some of {known}.")
     return found
 
 
-def model_of(experiment: Experiment) -> str:
-    """The model's name."""
-    return str(experiment.options.get("model.name", UNKNOWN))
-
-
-def variant_of(experiment: Experiment) -> str:
-    """Which of the model's variants it is, "" where there are none."""
-    return str(experiment.options.get(VARIANT, ""))
+def name_of(experiment: Experiment) -> tuple[str, str]:
+    """The model's name, and which of its variants it is, "" where there are none."""
+    options = experiment.options
+    return str(options.get("model.name", UNKNOWN)), str(options.get(VARIANT, ""))
 
 
 def label_of(experiment: Experiment) -> str:
     """Model and variant."""
-    return f"{model_of(experiment)} {variant_of(experiment)}".rstrip()
+    return " ".join(name_of(experiment)).rstrip()
 
 
 def recall_rows(experiments: Sequence[Experiment], published: Sequence[Published]) -> list[list[str]]:
-    """Cells: a row per experiment, under it the same with ties at random and what was published, last the limits."""
+    """Cells: a row per experiment, under it its worst order of ties and what was published of it, last the limits."""
     cells = [["", *RECALLS.values()]]
     for experiment in experiments:
         cells.append([f"**{label_of(experiment)}**", *_over_folds(experiment)])
-        if f"{RANDOM_TIES}mR" in experiment.test["mean"]:
-            cells.append(["ties at random", *_over_folds(experiment, RANDOM_TIES)])
-        variant = variant_of(experiment)
+        if TIED in experiment.test["mean"]:
+            cells.append(["worst order of ties", *_over_folds(experiment, WORST_TIES)])
+        model, variant = name_of(experiment)
         cells += [
-            [f"{row.source}{' (any attention)' if variant and not row.variant else ''}", *_plain(row.scores)]
+            [f"{row.source}{' (any attention)' if variant and not row.variant else ''}", *numbers(row.scores)]
             for row in published
-            if row.fits(model_of(experiment), variant)
+            if row.fits(model, variant)
         ]
     for limit, label in LIMITS.items():
         known = [experiment.test[limit] for experiment in experiments if experiment.test.get(limit)]
-        cells += [[label, *kind] for kind in dict.fromkeys(tuple(_plain(scores)) for scores in known)]
+        cells += [[label, *kind] for kind in dict.fromkeys(tuple(numbers(scores)) for scores in known)]
     return cells
 
 
@@ -107,11 +111,7 @@ def _over_folds(experiment: Experiment, prefix: str = "") -> list[str]:
     mean, deviation = experiment.test["mean"], experiment.test["standard_deviation"]
     names = [prefix + name for name in RECALLS]
     several = len(experiment.folds) > 1
-    return [f"{mean[name]:.2f} ± {deviation[name]:.2f}" if several else f"{mean[name]:.2f}" for name in names]
-
-
-def _plain(scores: Mapping[str, float]) -> list[str]:
-    return [f"{scores[name]:.2f}" for name in RECALLS]
+    return [with_deviation(mean[name], deviation[name] if several else None) for name in names]
 
 
 def difference_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
@@ -133,7 +133,7 @@ def difference_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
 
 def run_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
     """Cells: with what each experiment was made."""
-    keys = differing_keys([experiment.options for experiment in experiments], NOT_SHOWN)
+    keys = differing(experiments, NOT_SHOWN)
     shared = set(keys).intersection(*(experiment.options for experiment in experiments))
     head = ["", "folds", "seeds: weights, split", "best epochs", "min per fold", "peak MiB", "commit"]
     cells = [[*head, "options that differ between the rows"]]
@@ -197,7 +197,7 @@ def text(experiments: Sequence[Experiment], published: Sequence[Published]) -> s
     if len(experiments) > 1:
         parts += [
             markdown(difference_rows(experiments)),
-            "mR of the row minus mR of the column (ties counted as in the first table); in bold where p is below "
+            "mR of the row minus mR of the column; in bold where p is below "
             f"{REAL}: paired bootstrap over the test images, {RESAMPLES:,} resamples, p of each pair by itself.",
         ]
     parts += [
@@ -209,19 +209,13 @@ def text(experiments: Sequence[Experiment], published: Sequence[Published]) -> s
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of some experiments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m reports.reproduction",
-        description="The results of some experiments with all that a citation needs.",
+    parser = experiments_parser(
+        "reports.reproduction", "The results of some experiments with all that a citation needs."
     )
-    parser.add_argument("experiment", type=Path, nargs="+", help="its folder, e.g. checkpoint/ucm_amfmn")
     parser.add_argument("--published", metavar="SET", help="data set whose published rows to show: ucm, rsitmd, rsicd")
-    parser.add_argument("--out", type=Path, help="write the tables here, too")
     given = parser.parse_args(arguments)
     published = read_published(given.published) if given.published is not None else []
-    shown = text([read_experiment(folder, TABLES) for folder in given.experiment], published)
-    print(shown, end="")
-    if given.out is not None:
-        write_text_atomic(given.out, shown)
+    show(text([read_experiment(folder, TABLES) for folder in given.experiment], published), given.out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from option.schema import Rerank
 from reports.export import Embeddings
 from reports.tables import LIMITS, score_tables
 from runs.folders import experiment_folder
-from runs.scoring import RANDOM_TIES, RERANKED, TestSet, has_equal_captions, renamed
-from utils import InputError, as_csv, first_line, write_text_atomic
+from runs.scoring import RERANKED, WORST_TIES, TestSet, has_equal_captions, renamed
+from utils import as_csv, as_json, write_text_atomic
 
 
 @dataclass
@@ -54,47 +53,60 @@ def summary(
     Args:
         test_set: what was scored on.
         scores: of each checkpoint.
-        device: that scored.
+        device: where they were scored.
         method: of the rerank; None: there was none.
         checkpoint: the one file that was scored; None: the folds of the experiment.
         forced: mismatches that were let through.
     """
-    options, loader, scenes = test_set.options, test_set.loader, test_set.scenes
-    rows = scores.rows
-    mean = metrics.mean_and_deviation(list(rows.values()))
+    rows, mean = scores.rows, metrics.mean_and_deviation(list(scores.rows.values()))
+    compared = limits_of(test_set, reranked=method is not None)
+    named = {LIMITS[key]: values for key, values in compared.items()}
+    return {
+        "tables": score_tables(rows, mean, named, _describe(method, test_set.options.rerank)),
+        "protocol": protocol_of(test_set, scores, device, checkpoint, forced),
+        "ties": "random",
+        "rows": rows,
+        "mean": {name: value for name, (value, _) in mean.items()},
+        "standard_deviation": {name: value for name, (_, value) in mean.items()},
+        **compared,
+        "rerank": method,
+        "options": option.dump(test_set.options),
+    }
+
+
+def limits_of(test_set: TestSet, reranked: bool) -> dict[str, dict[str, float]]:
+    """What the scores of a test set are compared with, under the keys of `LIMITS`; see `metrics.limits`."""
+    loader, scenes = test_set.loader, test_set.scenes
     chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
-    ceiling = limits.ceiling(loader.text_image, loader.caption_row)
     told = {} if scenes is None else limits.scene_knowledge(loader.text_image, scenes)
     alone = dict(told)
-    for prefix, shown in ((RANDOM_TIES, has_equal_captions(loader)), (RERANKED, method is not None)):
+    for prefix, shown in ((WORST_TIES, has_equal_captions(loader)), (RERANKED, reranked)):
         if shown:
             chance |= renamed(prefix, limits.chance(loader.text_image))
             alone |= renamed(prefix, told)
     if scenes is not None:
         expected = limits.scene_chance(loader.text_image, scenes)
         chance |= metrics.scene_recalls(expected, loader.text_image, scenes)
-    scored = what_was_scored(options, scores, checkpoint)
-    model = registered()[options.model.name].model
+    ceiling = limits.ceiling(loader.text_image, loader.caption_row)
+    if has_equal_captions(loader):
+        ceiling |= renamed(WORST_TIES, limits.ceiling(loader.text_image, loader.caption_row, "last"))
+    return {"chance": chance, "scene_class_alone": alone, "ceiling": ceiling}
+
+
+def protocol_of(
+    test_set: TestSet, scores: Scores, device: torch.device, checkpoint: Path | None, forced: Sequence[str]
+) -> str:
+    """The line of protocol, for the arguments of `summary`."""
+    options, loader = test_set.options, test_set.loader
     views = "" if options.dataset.test_views == "one" else "each image in 8 right-angle views"
-    note = "; ".join(filter(None, [views, model.protocol_note(options), *(f"FORCED: {text}" for text in forced)]))
-    protocol = (
+    model_note = registered()[options.model.name].model.protocol_note(options)
+    notes = "; ".join(filter(None, [views, model_note, *(f"FORCED: {text}" for text in forced)]))
+    return (
         f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
-        f"{scored}; an item that is no match and scores equal to the match counts as "
-        f"ranked before it; images of {options.dataset.image_size} pixels, "
-        f"amp {options.optim.amp}, {device.type}, torch {torch.__version__}{f'; {note}' if note else ''}."
+        f"{what_was_scored(options, scores, checkpoint)}; items of equal score in random order, of which the "
+        f"expectation counts; images of {options.dataset.image_size} pixels, amp {options.optim.amp}, "
+        f"{device.type}, torch {torch.__version__}{f'; {notes}' if notes else ''}."
     )
-    compared = {"chance": chance, "scene_class_alone": alone, "ceiling": ceiling}
-    named = {LIMITS[key]: values for key, values in compared.items()}
-    return {
-        "tables": score_tables(rows, mean, named, _describe(method, options.rerank)),
-        "protocol": protocol,
-        "rows": rows,
-        "mean": {name: value for name, (value, _) in mean.items()},
-        "standard_deviation": {name: value for name, (_, value) in mean.items()},
-        **compared,
-        "rerank": method,
-        "options": option.dump(options),
-    }
 
 
 def what_was_scored(options: Options, scores: Scores, checkpoint: Path | None) -> str:
@@ -134,25 +146,9 @@ def write_results(folder: Path, folds: Sequence[int], result: Mapping[str, Any],
     """Each fold's scores into its folder, and where all folds were scored the whole result beside them."""
     rows = result["rows"]
     for fold in folds:
-        write_text_atomic(folder / str(fold) / "test.json", _json(rows[f"fold {fold}"]))
+        write_text_atomic(folder / str(fold) / "test.json", as_json(rows[f"fold {fold}"]))
     if whole:
-        write_text_atomic(folder / "test.json", _json(result))
+        write_text_atomic(folder / "test.json", as_json(result))
         write_text_atomic(folder / "test.csv", as_csv([{"row": label, **scores} for label, scores in rows.items()]))
         write_text_atomic(folder / "test.md", f"{tables}\n\n{result['protocol']}\n")
         print(f"\nWritten to {folder}/test.json, test.csv and test.md.")
-
-
-def write_copy(path: Path, result: Mapping[str, Any]) -> None:
-    """The result in a file of the user's choice, `--json`.
-
-    Raises:
-        InputError: it can't be written.
-    """
-    try:
-        write_text_atomic(path, _json(result))
-    except OSError as fault:
-        raise InputError(f"--json {path}: can't be written ({first_line(fault)}); give another file.") from fault
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, default=str) + "\n"

@@ -6,19 +6,25 @@ Letters: F folds, N images, M captions, S resamples, C cutoffs (1, 5, 10).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from metrics import Ranks, Ties, hit_chances
 from metrics.bootstrap import Difference, compare_hits, image_hits
-from reports.export import FORMAT, RANKS_FORMAT
+from reports.export import FORMAT, RANKS_FORMAT, TIES
 from runtime.untrusted import hdf5_data
-from utils import InputError, first_line, markdown, write_text_atomic
+from utils import InputError, as_json, first_line, markdown, write_text_atomic
+
+RULES: dict[Ties, str] = {
+    "random": "equal scores in random order",
+    "last": "the match behind equal scores, since one of the files does not tell them",
+}
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,16 @@ class QueryRanks:
         image_names: N file names.
         captions: M captions.
         caption_image: [M] row of each caption's image.
-        image_ranks: [F, N], 0 being the first place.
-        caption_ranks: [F, M].
+        folds: F ranks of N images and M captions.
+        knows_ties: whether they say which scores are equal; older files do not.
     """
 
     path: Path
     image_names: list[str]
     captions: list[str]
     caption_image: NDArray[np.int64]
-    image_ranks: NDArray[np.int64]
-    caption_ranks: NDArray[np.int64]
+    folds: list[Ranks]
+    knows_ties: bool = True
 
 
 def read_ranks(path: Path) -> QueryRanks:
@@ -64,8 +70,8 @@ def read_ranks(path: Path) -> QueryRanks:
                 list(hdf5_data(archive, "image_names", any_width=True).asstr()[:]),
                 list(hdf5_data(archive, "captions", any_width=True).asstr()[:]),
                 hdf5_data(archive, "caption_image")[:],
-                np.stack([hdf5_data(fold, "image_ranks")[:] for fold in folds]),
-                np.stack([hdf5_data(fold, "caption_ranks")[:] for fold in folds]),
+                [_ranks_of(fold) for fold in folds],
+                all(TIES[0] in fold for fold in folds),
             )
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as fault:
         raise InputError(
@@ -74,15 +80,28 @@ def read_ranks(path: Path) -> QueryRanks:
         ) from fault
 
 
+def _ranks_of(fold: h5py.Group) -> Ranks:
+    names = ("image_ranks", "caption_ranks", *(name for name in TIES if name in fold))
+    return Ranks(*(torch.from_numpy(hdf5_data(fold, name)[:]) for name in names))
+
+
+def rule_of(first: QueryRanks, second: QueryRanks) -> Ties:
+    """How equal scores count in a comparison: as in the tables, or as older files tell them."""
+    return "random" if first.knows_ties and second.knows_ties else "last"
+
+
 def compare(first: QueryRanks, second: QueryRanks, resamples: int, seed: int) -> dict[str, Difference]:
-    """`metrics.bootstrap.compare_hits` of two models A and B.
+    """`metrics.bootstrap.compare_hits` of two models A and B, with ties by `rule_of` both.
 
     Raises:
         InputError: they are not of the same test list.
     """
     check_same_list(first, second)
     captions = np.bincount(first.caption_image, minlength=len(first.image_names))  # [N]
-    hits = [image_hits(ranks.image_ranks, ranks.caption_ranks, ranks.caption_image) for ranks in (first, second)]
+    hits = []
+    for ranks in (first, second):
+        images, texts = zip(*(hit_chances(fold, rule_of(first, second)) for fold in ranks.folds), strict=True)
+        hits.append(image_hits(torch.stack(images).numpy(), torch.stack(texts).numpy(), ranks.caption_image))
     return compare_hits(hits[0], hits[1], captions.astype(float), resamples, seed)
 
 
@@ -103,7 +122,7 @@ def check_same_list(first: QueryRanks, second: QueryRanks) -> None:
         where = f"{len(left)} and {len(right)} of them" if row is None else f"{kind} {row} differs"
         raise InputError(
             f"{first.path} and {second.path} are not of the same test list ({kind}s: {where}): "
-            "score both models on one."
+            "score both models on one list."
         )
 
 
@@ -122,16 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.error(f"--resamples must be at least 1, got {given.resamples}")
     first, second = read_ranks(given.first), read_ranks(given.second)
     differences = compare(first, second, given.resamples, given.seed)
-    print(f"A: {first.path}, {len(first.image_ranks)} folds\nB: {second.path}, {len(second.image_ranks)} folds\n")
+    print(f"A: {first.path}, {len(first.folds)} folds\nB: {second.path}, {len(second.folds)} folds\n")
     print(markdown(table(differences)))
     print(
         f"\nPaired bootstrap over {len(first.image_names)} test images with their {len(first.captions)} captions, "
-        f"{given.resamples} resamples, seed {given.seed}; queries averaged over folds. It covers the choice of test "
-        "images; how much a training's seed or fold changes, the standard deviation of test.py says."
+        f"{given.resamples} resamples, seed {given.seed}; queries averaged over folds, "
+        f"{RULES[rule_of(first, second)]}. It covers the choice of test images; what a training's seed or fold changes "
+        "is the standard deviation that test.py prints."
     )
     if given.json is not None:
         content = {name: vars(difference) for name, difference in differences.items()}
-        write_text_atomic(given.json, json.dumps(content, indent=2) + "\n")
+        write_text_atomic(given.json, as_json(content))
 
 
 def table(differences: dict[str, Difference]) -> list[list[str]]:

@@ -1,11 +1,11 @@
-"""What a person looks at after training: recall tables, and `python report.py EXPERIMENT --out PNG` for the curves."""
+"""Recall tables: which scores they show under which headlines, and how a score is written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from metrics.scenes import NAMED_ONLY
-from runs.scoring import RANDOM_TIES, RERANKED
+from runs.scoring import RERANKED, WORST_TIES
 from utils import markdown
 
 RECALLS = {
@@ -47,6 +47,16 @@ Table = tuple[str, list[list[str]]]
 """A title ("" for the first table) and rows of cells, the first its head."""
 
 
+def numbers(scores: Mapping[str, float], names: Iterable[str] = RECALLS) -> list[str]:
+    """Scores as cells, in percent."""
+    return [f"{scores[name]:.2f}" for name in names]
+
+
+def with_deviation(mean: float, deviation: float | None) -> str:
+    """A mean as a cell, with its standard deviation where there is one."""
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+
+
 def score_tables(
     rows: Mapping[str, Mapping[str, float]],
     mean: Mapping[str, tuple[float, float]],
@@ -67,10 +77,13 @@ def score_tables(
         ("Spoken captions", AUDIO_RECALLS),
         ("Other views of the images, and the mean of the 15 recalls of the three tables", IMAGE_RECALLS),
         (
-            "Ties broken at random, as by the sort of published code",
-            {RANDOM_TIES + name: head for name, head in RECALLS.items()},
+            "With the match behind all items of equal score, the lower bound",
+            {WORST_TIES + name: head for name, head in RECALLS.items()},
         ),
-        (f"After reranking ({reranked})", {RERANKED + name: head for name, head in RECALLS.items()}),
+        (
+            f"After reranking ({reranked}; ties count against the match)",
+            {RERANKED + name: head for name, head in RECALLS.items()},
+        ),
         (scene, SCENE_RECALLS),
         (f"{scene}, queries without a class left out", {n + NAMED_ONLY: h for n, h in SCENE_RECALLS.items()}),
     )
@@ -87,19 +100,13 @@ def recall_table(
 ) -> list[list[str]]:
     """Cells: headlines, a row per fold, mean ± standard deviation over them, and the limits that have the columns.
 
-    Args:
-        rows: label -> scores in percent, see `metrics.ranks`.
-        mean: score -> mean and standard deviation over the rows.
-        limits: label -> what to compare the rows with.
-        columns: score -> headline.
+    Arguments as of `score_tables`; `columns` is score -> headline.
     """
     cells = [["", *columns.values()]]
-    cells += [[label, *(f"{scores[name]:.2f}" for name in columns)] for label, scores in rows.items()]
+    cells += [[label, *numbers(scores, columns)] for label, scores in rows.items()]
     if len(rows) > 1:
-        cells.append(["mean ± sd", *(f"{mean[name][0]:.2f} ± {mean[name][1]:.2f}" for name in columns)])
-    for label, scores in limits.items():
-        if columns.keys() <= scores.keys():
-            cells.append([label, *(f"{scores[name]:.2f}" for name in columns)])
+        cells.append(["mean ± sd", *(with_deviation(*mean[name]) for name in columns)])
+    cells += [[label, *numbers(scores, columns)] for label, scores in limits.items() if columns.keys() <= scores.keys()]
     return cells
 
 

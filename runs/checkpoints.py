@@ -54,10 +54,7 @@ def refuse_diverged(path: Path, state: dict[str, Any]) -> None:
 
 @contextmanager
 def ending_clearly(folder: Path) -> Iterator[None]:
-    """End whatever stops the work of a run in one message that says what happened and what is saved.
-
-    Args:
-        folder: the run's folder.
+    """End whatever stops a run that writes this folder in one message that says what happened and what is saved.
 
     Raises:
         RunFault: for a fault of the machine, or one that the data or the training showed midway.

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -13,15 +14,10 @@ from utils import logger, system_error, write_text_atomic
 
 
 class EventLog:
-    """TensorBoard's events of a run; a full disk ends the events, not the run."""
+    """TensorBoard's events of a run, kept while its context is open; a full disk ends the events, not the run."""
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        """Prepare a file of events, which entering the context opens.
-
-        Args:
-            folder: the run's folder.
-            purge_step: events of earlier runs from this step on are not shown.
-        """
+        """Prepare the events of a run's folder; those of earlier runs from `purge_step` on are not shown."""
         self.folder = folder
         self.purge_step = purge_step
         self._writer: SummaryWriter | None = None
@@ -30,61 +26,50 @@ class EventLog:
     def __enter__(self) -> EventLog:
         """Open the file, and keep the writer's thread from printing a traceback of its own."""
         self._hook, threading.excepthook = threading.excepthook, self._quiet
-        self._guarded(self._open)
+        try:
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
+        except Exception as fault:
+            self._give_up(fault)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what is left."""
-        writer = self._writer
-        if writer is not None:
-            self._guarded(writer.close)
+        self._guarded(SummaryWriter.close)
         threading.excepthook = self._hook
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Record one number."""
-        writer = self._writer
-        if writer is not None:
-            self._guarded(lambda: writer.add_scalar(tag, scalar_value, global_step))
+        self._guarded(lambda writer: writer.add_scalar(tag, scalar_value, global_step))
 
     def flush(self) -> None:
         """Write out what was recorded."""
-        writer = self._writer
-        if writer is not None:
-            self._guarded(writer.flush)
+        self._guarded(SummaryWriter.flush)
 
-    def _open(self) -> None:
-        self._writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-
-    def _guarded(self, work: Callable[[], None]) -> None:
+    def _guarded(self, work: Callable[[SummaryWriter], Any]) -> None:
+        if self._writer is None:
+            return
         try:
-            work()
+            work(self._writer)
         except Exception as fault:
-            error = system_error(fault)
-            if error is None:
-                raise
-            self._writer = None
-            logger.warning(
-                "%s: TensorBoard's events can't be written any more (%s); the training goes on, and history.csv keeps "
-                "its figures.",
-                self.folder,
-                error.strerror,
-            )
+            self._give_up(fault)
+
+    def _give_up(self, fault: Exception) -> None:
+        error = system_error(fault)
+        if error is None:
+            raise fault
+        self._writer = None
+        logger.warning(
+            "%s: TensorBoard's events can't be written any more (%s); the training goes on, and history.csv keeps its "
+            "figures.",
+            self.folder,
+            error.strerror,
+        )
 
     def _quiet(self, thrown: threading.ExceptHookArgs) -> None:
         if thrown.exc_value is None or system_error(thrown.exc_value) is None:
             self._hook(thrown)
-
-
-class NoEvents:
-    """What takes the events of all ranks but one, and keeps none."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
 
 
 def write_table(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from data.feature_store import FeatureStore, FeatureTable, key_of
 from data.image_store import ImageStore
 from dataloader import stored_batches
 from layers.base import RetrievalModel
+from layers.folding import folded
 from option import Options
 from runs.loaders import queries_of
 from training.epoch import autocast
@@ -111,6 +112,7 @@ def _image_features(
     store = FeatureStore(dataset.feature_path, recipe)
     keys = [key_of(f"{digest} {view}".encode()) for digest in digests for view in range(views)]
     images = ImageStore(paths, size, "off", Path(), device, dataset.max_pixels)
+    quick = folded(part, torch.zeros(1, 3, size, size, device=device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     precise = autocast(device, options.optim.amp)
 
     @torch.no_grad()
@@ -122,7 +124,7 @@ def _image_features(
             every = torch.stack([view for view, _ in zip(right_angle_views(seen), range(views), strict=False)], dim=1)
             place = torch.searchsorted(rows, chunk // views)
             with precise:
-                yield part(every[place, chunk % views].contiguous(memory_format=torch.channels_last)).float().cpu()
+                yield quick(every[place, chunk % views].contiguous(memory_format=torch.channels_last)).float().cpu()
 
     one = numbers_of(part, torch.zeros(1, 3, size, size, device=device))
     _fill(store, part, keys, make, 4 * one, f"features ({annotations.name})")

@@ -16,7 +16,7 @@ from engine import evaluate
 from layers.base import RetrievalModel
 from option import Options
 from option.parameters import Parameters
-from runs.events import EventLog, NoEvents
+from runs.events import EventLog
 from runs.folders import best_checkpoint, run_folder
 from runs.provenance import LIST_DIGEST, train_digest
 from runs.record import recorded
@@ -43,14 +43,15 @@ def keeper_of(options: Options, fold: int, vocabulary: Vocabulary, state: Traini
 @contextmanager
 def written(
     options: Parameters, folder: Path, state: TrainingState, batches: int, device: torch.device, world: World
-) -> Iterator[EventLog | NoEvents]:
+) -> Iterator[EventLog]:
     """What a run leaves besides its checkpoints: its options, a record of it, and the events, to be written to."""
+    events = EventLog(folder, state.epoch * batches + state.batch + 1)
     if not world.leads:
-        yield NoEvents()
+        yield events  # not opened, it keeps none
         return
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-    with recorded(folder, device), EventLog(folder, state.epoch * batches + state.batch + 1) as writer:
-        yield writer
+    with recorded(folder, device), events:
+        yield events
 
 
 def validated(

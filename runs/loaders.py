@@ -46,18 +46,10 @@ def read_vocabulary(options: Options | ModalityOptions) -> Vocabulary:
 
 
 def split_of(options: Options, fold: int, begun: bool) -> tuple[Annotations, Annotations]:
-    """Train and val list of a fold, of one that was begun those that it was begun with."""
-    k_fold, folder = options.k_fold, run_folder(options, fold)
-    return recorded_or_new(
-        options.dataset.data_path,
-        folder,
-        k_fold.strategy,
-        fold,
-        k_fold.nums,
-        k_fold.seed,
-        begun,
-        audio_folder_of(options),
-    )
+    """Train and val list of a fold; of one that was begun, those that it was begun with."""
+    k_fold, data_path, folder = options.k_fold, options.dataset.data_path, run_folder(options, fold)
+    audio_folder = audio_folder_of(options)
+    return recorded_or_new(data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, begun, audio_folder)
 
 
 def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabulary) -> Captions:

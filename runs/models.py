@@ -30,11 +30,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def refuse_ranks(options: Options, world: World, device: torch.device) -> None:
-    """Refuse what several ranks can't do.
-
-    Raises:
-        InputError: synchronised batch norms without a GPU, or a model with a training loss of one device alone.
-    """
+    """Raise an InputError for what several ranks can't do: batch norms in step on CPUs, a loss that sees one rank."""
     if world.size == 1:
         return
     if options.optim.sync_batch_norm and device.type == "cpu":

@@ -38,17 +38,7 @@ def train_digest(data_path: Path) -> str | None:
 
 
 def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate: Gate | None) -> None:
-    """Refuse a checkpoint of another data set.
-
-    Args:
-        content: the checkpoint; one that does not say its data set is let through.
-        path: its file.
-        data_path: the data set's folder.
-        gate: see `utils.refuse`.
-
-    Raises:
-        InputError: see `utils.refuse`.
-    """
+    """Refuse a checkpoint of another data set, see `utils.refuse`; one that does not say its own is let through."""
     trained = content.get("options", {}).get("dataset", {}).get("data_path")
     stored = content.get(LIST_DIGEST)
     if trained is None:
@@ -66,16 +56,13 @@ def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate
 
 
 def check_model(content: Mapping[str, Any], path: Path, options: Mapping[str, Any], gate: Gate | None) -> None:
-    """Refuse a checkpoint whose options compute something else than the given ones, even where its tensors fit.
+    """Refuse a checkpoint whose options compute something else than those given, even where its tensors fit.
 
     Args:
-        content: the checkpoint; of keys that its version did not know nothing is said.
+        content: the checkpoint; keys that its version did not know are passed over.
         path: its file.
         options: all of them, as `option.dump` gives them.
         gate: see `utils.refuse`.
-
-    Raises:
-        InputError: see `utils.refuse`.
     """
     stored, given = flat_options(content.get("options", {})), flat_options(dict(options))
     differing = [key for key in given if _computes(key) and key in stored and stored[key] != given[key]]
@@ -99,17 +86,17 @@ def _computes(key: str) -> bool:
 def check_fold(
     content: Mapping[str, Any], path: Path, fold: int | None, k_fold: Mapping[str, Any], gate: Gate | None
 ) -> None:
-    """Refuse a checkpoint of another fold or of another split than the options describe.
+    """Refuse a checkpoint of another fold or another split than the options describe.
 
     Args:
         content: the checkpoint; one that does not say its split is let through.
         path: its file.
-        fold: what it should be of; None: any.
+        fold: the one that it should be of; None: any.
         k_fold: the block of the options.
         gate: see `utils.refuse`.
 
     Raises:
-        InputError: see `utils.refuse`.
+        InputError: the block of its options is damaged, or see `utils.refuse`.
     """
     stored = content.get("options", {}).get("k_fold")
     if stored is None:

@@ -1,8 +1,7 @@
-"""With what a run was made: the commit, the machine, and how much memory it took; kept beside its weights."""
+"""What a run was made with: the commit, the machine, how much memory it took; kept beside its weights."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -18,7 +17,7 @@ import torch
 
 from runs.events import write_table
 from runtime.untrusted import parse_json, read_bytes
-from utils import logger
+from utils import as_json, logger
 
 FILE = "record.json"
 UNKNOWN = "unknown"
@@ -32,19 +31,15 @@ def recorded(folder: Path, device: torch.device) -> Iterator[None]:
     """Add an entry to `folder/record.json` for the work of this context; a resumed run has several.
 
     An entry without `peak_memory_mib` is of a process that was killed.
-
-    Args:
-        folder: the run's folder.
-        device: where it works.
     """
     path = folder / FILE
     earlier = read_record(folder)
     entry = {"started": _now(), "commit": commit(), **machine_of(device)}
-    write_table(path, _json([*earlier, entry]))
+    write_table(path, as_json([*earlier, entry]))
     try:
         yield
     finally:
-        write_table(path, _json([*earlier, entry | {"ended": _now(), "peak_memory_mib": round(peak_memory(device))}]))
+        write_table(path, as_json([*earlier, entry | {"ended": _now(), "peak_memory_mib": round(peak_memory(device))}]))
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
@@ -119,7 +114,3 @@ def process_status(field: str) -> float:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _json(entries: list[dict[str, Any]]) -> str:
-    return json.dumps(entries, indent=2) + "\n"

@@ -14,21 +14,15 @@ from data.splits import deciding
 from option.parameters import Parameters
 from runs.checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
 from runs.events import write_table
+from runtime.distributed import World
 from runtime.weights import read_checkpoint
 from training.state import TrainingState
 from utils import InputError, as_csv, first_line, logger
 
 FREE = (
-    *("logs.", "rerank.", "k_fold.", "optim.epochs", "optim.patience", "optim.resume"),
-    *("optim.on_oom", "dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache"),
-    *(
-        "dataset.test_views",
-        "dataset.max_pixels",
-        "dataset.missing_regions",
-        "model.pretrained",
-        "model.init_from",
-        "backbone.pretrained",
-    ),
+    *("logs.", "rerank.", "k_fold.", "optim.epochs", "optim.patience", "optim.resume", "optim.on_oom"),
+    *("dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache", "dataset.test_views"),
+    *("dataset.max_pixels", "dataset.missing_regions", "model.pretrained", "model.init_from", "backbone.pretrained"),
     "model.backbone.pretrained",
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
@@ -90,12 +84,7 @@ def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: P
 
 
 def _with_defaults(stored: dict[str, Any], options: Parameters) -> dict[str, Any]:
-    """Stored options with the defaults of what the version that stored them did not know.
-
-    Args:
-        stored: `option.dump` of another run's options, by any version.
-        options: of the same kind.
-    """
+    """Options that any version stored (`option.dump`), with the defaults of these options for what it did not know."""
     known = _shared(option.dump(options), stored)
     try:
         model = getattr(options, "model", None)
@@ -184,13 +173,7 @@ class Resumable(Protocol):
 
 
 def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: str) -> None:
-    """Bring a new state to where a checkpoint was.
-
-    Args:
-        state: of the same run.
-        begun: the checkpoint.
-        folder: of the run, for the message.
-        name_key: the option that names the folder, for the message.
+    """Bring a new state to where a checkpoint was; the folder and the option that names it are for the message.
 
     Raises:
         InputError: the run was begun with another network, optimiser, loss or moving average.
@@ -202,7 +185,23 @@ def carry_on(state: Resumable, begun: dict[str, Any], folder: Path, name_key: st
             f"{folder / 'last.pth'} was begun with another network, optimiser, loss or moving average "
             f"({first_line(fault)}): go on with the options in {folder / 'options.yaml'}, or choose another {name_key}."
         ) from fault
-    logger.info("Goes on after epoch %d, batch %d.", begun["epoch"], begun.get("batch", 0))
+    logger.info("Going on after epoch %d, batch %d.", begun["epoch"], begun.get("batch", 0))
+
+
+def own_random_states(begun: dict[str, Any], world: World, folder: Path) -> dict[str, Any]:
+    """A checkpoint as this rank goes on from it: with the random states that this rank had.
+
+    Raises:
+        InputError: it was written by another number of ranks; names the run's folder.
+    """
+    stored = begun.get("ranks", [{}])
+    if len(stored) != world.size:
+        raise InputError(
+            f"{folder} was begun with {len(stored)} {'rank' if len(stored) == 1 else 'ranks'}, each with its own "
+            f"random states and its share of a batch, and now there are {world.size}: go on with as many (torchrun's "
+            "--nproc_per_node times --nnodes), or train under another name (--set k_fold.experiment_name=NAME)."
+        )
+    return {**begun, **stored[world.rank]}
 
 
 def save_best(path: Path, state: TrainingState, options: Parameters, extra: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ Letters: N images, M captions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from data.scenes import UNNAMED_SCENE, scene_classes
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
 from metrics.rerank import Method, rerank
-from metrics.ties import random_tie_recalls
 from option import Options
 from option.schema import Rerank
 from runs.checkpoints import FORMAT
@@ -35,8 +34,8 @@ from vocab import Vocabulary
 
 RERANKED = "reranked_"
 """Before the name of a score that was taken after reranking."""
-RANDOM_TIES = "random_ties_"
-"""Before the name of a score that counts ties as `metrics.ties.random_tie_recalls` does."""
+WORST_TIES = "worst_ties_"
+"""Before the name of a score that places a match behind all that score as high, see `metrics.Ties`."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +110,9 @@ def load_scored(
 ) -> tuple[RetrievalModel, dict[str, Any]]:
     """`load_model` of a checkpoint that belongs to the data set it is scored on.
 
-    Args:
-        options: what the model is built from.
-        vocabulary: the words whose ids the captions become.
-        path: the checkpoint.
-        device: where the model goes.
-        gate: whether the user insists on a mismatch.
-        fold: what the checkpoint should be of; None: any.
-
     Raises:
-        InputError: the checkpoint can't be read, or belongs to something else than the options describe.
+        InputError: the checkpoint can't be read, or belongs to something other than the options describe, such as
+            another fold than `fold` (None: any will do).
     """
     model, content = load_model(options, vocabulary, path, device, gate)
     if content.get("format") == FORMAT:
@@ -130,7 +122,7 @@ def load_scored(
 
 
 def more_scores(
-    blocks: Callable[[], Iterable[Tensor]],
+    blocks: metrics.Blocks,
     ranks: metrics.Ranks,
     loader: EvaluationLoader,
     scenes: Tensor | None,
@@ -148,13 +140,13 @@ def more_scores(
         constants: of the rerank.
 
     Returns:
-        Where captions are equal word for word, `metrics.ties.random_tie_recalls` under `random_ties_<name>`; what
-        `metrics.ranks.recalls` gives after the rerank, under `reranked_<name>`; and `metrics.scenes.scene_recalls`.
+        Where captions are equal word for word, the recalls with the worst order of ties under `worst_ties_<name>`; what
+        `metrics.recalls` gives after the rerank, under `reranked_<name>`; and `metrics.scenes.scene_recalls`.
     """
     scores: dict[str, float] = {}
     text_image = loader.text_image
     if has_equal_captions(loader):
-        scores |= renamed(RANDOM_TIES, random_tie_recalls(blocks, text_image, ranks))
+        scores |= renamed(WORST_TIES, metrics.recalls(ranks, ties="last"))
     if method is not None:
         reranked = rerank(blocks, text_image, method, constants.candidates, constants.w1, constants.w2)
         scores |= renamed(RERANKED, metrics.recalls(reranked))

@@ -23,5 +23,5 @@ def choose_device(name: str | None) -> torch.device:
         raise InputError(f"--device {name}: expected cpu, cuda or cuda:NUMBER.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise InputError(f"--device {name}: this machine shows {count} CUDA devices; try --device cpu.")
+        raise InputError(f"--device {name}: {count} CUDA devices are visible on this machine; try --device cpu.")
     return device

@@ -10,11 +10,10 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -317,24 +316,3 @@ def _be_quiet() -> None:
     logger.setLevel("ERROR")
     if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.isatty():
         sys.stderr = _NoTerminal(sys.stderr.detach(), line_buffering=True)
-
-
-def own_random_states(begun: Mapping[str, Any], world: World, folder: Path) -> dict[str, Any]:
-    """A checkpoint as this rank goes on from it: with the random states that this rank had.
-
-    Args:
-        begun: the checkpoint.
-        world: the ranks that go on.
-        folder: of the run, for the message.
-
-    Raises:
-        InputError: it was written by another number of ranks.
-    """
-    stored = begun.get("ranks", [{}])
-    if len(stored) != world.size:
-        raise InputError(
-            f"{folder} was begun with {len(stored)} {'rank' if len(stored) == 1 else 'ranks'}, each with its own "
-            f"random states and its share of a batch, and now there are {world.size}: go on with as many (torchrun's "
-            "--nproc_per_node times --nnodes), or train under another name (--set k_fold.experiment_name=NAME)."
-        )
-    return {**begun, **stored[world.rank]}

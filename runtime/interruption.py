@@ -78,10 +78,7 @@ class Watch:
         return bool(self.received) or 0 < self.seconds <= time.monotonic() - self._saved_at
 
     def saved(self, heard: Sequence[int] | None = None) -> None:
-        """Restart the clock.
-
-        Args:
-            heard: the signals that any process of the run has received; None: it has but this one.
+        """Restart the clock; `heard`: the signals that any process of the run has received, None: it has but this one.
 
         Raises:
             Interrupted: a signal asked to stop.

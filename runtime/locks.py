@@ -23,14 +23,10 @@ _UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 @contextmanager
 def run_lock(folder: Path, name_key: str) -> Iterator[None]:
-    """Keep a run's folder to this process, and clear away what a killed one left half-written.
-
-    Args:
-        folder: of the run; it is made.
-        name_key: the option that names the folder, for the message.
+    """Keep a run's folder, which is made, to this process, and clear away what a killed one left half-written.
 
     Raises:
-        InputError: another process has it; the message names that one.
+        InputError: another process has it; the message names that one, and the option that names the folder.
         OSError: nothing can be written there.
     """
     with _opened(folder / LOCK) as handle:
@@ -82,7 +78,7 @@ def _lock(handle: int, folder: Path, wait: bool) -> bool:
             return False
         if fault.errno not in _UNKNOWN_HERE:
             raise
-        logger.warning("%s: this file system has no locks; do not start a second run there.", folder)
+        logger.warning("%s: this file system has no locks: don't start a second run there.", folder)
     return True
 
 

@@ -27,12 +27,12 @@ def explain(fault: BaseException) -> str | None:
     if any(mark in text for mark in _SHARED) and ("DataLoader" in text or "torch_" in text):
         return (
             f"the processes that read images ran out of shared memory ({_room(SHARED_MEMORY)}). Give them more "
-            "(docker run --shm-size=8g), or none is needed with --set dataset.workers=0, or with dataset.cache=ram"
+            "(docker run --shm-size=8g), or do without: --set dataset.workers=0, or dataset.cache=ram"
         )
     if worker := _WORKER.search(text):
         return (
-            f"a process that reads images died ({worker.group()}): mostly the system ended it because the machine's "
-            f"memory, or what processes share, was full ({_room(SHARED_MEMORY)}). Use fewer of them (--set "
+            f"a process that reads images died ({worker.group()}): most likely the system ended it because the "
+            f"machine's memory, or its shared memory, was full ({_room(SHARED_MEMORY)}). Use fewer of them (--set "
             "dataset.workers=1; 0: the main process reads), or less memory elsewhere (dataset.cache=disk)"
         )
     if is_out_of_memory(fault):
@@ -76,7 +76,7 @@ def _explain_file(fault: OSError) -> str | None:
     if fault.errno in _LOCKED:
         return f"{name}: {fault.strerror}. Make the folder writable for this user, or choose another"
     if fault.errno in _GONE and place:
-        return f"{name}: {fault.strerror}. See that its folder is there and its disk is mounted"
+        return f"{name}: {fault.strerror}. Check that its folder is there and its disk is mounted"
     if fault.errno == errno.EMFILE:
         return f"{name}: {fault.strerror}. Raise the limit (ulimit -n 4096), or set dataset.workers=0"
     return None

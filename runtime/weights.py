@@ -51,6 +51,6 @@ def refuse_odd_weights(weights: dict[Any, Any], source: str) -> None:
     odd = [name for name, value in weights.items() if not (isinstance(name, str) and is_plain_weight(value))]
     if odd:
         raise InputError(
-            f"{source}: {len(odd)} of {len(weights)} weights are no plain tensors, the first is {odd[0]!r:.80}. Take "
+            f"{source}: {len(odd)} of {len(weights)} weights are no plain tensors, the first is {odd[0]!r:.80}. Get "
             "the file from its authors again."
         )

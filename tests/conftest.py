@@ -13,7 +13,8 @@ import torch
 
 from layers.registry import registered
 from option import Options
-from option.schema import Dataset, KFold, Optim, leaves
+from option.fields import leaves
+from option.schema import Dataset, KFold, Optim
 from tests import ROOT
 from tests.reference_inputs import WORDS
 from tests.tiny_bert import TINY_BERT, write_bert

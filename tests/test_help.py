@@ -9,7 +9,7 @@ import pytest
 
 from tests import ROOT
 
-PROGRAMS = ("train.py", "test.py", "search.py", "localize.py")
+PROGRAMS = ("train.py", "test.py", "pretrain.py", "search.py", "localize.py")
 RUN = """
 import runpy, sys
 sys.argv = sys.argv[1:]

@@ -77,10 +77,7 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager[Any]:
 def passes(batch: int, accumulate: int, every: int) -> bool:
     """Whether a step of the optimiser reaches a multiple of `every` batches, or passes one.
 
-    Args:
-        batch: the last one of the step, from 1.
-        accumulate: batches per step; the last step of an epoch may have fewer.
-        every: distance of the multiples.
+    It has `accumulate` batches, the last of an epoch may have fewer; `batch` is its last one, counted from 1.
     """
     before = (batch - 1) // accumulate * accumulate
     return batch // every > before // every

@@ -23,14 +23,7 @@ class Losses(nn.Module):
     """What is trained, as one module whose forward pass gives the losses of a batch."""
 
     def __init__(self, model: RetrievalModel, objective: Objective, source: PairSource, world: World = ALONE) -> None:
-        """Join a model with what scores it.
-
-        Args:
-            model: the model.
-            objective: its loss.
-            source: what is known of the pairs.
-            world: the ranks whose batches are one to the loss.
-        """
+        """Join a model, its objective, what is known of the pairs, and the ranks whose batches are one to the loss."""
         super().__init__()
         self.model = model
         self.objective = objective

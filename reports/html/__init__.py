@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from layers.base import RetrievalModel
-from metrics.ranks import Tasks
+from metrics.ranks import Blocks, Tasks
 from reports.html.collect import Fold, Gallery, examine
 from reports.html.findings import by_direction, first_scenes
 from reports.html.page import Outcome, page
 from reports.tables import Table
 from runs.scoring import TestSet
-from utils import InputError, first_line, write_text_atomic
-
-__all__ = ["Report", "TestSet"]
+from utils import write_text_atomic
 
 
 class Report:
@@ -38,7 +36,7 @@ class Report:
         model: RetrievalModel,
         images: Tensor,
         texts: Tensor,
-        blocks: Callable[[], Iterable[Tensor]],
+        blocks: Blocks,
         tasks: Tasks,
     ) -> None:
         """Take in a fold; queries and examples are those of the first one.
@@ -61,22 +59,19 @@ class Report:
             self.gallery = examine(self.subject, model, images, texts, scores, ranks)
 
     def write(self, path: Path, result: Mapping[str, Any], tables: Sequence[Table], command: str) -> None:
-        """Write the page.
+        """Write the page to a file; one that is there is replaced.
 
         Args:
-            path: the file; one that is there is replaced.
+            path: the file.
             result: what `reports.results.summary` gives.
             tables: recall tables, see `reports.tables.score_tables`.
             command: that made the report.
 
         Raises:
-            InputError: an image can't be read, or the file can't be written.
+            InputError: an image can't be read.
+            OSError: the file can't be written.
             ValueError: no fold was added.
         """
         if self.gallery is None:
             raise ValueError("a report needs at least one fold")
-        text = page(Outcome(self.subject, self.folds, self.gallery, result, tables, command))
-        try:
-            write_text_atomic(path, text)
-        except OSError as fault:
-            raise InputError(f"--report {path}: can't be written ({first_line(fault)}); give another file.") from fault
+        write_text_atomic(path, page(Outcome(self.subject, self.folds, self.gallery, result, tables, command)))

@@ -111,10 +111,7 @@ def class_recalls(ranks: Mapping[str, Tensor], text_image: Tensor, scenes: Tenso
 def first_scenes(scores: Tensor, text_image: Tensor, scenes: Tensor) -> Tensor:
     """Scene class of the image that each caption finds first, [M]; of equal scores one of another class comes first.
 
-    Args:
-        scores: [N, M].
-        text_image: [M].
-        scenes: [N].
+    From scores [N, M], `text_image` [M] and the images' classes [N].
     """
     own = scenes[:, None] == scenes[text_image][None]  # [N, M]
     foreign, place = scores.masked_fill(own, float("-inf")).max(dim=0)

@@ -21,11 +21,8 @@ class Markup(str):
 def tag(name: str, /, *children: str, **attributes: str | float) -> Markup:
     """An element.
 
-    Args:
-        name: of the element.
-        children: `Markup` is taken as it is, any other text is escaped.
-        attributes: their values are escaped; `class_` is `class`, `stroke_width` is `stroke-width`. Numbers are rounded
-            to two decimals.
+    Children that are `Markup` are taken as they are, any other text is escaped, and so are attributes: `class_` is
+    `class`, `stroke_width` is `stroke-width`, numbers are rounded to two decimals.
     """
     given = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
     return Markup(f"<{name}{given}>" if name in VOID else f"<{name}{given}>{join(children)}</{name}>")

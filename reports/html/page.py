@@ -129,16 +129,16 @@ def _tables(outcome: Outcome) -> list[Markup]:
 def table(cells: Sequence[Sequence[str]]) -> Markup:
     """Rows of text as an HTML table; the first row and the first column are heads."""
     head, *body = cells
-    rows = [
-        tag(
-            "tr",
-            tag("th", row[0], scope="row"),
-            *(tag("td", cell) for cell in row[1:]),
-            class_="mean" if row[0] == "mean ± sd" else "chance" if row[0] in LIMITS.values() else "",
-        )
-        for row in body
-    ]
-    top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
+    rows = []
+    for name, *values in body:
+        style = "mean" if name == "mean ± sd" else "chance" if name in LIMITS.values() else ""
+        rows.append(tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in values), class_=style))
+    return _framed(head, rows)
+
+
+def _framed(heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    """A table of rows under headlines, which scrolls where it is too wide."""
+    top = tag("tr", *(tag("th", head, scope="col") for head in heads))
     return tag("div", tag("table", tag("thead", top), tag("tbody", *rows)), class_="scroll")
 
 
@@ -233,8 +233,7 @@ def _class_table(names: Mapping[int, str], counts: Mapping[int, int], recalls: M
         )
         for scene in order
     ]
-    top = tag("tr", *(tag("th", head, scope="col") for head in heads))
-    return tag("div", tag("table", tag("thead", top), tag("tbody", *rows)), class_="scroll")
+    return _framed(heads, rows)
 
 
 def _confused(names: Sequence[str], shares: torch.Tensor) -> Markup:

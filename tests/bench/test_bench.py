@@ -29,7 +29,7 @@ from layers.base import RetrievalModel
 from layers.registry import registered
 from layers.skip_thoughts import BayesianUniSkip, SkipThoughts
 from option import Options
-from option.schema import leaves
+from option.fields import leaves
 from runs.loaders import evaluation_loader
 from runs.models import place
 from tests import ROOT

@@ -24,9 +24,11 @@ import torch.distributed.run
 
 import option
 from layers.registry import registered
+from option.fields import leaves
 from option.pretraining import BackboneOptions, ModalityOptions
 from option.reference import SOURCES, page, split_unit
-from option.schema import Options, leaves, published_keys
+from option.schema import Options
+from option.unread import published_keys
 from tests import ROOT
 from tests.markdown import PAGES, anchors, blocks, commands, inline_code, links, read
 from tests.tiny import make_precomp

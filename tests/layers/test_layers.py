@@ -24,7 +24,7 @@ from layers.registry import registered
 from layers.released import load_released
 from metrics.ranks import rank, recalls
 from option import Options, is_pretraining, load_options
-from option.schema import leaves
+from option.fields import leaves
 from tests import ROOT, reference_inputs
 from tests.criteria import triplet_criterion
 from tests.tiny_bert import TINY_BERT

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metrics.limits import chance
 from metrics.ranks import Ranks, mean_and_deviation, rank, rank_blocks, recalls
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -113,10 +114,14 @@ def test_a_collapsed_model_gets_the_worst_ranks(problem: tuple[Tensor, Tensor]) 
     assert ranks.text_to_image.tolist() == [len(scores) - 1] * len(text_image)
 
 
-def test_a_collapsed_model_has_no_recall() -> None:
-    table = recalls(rank(torch.zeros(12, 60), torch.arange(60) // 5))
-    assert [table[key] for key in RECALL_KEYS] == [0.0] * 7
-    assert (table["i2t_medr"], table["t2i_meanr"]) == (56.0, 12.0)
+def test_a_collapsed_model_has_the_recall_of_chance_and_none_in_the_worst_order() -> None:
+    text_image = torch.arange(60) // 5
+    ranks = rank(torch.zeros(12, 60), text_image)
+    worst, table = recalls(ranks, ties="last"), recalls(ranks)
+    assert [worst[key] for key in RECALL_KEYS] == [0.0] * 7
+    assert (worst["i2t_medr"], worst["t2i_meanr"]) == (56.0, 12.0)
+    assert {key: table[key] for key in RECALL_KEYS} == pytest.approx(chance(text_image))
+    assert (table["i2t_medr"], table["t2i_meanr"]) == (10.0, 6.5)  # 55 others before one of 5; 11 before one
 
 
 def test_scores_that_change_between_passes_give_no_negative_rank() -> None:

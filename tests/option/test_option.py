@@ -16,9 +16,10 @@ import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
 from option import parameters
+from option.fields import leaves
 from option.parameters import ModelBlock, ModelParameters, Parameters
-from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank, leaves, published_keys
-from option.unread import blocks_of
+from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank
+from option.unread import PUBLISHED_KEYS, blocks_of, published_keys
 from tests import ROOT
 from utils import InputError
 
@@ -210,7 +211,7 @@ class TestPublished:
     def test_the_table_names_a_key_once_and_none_that_the_schema_has(self) -> None:
         declared = {key for name, block in BLOCKS.items() for key in leaves(block, name)}
         assert not declared & set(published_keys())
-        assert len(published_keys()) == sum(len(keys.split()) for _, keys, _ in option.schema.PUBLISHED_KEYS)
+        assert len(published_keys()) == sum(len(keys.split()) for _, keys, _ in PUBLISHED_KEYS)
 
 
 BLOCKS: dict[str, type[Parameters]] = {
@@ -524,11 +525,18 @@ class TestFaults:
 
     def test_a_missing_file_names_those_that_are_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "other.yaml").write_text(MINIMAL)
+        (tmp_path / ".hidden.yaml").write_text("repos: []")
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=r"^x\.yaml: no such file; there are other\.yaml$"):
             option.load_options("x.yaml")
         with pytest.raises(InputError, match=r"^no/x\.yaml: no such file; there are .*RSITMD_AMFMN\.yaml"):
             option.load_options("no/x.yaml")
+
+    def test_hidden_files_are_not_offered_for_a_missing_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(ROOT)
+        assert list(ROOT.glob(".*.yaml"))
+        with pytest.raises(InputError, match=r"no such file; there are option/AID_RESNET50\.yaml, .*UCM_SWAN\.yaml$"):
+            option.load_options("nope.yaml")
 
     @pytest.mark.parametrize("path", [".", "a\0b", "x" * 5000])
     def test_a_path_that_is_no_file(self, path: str) -> None:

@@ -95,14 +95,17 @@ def test_rows_stand_above_what_was_published_of_them(folders: list[Path]) -> Non
     ]
 
 
-def test_ties_at_random_stand_under_their_row(folders: list[Path]) -> None:
+def test_the_worst_order_of_ties_stands_under_its_row_in_older_results_too(folders: list[Path]) -> None:
     path = folders[0] / "test.json"
     content = json.loads(path.read_text())
-    for table, value in (("mean", 31.25), ("standard_deviation", 2.5)):
-        content[table] |= dict.fromkeys((f"random_ties_{name}" for name in RECALLS), value)
+    before = [f"{content['mean'][name]:.2f} ± {content['standard_deviation'][name]:.2f}" for name in RECALLS]
+    tied = [content["mean"], content["standard_deviation"], *content["rows"].values()]
+    for scores, value in zip(tied, (31.25, 2.5, *[31.25] * len(content["rows"])), strict=True):
+        scores |= dict.fromkeys((f"random_ties_{name}" for name in RECALLS), value)
     path.write_text(json.dumps(content))
     cells = recall_rows([read_experiment(folder, TABLES) for folder in folders], [])
-    assert cells[2] == ["ties at random", *["31.25 ± 2.50"] * 7]
+    assert cells[1] == ["**AMFMN soft_att**", *["31.25 ± 2.50"] * 7]
+    assert cells[2] == ["worst order of ties", *before]
     assert [row[0] for row in cells[3:]] == ["**SWAN**", "chance", "ceiling"]
 
 

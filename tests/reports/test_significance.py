@@ -9,9 +9,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from metrics.bootstrap import image_hits, recalls_of
-from metrics.ranks import Ranks, recalls
+from metrics.ranks import Ranks, hit_chances, recalls
 from reports.significance import QueryRanks, compare, main, read_ranks
 from tests.runs.test_scoring import experiment, run, saved  # noqa: F401
 from utils import InputError
@@ -23,14 +24,18 @@ def ranks_of(seed: int, images: int = 30, folds: int = 2, worst: int = 30) -> Qu
     """Random ranks on one list: image i has 1 + i % 3 captions."""
     random = np.random.default_rng(seed)
     caption_image = np.repeat(np.arange(images), 1 + np.arange(images) % 3)
+    sizes = (images, len(caption_image))
     return QueryRanks(
         Path(f"{seed}.h5"),
         [f"{i}.tif" for i in range(images)],
         [f"caption {i}" for i in range(len(caption_image))],
         caption_image,
-        random.integers(0, worst, (folds, images)),
-        random.integers(0, worst, (folds, len(caption_image))),
+        [Ranks(*drawn) for drawn in zip(*(drawn_ranks(random, worst, folds, size) for size in sizes), strict=True)],
     )
+
+
+def drawn_ranks(random: np.random.Generator, worst: int, folds: int, size: int) -> list[torch.Tensor]:
+    return list(torch.from_numpy(random.integers(0, worst, (folds, size))))
 
 
 def naive_recalls(ranks: QueryRanks, drawn: list[int]) -> list[float]:
@@ -39,13 +44,13 @@ def naive_recalls(ranks: QueryRanks, drawn: list[int]) -> list[float]:
     for direction in ("image", "caption"):
         for cutoff in (1, 5, 10):
             found, queries = 0, 0
-            for fold in range(len(ranks.image_ranks)):
+            for fold in ranks.folds:
                 for image in drawn:
                     if direction == "image":
-                        own = [int(ranks.image_ranks[fold, image])]
+                        own = [int(fold.image_to_text[image])]
                     else:
                         rows = [c for c, owner in enumerate(ranks.caption_image) if owner == image]
-                        own = [int(ranks.caption_ranks[fold, row]) for row in rows]
+                        own = [int(fold.text_to_image[row]) for row in rows]
                     found += sum(rank < cutoff for rank in own)
                     queries += len(own)
             table.append(100 * found / queries)
@@ -53,10 +58,8 @@ def naive_recalls(ranks: QueryRanks, drawn: list[int]) -> list[float]:
 
 
 def test_recalls_are_those_of_metrics() -> None:
-    import torch
-
     ranks = ranks_of(0, folds=1)
-    table = recalls(Ranks(torch.from_numpy(ranks.image_ranks[0]), torch.from_numpy(ranks.caption_ranks[0])))
+    table = recalls(ranks.folds[0])
     figures = compare(ranks, ranks_of(1, folds=3), 10, 0)
     assert [figures[name].first for name in [*NAMES, "mR"]] == pytest.approx([table[name] for name in [*NAMES, "mR"]])
 
@@ -66,7 +69,9 @@ def test_resampled_recalls_match_a_naive_twin() -> None:
     drawn = random.integers(0, 30, (4, 30))
     weights = np.stack([np.bincount(row, minlength=30) for row in drawn]).astype(float)
     captions = np.bincount(ranks.caption_image).astype(float)
-    figures = recalls_of(image_hits(ranks.image_ranks, ranks.caption_ranks, ranks.caption_image), captions, weights)
+    images, texts = zip(*map(hit_chances, ranks.folds), strict=True)
+    hits = image_hits(torch.stack(images).numpy(), torch.stack(texts).numpy(), ranks.caption_image)
+    figures = recalls_of(hits, captions, weights)
     expected = [naive_recalls(ranks, row.tolist()) for row in drawn]
     np.testing.assert_allclose(figures, expected, rtol=1e-12)
 
@@ -76,9 +81,32 @@ def test_a_model_does_not_differ_from_itself() -> None:
     assert all((d.low, d.high, d.p) == (0.0, 0.0, 1.0) for d in figures.values())
 
 
+def tied(ranks: QueryRanks) -> QueryRanks:
+    """The same with one other caption and image of equal score before each match that is not first."""
+    folds = []
+    for fold in ranks.folds:
+        ties = [(places > 0).long() for places in (fold.image_to_text, fold.text_to_image)]
+        folds.append(Ranks(fold.image_to_text, fold.text_to_image, ties[0], ties[1], torch.ones_like(ties[0])))
+    return replace(ranks, folds=folds)
+
+
+def test_equal_scores_count_as_in_the_tables() -> None:
+    ranks = tied(ranks_of(0, folds=1))
+    figures = compare(ranks, ranks_of(1), 10, 0)
+    table = recalls(ranks.folds[0])
+    assert figures["mR"].first == pytest.approx(table["mR"])
+    assert table["mR"] > recalls(ranks.folds[0], ties="last")["mR"]
+
+
+def test_a_file_that_does_not_tell_ties_makes_both_count_them_against() -> None:
+    ranks = tied(ranks_of(0, folds=1))
+    figures = compare(ranks, replace(ranks_of(1), knows_ties=False), 10, 0)
+    assert figures["mR"].first == pytest.approx(recalls(ranks.folds[0], ties="last")["mR"])
+
+
 def test_a_model_that_always_finds_is_surely_better() -> None:
     worse = ranks_of(4)
-    better = replace(worse, image_ranks=worse.image_ranks * 0, caption_ranks=worse.caption_ranks * 0)
+    better = replace(worse, folds=[Ranks(fold.image_to_text * 0, fold.text_to_image * 0) for fold in worse.folds])
     figure = compare(worse, better, 999, 0)["mR"]
     assert figure.second == 100.0
     assert figure.p == pytest.approx(2 / 1000)

@@ -106,7 +106,7 @@ def test_rerank_shows_both_tables(
     capsys.readouterr()
     run(saved, *arguments)
     printed, after = capsys.readouterr().out, result_of(saved)
-    assert f"After reranking ({described}):" in printed
+    assert f"After reranking ({described}; ties count against the match):" in printed
     for table in ("mean", "standard_deviation", "chance"):
         assert after[table].items() >= before[table].items()
         assert {name for name in after[table] if name.startswith("reranked_")} >= {"reranked_i2t_R@1", "reranked_mR"}
@@ -122,7 +122,7 @@ def test_rerank_shows_both_tables(
     assert [float(row["reranked_mR"]) for row in rows] == [row["reranked_mR"] for row in after["rows"].values()]
 
 
-def test_ties_at_random_stand_below_where_captions_are_equal(
+def test_the_worst_order_of_ties_stands_below_where_captions_are_equal(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = renamed_copy(saved, tmp_path, {shape: f"{shape}_" for shape in ("pond", "field", "roof")})
@@ -130,13 +130,15 @@ def test_ties_at_random_stand_below_where_captions_are_equal(
     captions.write_text("".join(f"{line}\n" for line in captions.read_text().splitlines()[:1] * 24))
     run(path)
     printed, result = capsys.readouterr().out, result_of(saved)
-    assert "Ties broken at random" in printed
-    # One sentence for all 12 images: it is found by chance, and counts against every image but one
+    assert "With the match behind all items of equal score" in printed
+    # One sentence for all 12 images: an image finds it by chance, and never where all copies stand before its own.
     mean, chance = result["mean"], result["chance"]
-    assert mean["random_ties_i2t_R@1"] == pytest.approx(chance["i2t_R@1"])
-    assert mean["i2t_R@10"] == 0
-    assert chance["random_ties_mR"] == chance["mR"]
-    assert mean["random_ties_t2i_R@1"] == pytest.approx(mean["t2i_R@1"])
+    assert result["ties"] == "random"
+    assert mean["i2t_R@1"] == pytest.approx(chance["i2t_R@1"])
+    assert mean["worst_ties_i2t_R@10"] == 0
+    assert chance["worst_ties_mR"] == chance["mR"]
+    assert mean["worst_ties_t2i_R@1"] == pytest.approx(mean["t2i_R@1"])
+    assert result["ceiling"]["i2t_R@1"] == pytest.approx(chance["i2t_R@1"])
 
 
 def test_another_rerank_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +250,7 @@ def test_export_of_one_checkpoint(saved: Path, tmp_path: Path, capsys: pytest.Ca
     checkpoint = experiment(saved) / "1" / "AMFMN_best.pth.tar"
     run(saved, "--checkpoint", str(checkpoint), "--export", str(tmp_path / "one.h5"))
     protocol = capsys.readouterr().out.partition("Protocol: ")[2]
-    assert "24 captions; one checkpoint, AMFMN_best.pth.tar (epoch 1); an item" in protocol
+    assert "24 captions; one checkpoint, AMFMN_best.pth.tar (epoch 1); items of equal score" in protocol
     assert "split strategy" not in protocol
     with h5py.File(tmp_path / "one.h5") as file:
         assert file["checkpoint"].attrs["fold"] == 1

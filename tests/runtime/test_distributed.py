@@ -27,12 +27,13 @@ from layers.base import RetrievalModel
 from layers.objective import Objective, build_objective
 from layers.registry import registered
 from option import Options
-from option.schema import leaves
+from option.fields import leaves
 from runs.loaders import evaluation_loader, train_loader
 from runs.media import Media
 from runs.models import refuse_ranks
+from runs.resume import own_random_states
 from runtime import distributed
-from runtime.distributed import ALONE, PLACE, World, own_random_states, refuse_torchrun, session
+from runtime.distributed import ALONE, PLACE, World, refuse_torchrun, session
 from runtime.weights import read_checkpoint
 from tests.layers.test_layers import random_batch, rows
 from tests.ranks import run_ranks

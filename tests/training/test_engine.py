@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import engine
 import option
 from batches.augmentation import right_angle_views
 from batches.batch import Batch
@@ -143,7 +144,9 @@ def test_the_mean_of_right_angle_views_does_not_know_how_an_image_is_turned(tiny
 
 
 @pytest.mark.skipif("RSR_DATA" not in os.environ, reason="needs the real data sets (RSR_DATA)")
-def test_ucm_test_split_is_encoded_once_and_blocks_do_not_matter(tiny: tuple[Options, Vocabulary]) -> None:
+def test_ucm_test_split_is_encoded_once_and_blocks_do_not_matter(
+    tiny: tuple[Options, Vocabulary], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options, _ = tiny
     folder = Path(os.environ["RSR_DATA"]) / "data" / "ucm_precomp"
     options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"data_path": folder})})
@@ -156,16 +159,20 @@ def test_ucm_test_split_is_encoded_once_and_blocks_do_not_matter(tiny: tuple[Opt
     assert max(model.captions.values()) == 1
     assert loader.store.decoded == 210
     for rows in (1, 7, 209, 500):
-        assert evaluate(model, loader, CPU, scores_per_block=rows * 1050) == scores
+        monkeypatch.setattr(engine, "SCORES_PER_BLOCK", rows * 1050)
+        assert evaluate(model, loader, CPU) == scores
 
 
-def test_blocks_of_any_size_give_the_same_recalls(tiny: tuple[Options, Vocabulary]) -> None:
+def test_blocks_of_any_size_give_the_same_recalls(
+    tiny: tuple[Options, Vocabulary], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options, vocabulary = tiny
     torch.manual_seed(0)
     model, loader = build_model(options, vocabulary), loader_of(options, vocabulary)
     whole = evaluate(model, loader, CPU)
     for scores_per_block in (1, 50, 24 * 5, 24 * 12):
-        assert evaluate(model, loader, CPU, scores_per_block=scores_per_block) == whole
+        monkeypatch.setattr(engine, "SCORES_PER_BLOCK", scores_per_block)
+        assert evaluate(model, loader, CPU) == whole
 
 
 def test_equal_captions_score_exactly_alike(tiny: tuple[Options, Vocabulary]) -> None:
@@ -179,7 +186,9 @@ def test_equal_captions_score_exactly_alike(tiny: tuple[Options, Vocabulary]) ->
     assert torch.equal(scores[:, :24], scores[:, 24:])
 
 
-def test_scores_need_no_gradient_held_or_streamed(tiny: tuple[Options, Vocabulary]) -> None:
+def test_scores_need_no_gradient_held_or_streamed(
+    tiny: tuple[Options, Vocabulary], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Scaled(Counting):
         """A score with a weight of its own, as AMFMN's."""
 
@@ -191,7 +200,8 @@ def test_scores_need_no_gradient_held_or_streamed(tiny: tuple[Options, Vocabular
     images, texts = encode(model, loader, CPU)
     for scores_per_block in (24 * 12, 24 * 4):
         count = 0
-        for block in score_source(model, images, texts, loader.caption_row, scores_per_block)():
+        monkeypatch.setattr(engine, "SCORES_PER_BLOCK", scores_per_block)
+        for block in score_source(model, images, texts, loader.caption_row)():
             assert torch.is_grad_enabled()  # between two blocks the caller's mode stays as it was
             assert not block.requires_grad
             count += 1

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The dual encoder on UCM-Captions, all folds, then the test; needs the extra weights (bash exec/environment.sh weights).
+#
+# Usage: bash exec/run_dual_ucm.sh [arguments of exec/run_experiment.sh]
+source "$(dirname "${BASH_SOURCE[0]}")/run_experiment.sh" option/UCM_DUAL.yaml ucm "$@"

@@ -1,0 +1,78 @@
+"""Networks with folded batch norms give what the whole ones give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from layers.backbone import build_backbone
+from layers.folding import folded
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """The network with weights and statistics that a training could have left."""
+    draw = torch.Generator().manual_seed(0)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean = 0.2 * torch.randn(part.num_features, generator=draw)
+            part.running_var = 0.5 + torch.rand(part.num_features, generator=draw)
+            nn.init.uniform_(part.weight, 0.5, 1.5, generator=draw)
+            nn.init.normal_(part.bias, std=0.2, generator=draw)
+    return network.eval()
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm2d) for part in network.modules())
+
+
+SAMPLE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "left"), [("resnet18", 0), ("resnet50", 0), ("timm/efficientnet_lite0", 0), ("timm/resnet10t", 1)]
+)
+def test_outputs_are_equal(architecture: str, left: int) -> None:
+    torch.manual_seed(0)
+    network = with_statistics(build_backbone(architecture, "none"))
+    images = torch.randn(3, 3, 64, 64)
+    quick = folded(network, SAMPLE)
+    assert norms(network) > 9
+    assert norms(quick) == left
+    with torch.inference_mode():
+        expected = network(images)
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(quick(images), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_network_itself_stays() -> None:
+    network = with_statistics(build_backbone("resnet18", "none")).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    folded(network, SAMPLE)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_norm_that_knows_its_batch_is_left_alone() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    assert norms(folded(network, SAMPLE)) == 1
+
+
+class Crossed(nn.Module):
+    """Runs its modules in another order than it declares them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.second(self.norm(self.first(images)))
+        return result
+
+
+def test_a_network_of_another_order_stays_whole() -> None:
+    torch.manual_seed(0)
+    network = with_statistics(Crossed())
+    kept = folded(network, SAMPLE)
+    assert norms(kept) == 1
+    assert torch.equal(kept(SAMPLE), network(SAMPLE))
