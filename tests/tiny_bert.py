@@ -19,7 +19,7 @@ LONGEST = 16  # tokens
 
 def write_bert(folder: Path) -> Path:
     """Write a BERT of two layers of 32 numbers with a tokenizer of `PIECES`; skip the test without transformers."""
-    pytest.importorskip("transformers", reason="the extra weights is not installed")
+    pytest.importorskip("transformers", reason="the extra weights are not installed")
     transformers: Any = import_transformers()
     config = transformers.BertConfig(
         vocab_size=len(PIECES),
