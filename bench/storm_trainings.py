@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import vocab
 from data.toy.dataset import make_toy
 from layers.registry import registered
+from option import is_pretraining
 from option.fields import leaves
 from option.parameters import ModelParameters
+from option.read import read_file
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
 from utils import logger
@@ -36,6 +38,11 @@ SMALL = {
     "discriminator.mid_size": 16,
     "architecture": "tests/clip_tiny.json",
     "backbone.pretrained": "none",
+    "image.architecture": "timm/test_efficientnet",
+    "image.pretrained": "none",
+    "text.encoder": "gru",
+    "text.word_dim": 16,
+    "text.hidden_dim": 32,
 }
 """Of the keys of `model` those that make it small, as far as a model has them."""
 TIMED = {"seconds", "images_per_second", "data_wait_share"}
@@ -97,12 +104,11 @@ def trainings(data: Path) -> dict[str, Training]:
     named = "logs.experiment_name=storm"
     found = {}
     for name, entry in registered().items():
-        paths = [Path("option") / f"{kind}_{name.upper()}.yaml" for kind in ("TOY", "UCM")]
-        path = next(filter(Path.is_file, paths), None)
+        path = _example(name)
         if path is None:
-            logger.warning("%s is left out: there is neither %s nor %s.", name, *paths)
+            logger.warning("%s is left out: no YAML of option/ trains it on the toy set or on UCM.", name)
             continue
-        inputs = [audio] if entry.model.uses_audio else []
+        inputs = [f"dataset.feature_path={data / 'features'}", *([audio] if entry.model.uses_audio else [])]
         inputs += ["dataset.local_path=null"] if entry.model.uses_regions else []
         overrides = (*common, words, *inputs, *_sizes(entry.parameters), *one_fold)
         found[name] = Training("train", str(path), overrides, "storm/0")
@@ -111,6 +117,13 @@ def trainings(data: Path) -> dict[str, Training]:
     modalities = (*common, words, audio, *_sizes(registered()["MCRN"].parameters), named, "dataset.batch_size=12")
     found["modalities"] = Training("pretrain", "option/TOY_MCRN_PRETRAIN.yaml", modalities, "storm")
     return found
+
+
+def _example(model: str) -> Path | None:
+    """A YAML that trains a model of this name, on the toy set where there is one."""
+    paths = [path for kind in ("TOY", "UCM") for path in sorted(Path("option").glob(f"{kind}_*.yaml"))]
+    trees = ((path, read_file(path)[0]) for path in paths if not is_pretraining(path))
+    return next((path for path, tree in trees if tree["model"]["name"] == model), None)
 
 
 def _sizes(parameters: type[ModelParameters]) -> Iterator[str]:

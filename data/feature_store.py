@@ -102,6 +102,8 @@ class FeatureStore:
             self._read_new()  # what another run has made while this one waited
             remove_unfinished(self.folder)
             wanted = self.missing(keys)
+            if not wanted:
+                return 0
             if (needed := len(wanted) * size) > free_bytes(self.folder):
                 free = in_words(free_bytes(self.folder))
                 raise InputError(

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from layers.installed import INSTALLED, efficientnet_weights, package_of
 from option.architecture import RESNETS, TIMM, Architecture
 from option.parameters import Parameters
 from runtime.untrusted import load_torch
@@ -62,8 +63,8 @@ class ChosenBackboneParameters(BackboneParameters):
 
     pretrained: str = Field(
         default="imagenet",
-        description="imagenet (torchvision's or timm's download), none (random), or the path of a state dict under "
-        "their names",
+        description="imagenet (torchvision's or timm's download), installed (the extra weights), none (random), or a "
+        "file under their names",
     )
     architecture: Architecture = Field(
         default="resnet18",
@@ -72,19 +73,20 @@ class ChosenBackboneParameters(BackboneParameters):
     )
 
 
-def build_backbone(architecture: str, pretrained: str) -> nn.Module:
+def build_backbone(architecture: str, pretrained: str, load_weights: bool = True) -> nn.Module:
     """A network without its classifier: normalised images [B, 3, S, S] -> [B, C], see `backbone_width`.
 
     Args:
         architecture: torchvision's name of a ResNet, or `timm/` and a name of timm's.
-        pretrained: see `resnet`; for timm `imagenet` is its download.
+        pretrained: see `resnet`; for timm `imagenet` is its download, `installed` a package of `layers.installed`.
+        load_weights: False where other weights follow, which were trained from these.
 
     Raises:
         InputError: the weights can't be had or don't fit, or timm is missing or has no such network.
     """
     if architecture.startswith(TIMM):
-        return TimmBackbone(architecture.removeprefix(TIMM), pretrained)
-    return resnet(architecture, pretrained)
+        return TimmBackbone(architecture.removeprefix(TIMM), pretrained, load_weights)
+    return resnet(architecture, pretrained if load_weights else "none")
 
 
 def backbone_width(backbone: nn.Module) -> int:
@@ -111,16 +113,15 @@ class TimmBackbone(nn.Module):
     shift: Tensor
     channels: tuple[int, ...]
 
-    def __init__(self, name: str, pretrained: str) -> None:
-        """Build the network of this name; `pretrained` as in `build_backbone`.
+    def __init__(self, name: str, pretrained: str, load_weights: bool = True) -> None:
+        """Build the network of this name; the rest as in `build_backbone`.
 
         Raises:
             InputError: as `build_backbone`, or it does not give maps of four stages.
         """
         super().__init__()
-        self.network = _timm_network(name, pretrained)
+        self.network, scale, shift = timm_network(name, pretrained, load_weights, "model.backbone.pretrained")
         self.width: int = getattr(self.network, "head_hidden_size", self.network.num_features)
-        scale, shift = renormalisation(*(self.network.default_cfg[key] for key in ("mean", "std")))
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         try:
@@ -136,10 +137,6 @@ class TimmBackbone(nn.Module):
                 f"({first_line(fault)}). Convolutional networks of four stages do, such as timm/convnext_tiny, "
                 "timm/resnet26 or timm/regnety_016."
             ) from fault
-        if pretrained not in ("imagenet", "none"):
-            heads = self.network.default_cfg.get("classifier") or ()
-            heads = (heads,) if isinstance(heads, str) else tuple(heads)
-            _load_backbone(self.network, read_backbone_file(Path(pretrained)), pretrained, heads)
 
     @torch.no_grad()
     def _try_out(self) -> None:
@@ -173,6 +170,36 @@ def renormalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor
     scale = [ours / theirs for ours, theirs in zip(IMAGENET_STD, std, strict=True)]
     shift = [(ours - theirs) / by for ours, theirs, by in zip(IMAGENET_MEAN, mean, std, strict=True)]
     return torch.tensor(scale)[:, None, None], torch.tensor(shift)[:, None, None]
+
+
+def timm_network(name: str, pretrained: str, load_weights: bool, key: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """One of timm's networks without its classifier, and how its images are brought to what its weights expect.
+
+    Args:
+        name: timm's.
+        pretrained: see `build_backbone`.
+        load_weights: likewise.
+        key: of `pretrained`, for messages.
+
+    Returns:
+        The network, factor and summand of `renormalisation`.
+
+    Raises:
+        InputError: timm is missing or has no such network, or the weights can't be had or don't fit.
+    """
+    network = _timm_network(name, "imagenet" if load_weights and pretrained == "imagenet" else "none")
+    settings: Any = network.default_cfg
+    mean, deviation = settings["mean"], settings["std"]
+    if pretrained == INSTALLED:
+        package = package_of(f"{TIMM}{name}", key)
+        mean, deviation = (package.mean,) * 3, (package.deviation,) * 3
+        if load_weights:
+            network.load_state_dict(efficientnet_weights(package, network), strict=False)
+    elif load_weights and pretrained not in ("imagenet", "none"):
+        heads = settings.get("classifier") or ()
+        heads = (heads,) if isinstance(heads, str) else tuple(heads)
+        _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, heads)
+    return network, *renormalisation(mean, deviation)
 
 
 def _timm_network(name: str, pretrained: str) -> nn.Module:
@@ -223,12 +250,14 @@ def resnet(architecture: str, pretrained: str) -> nn.Module:
             without `module.` before its names, with any classifier (it is left out).
 
     Raises:
-        InputError: the weights can't be had or don't fit.
+        InputError: the weights can't be had or don't fit; no package has any of a ResNet.
     """
     constructors = import_torchvision("torchvision.models.resnet")
     network: nn.Module = getattr(constructors, architecture)(weights=None)
     if pretrained == "imagenet":
         _load_backbone(network, _download(constructors, architecture), "ImageNet", ("fc",))
+    elif pretrained == INSTALLED:
+        package_of(architecture, "model.backbone.pretrained")
     elif pretrained != "none":
         _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, ("fc",))
     network.fc = nn.Identity()
@@ -274,7 +303,7 @@ def read_backbone_file(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputError(
-            f"model.backbone.pretrained: no file {path}. Give imagenet, none, or the path of a state dict."
+            f"model.backbone.pretrained: no file {path}. Give imagenet, installed, none, or the path of a state dict."
         )
     try:
         content = load_torch(path)

@@ -110,9 +110,9 @@ class CLIP(RetrievalModel):
         scale, shift = renormalisation(mean, std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
-        for name, parameter in clip.named_parameters():
-            if freeze != "none" and name.startswith(TOWERS[freeze]):
-                parameter.requires_grad_(False)
+        self.freeze = freeze
+        if freeze != "none":
+            _Tower(self, freeze).requires_grad_(False)
 
     @classmethod
     def from_parameters(
@@ -162,17 +162,62 @@ class CLIP(RetrievalModel):
             )
         return BytePairs(tokenizer)
 
+    def train(self, mode: bool = True) -> CLIP:
+        """Bring what learns into training mode: a frozen tower draws nothing and keeps its statistics."""
+        super().train(mode)
+        if self.freeze != "none":
+            _Tower(self, self.freeze).eval()
+        return self
+
+    def frozen_image(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_image`: the whole tower."""
+        return _Tower(self, "image") if self.freeze == "image" else None
+
+    def frozen_text(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_text`: the whole tower."""
+        return _Tower(self, "text") if self.freeze == "text" else None
+
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
-        images = batch.need("images") * self.scale + self.shift  # from ImageNet's normalisation to the model's
-        return cast(Tensor, cast(Any, self.clip).encode_image(images))
+        if batch.image_features is not None:
+            return batch.image_features
+        return self.embed_images(batch.need("images"))
 
     def encode_text(self, batch: Batch) -> Tensor:
         """Embed captions [B, L], not normalised. Returns [B, D]."""
+        if batch.text_features is not None:
+            return batch.text_features
+        return self.embed_texts(batch.need("tokens"))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """The image tower: ImageNet-normalised images [B, 3, S, S] -> [B, D]."""
+        return cast(Tensor, cast(Any, self.clip).encode_image(images * self.scale + self.shift))
+
+    def embed_texts(self, tokens: Tensor) -> Tensor:
+        """The text tower: ids from 1 and 0 for padding, [B, L] -> [B, D]."""
         clip = cast(Any, self.clip)
-        ids = (batch.need("tokens") - 1).clamp(min=0)[:, : clip.context_length]
+        ids = (tokens - 1).clamp(min=0)[:, : clip.context_length]
         padded = F.pad(ids, (0, clip.context_length - ids.shape[1]))  # [B, C]: positions are learned for all of them
         return cast(Tensor, clip.encode_text(padded))
+
+
+class _Tower(nn.Module):
+    """One tower of a CLIP with all that it computes with, and nothing of the other."""
+
+    def __init__(self, model: CLIP, which: str) -> None:
+        super().__init__()
+        members = [*model.clip.named_children(), *model.clip.named_parameters(recurse=False)]
+        for name, member in members:
+            if f"{name}.".startswith(TOWERS[which]):
+                setattr(self, name, member)
+        if which == "image":
+            self.register_buffer("scale", model.scale)
+            self.register_buffer("shift", model.shift)
+        self.embed = model.embed_images if which == "image" else model.embed_texts
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Images [B, 3, S, S] or tokens [B, L] -> [B, D]."""
+        return self.embed(given)
 
 
 def import_open_clip() -> ModuleType:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from runtime.untrusted import load_torch
 from utils import InputError, file_sha256
 
+INSTALLED = "installed"
+"""`pretrained` of weights that come inside a package."""
 INSTALL = "bash exec/environment.sh weights"
 
 
@@ -103,9 +105,9 @@ def package_of(architecture: str, key: str) -> Package:
         InputError: there is none.
     """
     if architecture not in PACKAGES:
-        raise InputError(
-            f"{key}: no package holds weights of {architecture}; there are some of {', '.join(sorted(PACKAGES))}."
-        )
+        text = architecture.startswith(f"{INSTALLED}/")
+        known = sorted(name for name in PACKAGES if name.startswith(f"{INSTALLED}/") == text)
+        raise InputError(f"{key}: no package holds weights of {architecture}; there are some of {', '.join(known)}.")
     return PACKAGES[architecture]
 
 

@@ -94,10 +94,10 @@ class McrnParameters(ModelParameters):
 class AudioEncoder(nn.Module):
     """A backbone (published: ResNet-18) on a spectrogram image: its spatial mean, projected."""
 
-    def __init__(self, embed_dim: int, architecture: str, pretrained: str) -> None:
+    def __init__(self, embed_dim: int, architecture: str, pretrained: str, load_weights: bool) -> None:
         """Start from what `layers.backbone.build_backbone` takes."""
         super().__init__()
-        self.resnet = build_backbone(architecture, pretrained)  # named so in checkpoints, whatever it is
+        self.resnet = build_backbone(architecture, pretrained, load_weights)  # named so in checkpoints, whatever it is
         self.projection = nn.Linear(backbone_width(self.resnet), embed_dim)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class MCRN(MultiscaleModel):
         width = block.embed.embed_dim
         model = cls(
             *build_encoders(block, image_size, vocabulary, load_weights),
-            AudioEncoder(width, block.backbone.architecture, block.backbone.pretrained if load_weights else "none"),
+            AudioEncoder(width, block.backbone.architecture, block.backbone.pretrained, load_weights),
             SharedPatternTransfer(width, block.num_modal, block.share),
             block.embed.share_dropout,
             aligned,

@@ -65,14 +65,14 @@ class TimmPyramid(nn.Module):
         channels: C1 to C4.
     """
 
-    def __init__(self, name: str, pretrained: str) -> None:
+    def __init__(self, name: str, pretrained: str, load_weights: bool = True) -> None:
         """Start from the weights that `layers.backbone.TimmBackbone` takes.
 
         Raises:
             InputError: as there.
         """
         super().__init__()
-        self.backbone = TimmBackbone(name, pretrained)
+        self.backbone = TimmBackbone(name, pretrained, load_weights)
         self.backbone.prune()
         self.channels = self.backbone.channels
 
@@ -81,11 +81,11 @@ class TimmPyramid(nn.Module):
         return cast(Maps, self.backbone.maps(images))
 
 
-def pyramid(architecture: str, pretrained: str) -> ResNetPyramid | TimmPyramid:
+def pyramid(architecture: str, pretrained: str, load_weights: bool = True) -> ResNetPyramid | TimmPyramid:
     """The pyramid of an image encoder, by the names that `layers.backbone.build_backbone` takes."""
     if architecture.startswith(TIMM):
-        return TimmPyramid(architecture.removeprefix(TIMM), pretrained)
-    return ResNetPyramid(architecture, pretrained)
+        return TimmPyramid(architecture.removeprefix(TIMM), pretrained, load_weights)
+    return ResNetPyramid(architecture, pretrained if load_weights else "none")
 
 
 class MultiscaleImageEncoder(nn.Module):

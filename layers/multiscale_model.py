@@ -47,7 +47,7 @@ def build_encoders(
         InputError: weights that the block names can't be had or don't fit.
     """
     images = MultiscaleImageEncoder(
-        pyramid(block.backbone.architecture, block.backbone.pretrained if load_weights else "none"),
+        pyramid(block.backbone.architecture, block.backbone.pretrained, load_weights),
         block.embed.embed_dim,
         image_size,
         block.multiscale.multiscale_input_channel,

@@ -9,27 +9,24 @@ Letters: B batch, S image side in pixels, L tokens, W width of a tower's feature
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import _load_backbone, _timm_network, import_torchvision, read_backbone_file, renormalisation
-from layers.installed import PACKAGES, efficientnet_weights, installed_file, package_of
+from layers.backbone import import_timm, import_torchvision, timm_network
+from layers.installed import INSTALLED, PACKAGES, installed_file, package_of
 from option.architecture import TIMM
 from utils import InputError, first_line
 from vocab import UNKNOWN, Vocabulary
 
-INSTALLED = "installed"
-"""`pretrained` of weights that come inside a package, see `layers.installed`."""
 Trained = Literal["none", "all"] | int
 """What of a tower learns: nothing, all of it, or its last blocks, by their number."""
 
 
 class Tower(nn.Module):
-    """A network whose blocks stand in order; each parameter belongs to one of them.
+    """A network whose blocks stand in order; a parameter belongs to one of them, or never learns.
 
     Attributes:
         width: W of its features.
@@ -73,9 +70,10 @@ class Tower(nn.Module):
         """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
         super().train(mode and not self.is_frozen)
         for part in self.modules():
-            frozen = not any(parameter.requires_grad for parameter in part.parameters())
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) or frozen:
-                part.training = False
+            learns = [parameter.requires_grad for parameter in part.parameters()]
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) or (learns and not any(learns)):
+                for inner in part.modules():  # dropout has no parameters: it goes with what it lies in
+                    inner.training = False
         return self
 
     def groups(self, rate: float, decay: float) -> Iterator[dict[str, Any]]:
@@ -89,6 +87,8 @@ class Tower(nn.Module):
 
 class TimmTower(Tower):
     """A network of timm without its classifier; its images are normalised as its weights expect it."""
+
+    network: Any
 
     def __init__(self, architecture: str, pretrained: str, load_weights: bool) -> None:
         """Build the network.
@@ -104,21 +104,11 @@ class TimmTower(Tower):
         super().__init__()
         if not architecture.startswith(TIMM):
             raise InputError(f"model.image.architecture {architecture}: expected {TIMM}NAME, a network of timm's.")
-        downloads = load_weights and pretrained == "imagenet"
-        network: Any = _timm_network(architecture.removeprefix(TIMM), "imagenet" if downloads else "none")
-        self.width = int(getattr(network, "head_hidden_size", None) or network.num_features)
-        mean, deviation = (network.default_cfg[key] for key in ("mean", "std"))
-        if pretrained == INSTALLED:
-            package = package_of(architecture, "model.image.pretrained")
-            mean, deviation = (package.mean,) * 3, (package.deviation,) * 3
-            network.load_state_dict(efficientnet_weights(package, network), strict=False)
-            self.from_package = True
-        elif load_weights and pretrained not in ("imagenet", "none"):
-            heads = network.default_cfg.get("classifier") or ()
-            heads = (heads,) if isinstance(heads, str) else tuple(heads)
-            _load_backbone(network, read_backbone_file(Path(pretrained)), pretrained, heads)
-        self.network: Any = network
-        scale, shift = renormalisation(mean, deviation)
+        self.from_package = pretrained == INSTALLED
+        self.network, scale, shift = timm_network(
+            architecture.removeprefix(TIMM), pretrained, load_weights or self.from_package, "model.image.pretrained"
+        )
+        self.width = int(getattr(self.network, "head_hidden_size", None) or self.network.num_features)
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", scale, persistent=False)
@@ -132,10 +122,47 @@ class TimmTower(Tower):
         grouped = group_parameters(self.network, self.network.group_matcher(coarse=False))
         return [[f"network.{name}" for name in names] for _, names in sorted(grouped.items()) if names]
 
+    def frozen_part(self) -> nn.Module | None:
+        """See `Tower.frozen_part`; of an EfficientNet also the stem and the blocks that do not learn."""
+        first = self._parts()[: len(self.blocks) - self.trained_blocks]
+        return self if self.is_frozen else _Start(first, self.scale, self.shift) if first else None
+
+    def finish(self, features: Tensor) -> Tensor:
+        """See `Tower.finish`."""
+        if self.is_frozen:
+            return features
+        for part in self._parts()[len(self.blocks) - self.trained_blocks :]:
+            features = part(features)
+        return cast(Tensor, self.network.forward_head(self.network.bn2(self.network.conv_head(features))))
+
+    def _parts(self) -> list[nn.Module]:
+        """Of an EfficientNet what computes each of `blocks`, without the last one's head; empty for others."""
+        if not isinstance(self.network, import_timm().models.EfficientNet):
+            return []
+        stem = nn.Sequential(self.network.conv_stem, self.network.bn1)
+        parts = [stem, *(block for stage in self.network.blocks for block in stage)]
+        return parts if len(parts) == len(self.blocks) else []
+
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, W]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             return cast(Tensor, self.network(images * self.scale + self.shift))
+
+
+class _Start(nn.Module):
+    """The first parts of a network behind its normalisation: images [B, 3, S, S] -> maps [B, C, H, W]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, parts: Sequence[nn.Module], scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.parts(images * self.scale + self.shift))
 
 
 class SentenceTower(Tower):
@@ -157,7 +184,7 @@ class SentenceTower(Tower):
         self.from_package = source in PACKAGES
         try:
             if load_weights or self.from_package:
-                network: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True)
+                network: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
             else:
                 network = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place))
         except Exception as fault:  # a folder that is none, a hub out of reach: each has errors of its own
@@ -172,12 +199,17 @@ class SentenceTower(Tower):
         self.blocks = self._blocks()
 
     def _blocks(self) -> list[list[str]]:
-        """The embeddings, then each layer; what is in neither learns with the last."""
-        names = [name for name, _ in self.named_parameters()]
+        """The embeddings, then each layer; what is in neither learns with the last.
+
+        The biases of keys are in none: they add the same to all scores of a query, which the softmax cancels.
+        """
         layers = _layer_list(self.network)
         within = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
-        numbers = [within.get(id(p), 0 if "embed" in name else len(layers)) for name, p in self.named_parameters()]
-        return [[n for n, at in zip(names, numbers, strict=True) if at == block] for block in range(len(layers) + 1)]
+        blocks: list[list[str]] = [[] for _ in range(len(layers) + 1)]
+        for name, parameter in self.named_parameters():
+            if not name.endswith("key.bias"):
+                blocks[within.get(id(parameter), 0 if "embed" in name else len(layers))].append(name)
+        return blocks
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""

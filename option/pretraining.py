@@ -21,7 +21,7 @@ class PretrainedBackbone(Parameters):
         default="resnet50",
         description="as model.backbone.architecture; SWAN starts from a resnet50, the others from what they say there",
     )
-    pretrained: str = Field(default="none", description="none (random), imagenet, or the path of a state dict")
+    pretrained: str = Field(default="none", description="none (random), imagenet, installed (extra weights), or a file")
 
 
 class BackboneImages(AugmentedReading):

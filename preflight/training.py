@@ -28,11 +28,13 @@ from preflight.resources import (
     each_weight_alone,
 )
 from runs.checkpoints import fit_weights, load_weights
+from runs.features import sizes_of_features
 from runs.folders import experiment_folder, run_folder
 from runs.loaders import queries_of, read_vocabulary, split_of
 from runs.media import audio_folder_of, regions_of
 from runs.provenance import check_data_set
 from runs.resume import begun_run
+from runtime.machine import free_bytes, in_words
 from utils import Gate
 from vocab import Vocabulary
 
@@ -85,6 +87,7 @@ def check_training(
     last, best = (0, 0) if model is None else checkpoint_bytes(model, options.optim.ema > 0)
     begun = sum((run_folder(options, fold) / "last.pth").is_file() for fold in folds)
     output = check_output(found, experiment_folder(options), on_disk + (len(folds) - begun) * (last + best) + last)
+    features = "" if model is None or not lists else _check_features(found, options, model, lists[0])
     found.refuse(source)
     assert model is not None
     return " ".join(
@@ -93,6 +96,7 @@ def check_training(
             _describe_work(options, model, splits, device),
             f"{data} Images are {describe_headers(headers)}.",
             words,
+            *([features] if features else []),
             f"Decoded images are kept in: {memory}. {output}.",
         ]
     )
@@ -178,6 +182,23 @@ def _check_weights(
             found.attempt("Earlier runs", partial(check_data_set, begun, last, data_path, gate))
             found.attempt("Earlier runs", partial(fit_weights, model, begun, last, options, vocabulary, gate))
     return model
+
+
+def _check_features(found: Findings, options: Options, model: RetrievalModel, train: Annotations) -> str:
+    """What is kept of frozen towers, and whether there is room for it beside what is there already."""
+    sizes, folder = sizes_of_features(model, options, train), options.dataset.feature_path
+    if not sizes:
+        return ""
+    needed, free = sum(sizes.values()), free_bytes(folder)
+    there = sum(file.stat().st_size for file in folder.glob("*/*.npy"))
+    if needed > free + there:
+        found.add(
+            "Output",
+            f"{folder}: features of frozen towers take {in_words(needed)}, {in_words(free)} are free; free some space, "
+            "set dataset.feature_path to another disk, or dataset.features to off",
+        )
+    kinds = ", ".join(f"{what} ({in_words(size)})" for what, size in sizes.items())
+    return f"Features of frozen towers are computed once and kept in {folder}: at most {kinds}."
 
 
 def _describe_work(

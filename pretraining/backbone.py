@@ -97,11 +97,6 @@ def find_images(dataset: BackboneImages) -> tuple[Path, dict[str, str]]:
     return folder, kept
 
 
-def start_of(options: BackboneOptions, begun: dict[str, Any] | None) -> str:
-    """What the backbone of a run starts from; its weights are replaced where it was begun."""
-    return options.backbone.pretrained if begun is None else "none"
-
-
 def split_classes(labels: Sequence[int] | np.ndarray, val_share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split images class by class.
 

@@ -21,7 +21,7 @@ from dataloader import stored_batches
 from layers.backbone import backbone_width, build_backbone
 from option import BackboneOptions
 from option.pretraining import BackboneImages
-from pretraining.backbone import Side, Task, find_images, open_sides, start_of
+from pretraining.backbone import Side, Task, find_images, open_sides
 from pretraining.unpaired import ImageLoader
 from runs.models import place
 from training.epoch import autocast
@@ -33,9 +33,9 @@ FEWEST_PER_CLASS = 2
 class SceneClassifier(nn.Module):
     """A backbone that tells scene classes apart, by a new classifier on what `build_backbone` builds."""
 
-    def __init__(self, architecture: str, pretrained: str, classes: int) -> None:
+    def __init__(self, architecture: str, pretrained: str, classes: int, load_weights: bool = True) -> None:
         super().__init__()
-        self.backbone = build_backbone(architecture, pretrained)
+        self.backbone = build_backbone(architecture, pretrained, load_weights)
         self.classifier = nn.Linear(backbone_width(self.backbone), classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -117,8 +117,8 @@ def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | N
     images = list_images(dataset)
     if begun is not None:
         _refuse_other_classes(begun, images.classes, folder)
-    start = start_of(options, begun)
-    model = place(SceneClassifier(options.backbone.architecture, start, len(images.classes)), device)
+    start, classes = options.backbone, len(images.classes)
+    model = place(SceneClassifier(start.architecture, start.pretrained, classes, begun is None), device)
     logger.info("%d classes", len(images.classes))
     train, val = open_sides(options, folder, images.folder, images.names, images.labels, dataset.image_size, device)
     labels, val_labels = images.labels[train.places].to(device), images.labels[val.places]

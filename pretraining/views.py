@@ -23,7 +23,7 @@ from layers.losses import contrastive_parts
 from metrics.ranks import rank_blocks
 from option import BackboneOptions
 from option.pretraining import BackboneImages
-from pretraining.backbone import Task, find_images, open_sides, split_classes, start_of
+from pretraining.backbone import Task, find_images, open_sides, split_classes
 from pretraining.unpaired import TwoViewLoader
 from runs.models import place
 from utils import InputError
@@ -40,9 +40,9 @@ VALIDATION_EPOCH = -1
 class ViewMatcher(nn.Module):
     """A backbone and an MLP, in whose space two views of an image meet: the MLP of SimCLR (Chen et al., 2020)."""
 
-    def __init__(self, architecture: str, pretrained: str) -> None:
+    def __init__(self, architecture: str, pretrained: str, load_weights: bool = True) -> None:
         super().__init__()
-        self.backbone = build_backbone(architecture, pretrained)
+        self.backbone = build_backbone(architecture, pretrained, load_weights)
         width = backbone_width(self.backbone)
         self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, VIEW_DIM))
 
@@ -92,7 +92,8 @@ def view_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | No
     """
     dataset, optim = options.dataset, options.optim
     images, names = list_names(dataset)
-    model = place(ViewMatcher(options.backbone.architecture, start_of(options, begun)), device)
+    start = options.backbone
+    model = place(ViewMatcher(start.architecture, start.pretrained, begun is None), device)
     margin = margin_size(dataset.image_size)
     train, val = open_sides(options, folder, images, names, torch.zeros(len(names), dtype=torch.int64), margin, device)
     val_loader = val.loader(TwoViewLoader, options, dataset.batch_size_val, "validation", device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from batches.augmentation import Augmentation, normalise, right_angle_views
 from batches.features import NO_FEATURES, ListFeatures
-from data.annotations import Annotations
+from data.annotations import Annotations, check_images
 from data.feature_store import FeatureStore, FeatureTable, key_of
 from data.image_store import ImageStore
 from dataloader import stored_batches
@@ -28,6 +29,8 @@ PREPARATION = "square, bilinear, ImageNet's mean and deviation"
 """How images become what a frozen part sees; another text makes other stores."""
 BATCH = 64  # images, or captions, that are encoded at a time
 WHY_NOT = "dataset.augmentation {}: every step draws another view, so features of the frozen image tower are not kept."
+Sizes = dict[str, int]
+"""Of features that would be kept: what of, in words -> bytes."""
 
 
 def train_views(options: Options) -> int | None:
@@ -73,11 +76,36 @@ def list_features(
     return ListFeatures(images, captions, views or 1)
 
 
+def sizes_of_features(model: RetrievalModel, options: Options, annotations: Annotations) -> Sizes:
+    """What `list_features` keeps of a train list at most; nothing is computed but one feature of each kind.
+
+    Args:
+        model: on the CPU.
+        options: of the experiment.
+        annotations: the list.
+    """
+    if options.dataset.features == "off":
+        return {}
+    found: Sizes = {}
+    image, text, views = model.frozen_image(), model.frozen_text(), train_views(options)
+    if image is not None and views is not None:
+        size, count = options.dataset.image_size, len(annotations.image_names)
+        numbers = numbers_of(image, torch.zeros(1, 3, size, size))
+        of_views = "" if views == 1 else f" x {views} views"
+        found[f"{count:,} images{of_views} x {numbers:,} numbers"] = 4 * count * views * numbers
+    if text is not None:
+        count = len(set(annotations.captions))
+        numbers = numbers_of(text, torch.ones(1, 1, dtype=torch.int64))
+        found[f"{count:,} captions x {numbers:,} numbers"] = 4 * count * numbers
+    return found
+
+
 def _image_features(
     part: nn.Module, options: Options, annotations: Annotations, views: int, device: torch.device
 ) -> FeatureTable:
     """The features of each view of each image, views of an image one after the other."""
     dataset, size = options.dataset, options.dataset.image_size
+    check_images(annotations, dataset.image_folder)
     paths = [dataset.image_folder / name for name in annotations.image_names]
     digests = [file_sha256(path) for path in paths]
     recipe = {"part": _digest(part), "side": size, "preparation": PREPARATION, "precision": options.optim.amp}
@@ -98,8 +126,8 @@ def _image_features(
             with precise:
                 yield quick(every[place, chunk % views].contiguous(memory_format=torch.channels_last)).float().cpu()
 
-    one = _image_bytes(part, size, device, options.optim.amp)
-    _fill(store, part, keys, make, one, f"features ({annotations.name})")
+    one = numbers_of(part, torch.zeros(1, 3, size, size, device=device))
+    _fill(store, part, keys, make, 4 * one, f"features ({annotations.name})")
     return store.table(keys)
 
 
@@ -126,16 +154,15 @@ def _caption_features(
         for start in range(0, len(wanted), BATCH):
             yield torch.stack([made[place] for place in range(start, min(start + BATCH, len(wanted)))])
 
-    with torch.no_grad():
-        size = 4 * part(captions.batch(torch.tensor([0])).need("tokens").to(device)).numel()
+    size = 4 * numbers_of(part, torch.ones(1, 1, dtype=torch.int64, device=device))
     _fill(store, part, keys, make, size, f"caption features ({annotations.name})")
     return store.table(keys)
 
 
-def _image_bytes(part: nn.Module, size: int, device: torch.device, amp: str) -> int:
-    """Bytes of one view's features."""
-    with torch.no_grad(), autocast(device, amp):
-        return 4 * part.eval()(torch.zeros(1, 3, size, size, device=device)).numel()
+@torch.no_grad()
+def numbers_of(part: nn.Module, one: Tensor) -> int:
+    """How many numbers a frozen part makes of one image [1, 3, S, S] or caption [1, L]."""
+    return cast(Tensor, part.eval()(one)).numel()
 
 
 def _fill(
@@ -165,5 +192,5 @@ def _digest(part: nn.Module) -> str:
     digest = hashlib.sha256(repr(part).encode())
     for name, value in [*part.named_parameters(), *part.named_buffers()]:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

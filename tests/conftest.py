@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from option.fields import leaves
 from option.schema import Dataset, KFold, Optim
 from tests import ROOT
 from tests.reference_inputs import WORDS
+from tests.tiny_bert import TINY_BERT, write_bert
 from utils import logger
 from vocab import Vocabulary
 
@@ -29,6 +31,13 @@ SMALL = {
     "discriminator.in_size": 128,
     "backbone.pretrained": "none",
     "architecture": str(Path(__file__).with_name("clip_tiny.json")),
+    "image.architecture": "timm/test_efficientnet",
+    "image.pretrained": "none",
+    "image.train": "all",
+    "text.encoder": "gru",
+    "text.word_dim": 16,
+    "text.hidden_dim": 32,
+    "embed_dim": 128,
 }
 
 
@@ -60,10 +69,22 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="session")
-def tiny_options() -> Callable[..., Options]:
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+    """`tiny_bert()`: the folder of a small sentence encoder; without transformers it skips the test that asks."""
+
+    @cache
+    def written() -> str:
+        return str(write_bert(tmp_path_factory.mktemp("bert")))
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def tiny_options(tiny_bert: Callable[[], str]) -> Callable[..., Options]:
     """`tiny_options(model, changes)`: options of a model that builds in no time.
 
-    `changes` are dotted keys of the `model` block, or of another one with `dataset.` or `optim.` before them.
+    `changes` are dotted keys of the `model` block, or of another one with `dataset.` or `optim.` before them; the value
+    `TINY_BERT` becomes the folder of `tiny_bert`.
     """
 
     def build(model: str, changes: Mapping[str, Any] | None = None) -> Options:
@@ -80,6 +101,7 @@ def tiny_options() -> Callable[..., Options]:
             "optim": {},
         }
         for key, value in ({key: SMALL[key] for key in SMALL if f"model.{key}" in known} | dict(changes or {})).items():
+            value = tiny_bert() if value == TINY_BERT else value
             block_name, _, name = key.partition(".")
             if block_name in others:
                 others[block_name][name] = value

@@ -24,6 +24,7 @@ from batches.augmentation import (
     recolour,
     right_angle_views,
     rotate_and_crop,
+    turned,
 )
 from option.schema import Angles
 
@@ -169,6 +170,37 @@ def test_right_angle_views_are_all_symmetries_of_the_square() -> None:
     for change in (lambda x: x.rot90(1, (2, 3)), lambda x: x.flip(2), lambda x: x.transpose(2, 3)):
         changed = {view.numpy().tobytes() for view in right_angle_views(change(image))}
         assert changed == {view.numpy().tobytes() for view in views}
+
+
+def test_each_image_is_turned_by_its_own_number() -> None:
+    images, views = _noise(16, 5), torch.tensor([*range(8), *reversed(range(8))])
+    all_views = list(right_angle_views(images))
+    expected = torch.stack([all_views[view][row] for row, view in enumerate(views.tolist())])
+    assert torch.equal(turned(images, views), expected)
+    assert torch.equal(turned(images, torch.zeros(16).long()), images)
+
+
+@pytest.mark.parametrize(("angles", "among"), [("right_angles", 8), ("none", 1)])
+def test_a_view_of_the_whole_image_is_drawn_by_number(angles: Angles, among: int) -> None:
+    augmentation = Augmentation(angles)
+    assert augmentation.views == among
+    assert augmentation.stored_size(32) == 32
+    draws = Draws.draw(4000, 0, torch.Generator().manual_seed(0), augmentation=augmentation)
+    counts = draws.need_views().bincount(minlength=among)
+    assert len(counts) == among
+    assert counts.min() > 0.8 * 4000 / among
+    images = _noise(8, 6)
+    some = draws.rows(torch.arange(8))
+    expected = normalise(turned(images, some.need_views()))
+    assert torch.equal(augment(images, 6, some), expected)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(), Augmentation("overhead"), Augmentation("none", 0.5), Augmentation("right_angles", colours=0.1)],
+)
+def test_other_views_have_no_number(augmentation: Augmentation) -> None:
+    assert augmentation.views is None
 
 
 @pytest.mark.parametrize(("side", "size"), [(278, 256), (104, 96), (35, 32)])

@@ -18,7 +18,7 @@ from torch import Tensor
 import option
 from batches.batch import Batch
 from batches.pairs import Pairs, PairSource
-from batches.sampling import ImageSampler, PairSampler, Sample, batches_of
+from batches.sampling import ImageSampler, OneCaptionSampler, PairSampler, Sample, batches_of
 from data.annotations import Annotations, read_annotations
 from data.similarity.prior import PriorSimilarity
 from layers import build_model
@@ -82,6 +82,30 @@ class TestSampling:
         for share in shares:
             assert share.rows is not None
             assert torch.equal(share.images[share.rows], caption_image[share.captions])
+
+    @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30), st.integers(0, 99))
+    def test_each_image_comes_with_one_of_its_usable_captions(
+        self, captions: list[tuple[int, bool]], seed: int
+    ) -> None:
+        caption_image = torch.tensor([image for image, _ in captions])
+        usable = torch.tensor([good for _, good in captions])
+        sampler = OneCaptionSampler(caption_image, usable)
+        items = torch.randperm(len(sampler))
+        sample = sampler.sample(items, torch.Generator().manual_seed(seed))
+        assert sorted(sample.images.tolist()) == sorted(set(caption_image[usable].tolist()))
+        assert torch.equal(caption_image[sample.captions], sample.images)
+        assert usable[sample.captions].all()
+        assert sample.rows is None
+        again = sampler.sample(items, torch.Generator().manual_seed(seed))
+        assert torch.equal(again.captions, sample.captions)
+
+    def test_every_caption_is_drawn_in_some_epoch_and_as_often_as_the_others(self) -> None:
+        caption_image = torch.tensor([0, 1, 0, 1, 1, 2])
+        sampler = OneCaptionSampler(caption_image, torch.tensor([True] * 4 + [False, True]))
+        generator = torch.Generator().manual_seed(0)
+        drawn = [sampler.sample(torch.arange(3), generator).captions for _ in range(2000)]
+        shares = torch.cat(drawn).bincount(minlength=6) / 2000
+        torch.testing.assert_close(shares, torch.tensor([0.5, 0.5, 0.5, 0.5, 0.0, 1.0]), atol=0.05, rtol=0)
 
     def test_pairs_are_shared_evenly(self) -> None:
         sampler = PairSampler(torch.arange(9) // 2, torch.tensor([True] * 3 + [False] + [True] * 5))

@@ -91,7 +91,7 @@ class TestFiles:
     def test_a_missing_file(self, tmp_path: Path) -> None:
         message = fault(tmp_path / "absent.pth")
         assert message.startswith(f"model.backbone.pretrained: no file {tmp_path / 'absent.pth'}.")
-        assert "imagenet, none, or the path" in message
+        assert "imagenet, installed, none, or the path" in message
 
     def test_a_folder(self, tmp_path: Path) -> None:
         assert "no file" in fault(tmp_path)

@@ -19,6 +19,7 @@ from batches.batch import Batch, Captions
 from layers import build_model
 from layers.clip import CLIP, BytePairs, architecture_name, import_open_clip
 from option import Options
+from runtime.weights import read_checkpoint
 from tests import ROOT
 from tests.tiny import make_precomp
 from utils import InputError
@@ -83,6 +84,63 @@ def test_a_frozen_tower_has_no_gradient(tiny_options: Callable[..., Options], wo
     image = {name for name in both if name.startswith("visual.")}
     assert still == (image if tower == "image" else both - image)
     assert 0 < len(image) < len(both)
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_frozen_tower_can_be_had_by_itself(
+    tiny_options: Callable[..., Options], words: BytePairs, tower: str
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(tiny_options("CLIP", {"freeze": tower}), words).train()
+    image, text = model.frozen_image(), model.frozen_text()
+    assert (text if tower == "image" else image) is None
+    part = image if tower == "image" else text
+    assert part is not None
+    assert not any(module.training for module in part.modules() if module is not part)
+    assert model.clip.visual.training == (tower == "text")  # type: ignore[union-attr]
+    assert model.clip.transformer.training == (tower == "image")  # type: ignore[union-attr]
+    still = {id(value) for value in model.parameters() if not value.requires_grad}
+    assert {id(value) for value in part.parameters()} == still
+    batch = Captions.encode([CAPTION, "a pond"], words).batch(torch.arange(2))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        if tower == "image":
+            features = part(images)
+            expected, found = Batch(images=images), Batch(image_features=features)
+            assert torch.equal(model.encode_image(found), model.encode_image(expected))
+        else:
+            features = part(batch.need("tokens"))
+            assert torch.equal(model.encode_text(Batch(text_features=features)), model.encode_text(batch))
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_training_on_kept_features_ends_the_same(tmp_path: Path, tower: str, model: CLIP) -> None:
+    data = make_precomp(tmp_path / "data")
+    torch.save({name.removeprefix("clip."): value for name, value in model.state_dict().items()}, tmp_path / "zero.pt")
+    weights = {}
+    for name in ("auto", "off"):
+        content = {
+            "model": {
+                "name": "CLIP",
+                "architecture": str(TINY),
+                "pretrained": str(tmp_path / "zero.pt"),
+                "freeze": tower,
+            },
+            "dataset": {
+                **{"data_path": str(data), "vocab_path": "absent.json", "image_size": 64, "batch_size": 8},
+                **{"workers": 0, "augmentation": "none", "features": name, "feature_path": str(tmp_path / "features")},
+            },
+            "optim": {"epochs": 2, "lr": 1e-3, "loss": "contrastive"},
+            "logs": {"ckpt_save_path": str(tmp_path / "checkpoint")},
+            "k_fold": {"experiment_name": name, "nums": 1},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        train_entry.main(["--path_opt", str(path)])
+        weights[name] = read_checkpoint(tmp_path / "checkpoint" / name / "0" / "last.pth")["model"]
+    assert any((tmp_path / "features").iterdir())
+    for name, value in weights["off"].items():
+        torch.testing.assert_close(weights["auto"][name], value, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("wrapped", ["alone", "state_dict", "module."])

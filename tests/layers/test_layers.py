@@ -5,6 +5,7 @@ Letters: B batch, N images, M texts, D embedding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +20,15 @@ import layers.backbone
 from batches.batch import Batch
 from layers import build_model
 from layers.base import RetrievalModel, normalise_rows
+from layers.installed import INSTALL, PACKAGES
 from layers.registry import registered
 from layers.released import load_released
 from metrics.ranks import rank, recalls
-from option import Options, is_pretraining, load_options
+from option import Options, dump, is_pretraining, load_options
 from option.fields import leaves
 from tests import ROOT, reference_inputs
 from tests.criteria import triplet_criterion
+from tests.tiny_bert import TINY_BERT
 from vocab import Vocabulary
 
 # The variants of a model that need a run of their own, as `changes` of `tiny_options`; the default where none is named.
@@ -48,6 +51,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"optim.methods": "all"},
         {"optim.methods": "tpt"},
         {"optim.methods": "tpt", "backbone.architecture": "timm/convnext_atto"},
+    ],
+    "DualEncoder": [
+        {},
+        {"head.kind": "linear", "text.encoder": TINY_BERT, "text.train": "all"},
+        {"text.encoder": TINY_BERT, "text.train": {"last": 1}, "text.pooling": "cls", "image.train": {"last": 2}},
+        {"image.train": "none", "text.encoder": TINY_BERT, "text.train": "none"},
     ],
 }
 
@@ -280,12 +289,20 @@ def test_mixed_precision_stays_close(trained: RetrievalModel) -> None:
     assert torch.equal(scores_under_autocast, scores)
 
 
+def skip_without_packages(options: Options) -> None:
+    """Skip the test where options ask for installed weights that are not there: they are read in any case."""
+    for name in PACKAGES.keys() & set(re.findall(r"[\w/]+", str(dump(options)["model"]))):
+        for module in (PACKAGES[name].module, "timm", "transformers"):
+            pytest.importorskip(module, reason=f"it needs the extra weights: {INSTALL}")
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_options_build_without_weight_files(
     path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers.backbone, "_download", lambda *_: pytest.fail("a download was tried"))
     options = load_options(path)
+    skip_without_packages(options)
     model = build_model(options, vocabulary, load_weights=False).eval()
     assert type(model) is registered()[options.model.name].model
     batch = random_batch(2, options.dataset.image_size)

