@@ -67,6 +67,11 @@ class ImageLibrary:
             store.load(rows, title)
         return store, rows
 
+    def unkept(self, names: Sequence[str], size: int) -> tuple[ImageStore, Tensor]:
+        """The same without a cache: for images that features stand for."""
+        paths = [self.folder / name for name in names]
+        return ImageStore(paths, size, "off", None, self.device, self.images.max_pixels), torch.arange(len(names))
+
     def _store(self, size: int) -> ImageStore:
         promised = {"ram": sum(store.promised for store in self.beside)}
         cache = choose_cache(self.images.cache, len(self.names), size, self.device, self.processes, promised)

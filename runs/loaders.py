@@ -133,7 +133,10 @@ def evaluation_loader(
     warn_of_blanks(annotations)
     size, names, views = options.dataset.image_size, annotations.image_names, None
     title = f"images ({annotations.name})"
-    store, rows = media.images.open(names, size, title, load and features.images is None)
+    if features.images is None:
+        store, rows = media.images.open(names, size, title, load)
+    else:
+        store, rows = media.images.unkept(names, size)
     if registered()[options.model.name].model.uses_second_view:
         views, _ = media.images.open(names, margin_size(size), title)
     return EvaluationLoader(
