@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metrics
@@ -17,6 +18,7 @@ from batches.augmentation import right_angle_views
 from batches.batch import Batch
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
+from metrics import limits
 from option.schema import Views
 from runtime.distributed import ALONE, World
 from runtime.interruption import Watch
@@ -24,6 +26,8 @@ from training.epoch import Loader, Plan, ScalarWriter, autocast, check_finite, p
 from training.state import TrainingState
 from utils import InputError, logger
 
+ALIKE = 1 - 1e-6
+"""Mean cosine above which embeddings tell nothing apart."""
 SCORES_PER_BLOCK = 2**26
 """Entries of the score matrix that evaluation holds at once: 256 MiB of float32."""
 
@@ -114,7 +118,8 @@ def _validate(
 
 def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
     score = row.get(f"val_{plan.select}")
-    validation = "" if score is None else f", val {plan.select} {score:.2f}{' (best)' if is_best else ''}"
+    notes = ", ".join(["best"] * is_best + [f"chance {plan.chance:.2f}"] * (plan.chance > 0))
+    validation = "" if score is None else f", val {plan.select} {score:.2f}{f' ({notes})' if notes else ''}"
     logger.info(
         "epoch %d/%d: loss %.4f%s, lr %.2e, %.0f images/s, %.0f s",
         row["epoch"],
@@ -132,8 +137,32 @@ def evaluate(
 ) -> dict[str, float]:
     """Retrieval scores of a data set, see `metrics.ranks.task_recalls`; every item is encoded once, pairs in blocks."""
     images, texts = encode(model, loader, device, amp)
+    warn_of_collapse(images, texts)
     blocks = score_source(model, images, texts, loader.caption_row)
     return metrics.task_recalls(rank_tasks(model, loader, images, blocks, device, amp))
+
+
+def chance_of(loader: EvaluationLoader) -> dict[str, float]:
+    """What a random order would score, under the names of `evaluate`."""
+    return (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
+
+
+def warn_of_collapse(images: Tensor, texts: Tensor) -> None:
+    """Say it where all images [N, D], or all captions [U, D], have one and the same embedding."""
+    for kind, embeddings in (("image", images), ("caption", texts)):
+        if len(embeddings) > 1 and mean_cosine(embeddings) > ALIKE:
+            logger.warning(
+                "all %s embeddings are alike: the training has collapsed, and scores are those of chance. Try a lower "
+                "optim.lr, optim.warmup_steps, optim.loss=contrastive, or optim.max_violation=false.",
+                kind,
+            )
+
+
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine of two different embeddings of [N, D], N at least 2."""
+    count = len(embeddings)
+    total = F.normalize(embeddings.double()).sum(dim=0).square().sum()
+    return float((total - count) / (count * (count - 1)))
 
 
 def encode(

@@ -27,7 +27,7 @@ import torch
 
 import option
 from data.annotations import Annotations
-from engine import fit
+from engine import chance_of, fit
 from layers.objective import build_objective
 from option import Options
 from preflight import check_training
@@ -149,7 +149,8 @@ def train_fold(
         if world.leads:
             keeper.settle(state, begun)
         validate = partial(validated, state, validation, device, options.optim.amp, world)
-        plan = plan_of(options.optim, options.logs, model.selected_by)
+        chance = chance_of(validation)[model.selected_by]
+        plan = plan_of(options.optim, options.logs, model.selected_by, chance)
         fit(state, loader, losses, validate, plan, device, writer, partial(saved, keeper, world), world)
 
 

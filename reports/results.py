@@ -11,6 +11,7 @@ import torch
 
 import metrics
 import option
+from engine import chance_of
 from layers.registry import registered
 from metrics import limits
 from metrics.rerank import Method
@@ -77,7 +78,7 @@ def summary(
 def limits_of(test_set: TestSet, reranked: bool) -> dict[str, dict[str, float]]:
     """What the scores of a test set are compared with, under the keys of `LIMITS`; see `metrics.limits`."""
     loader, scenes = test_set.loader, test_set.scenes
-    chance = (limits.chance if loader.audio is None else limits.source_chance)(loader.text_image)
+    chance = chance_of(loader)
     told = {} if scenes is None else limits.scene_knowledge(loader.text_image, scenes)
     alone = dict(told)
     for prefix, shown in ((WORST_TIES, has_equal_captions(loader)), (RERANKED, reranked)):

@@ -103,8 +103,8 @@ def place(model: Module, device: torch.device) -> Module:
     return model
 
 
-def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
-    """How the engine is to train; the best epoch has the highest validation score `select`."""
+def plan_of(optim: Training, logs: Logs, select: str, chance: float = 0.0) -> Plan:
+    """How the engine is to train; the best epoch has the highest validation score `select`, see `Plan`."""
     return Plan(
         epochs=optim.epochs,
         eval_step=logs.eval_step,
@@ -115,6 +115,7 @@ def plan_of(optim: Training, logs: Logs, select: str) -> Plan:
         amp=optim.amp,
         on_oom=optim.on_oom,
         select=select,
+        chance=chance,
         save_minutes=logs.save_minutes,
     )
 

@@ -54,6 +54,7 @@ class Plan:
         amp: `off`, `bf16` or `fp16`.
         on_oom: what happens to a step that does not fit into memory, `stop` or `halve`.
         select: the validation score that the best epoch has the highest of.
+        chance: of `select`, what a random order would give; 0: not known.
         save_minutes: from one save inside an epoch to the next; 0: none but after a signal.
     """
 
@@ -66,6 +67,7 @@ class Plan:
     amp: str = "off"
     on_oom: str = "stop"
     select: str = "mR"
+    chance: float = 0.0
     save_minutes: float = 0.0
 
 

@@ -18,7 +18,7 @@ from batches.augmentation import right_angle_views
 from batches.batch import Batch
 from data.annotations import read_annotations
 from dataloader import EvaluationLoader
-from engine import encode, evaluate, fit, image_verb, score_blocks, score_source
+from engine import encode, evaluate, fit, image_verb, mean_cosine, score_blocks, score_source, warn_of_collapse
 from layers import build_model
 from layers.base import RetrievalModel
 from option import Options
@@ -399,3 +399,21 @@ def test_meter_counts_pairs_and_waiting() -> None:
     assert means["loss"] == 2.0
     assert 0 <= means["data_wait_share"] <= 1
     assert means["images_per_second"] > 0
+
+
+def test_the_mean_cosine_is_that_of_all_pairs() -> None:
+    embeddings = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(embeddings.double())
+    pairs = [float(unit[i] @ unit[j]) for i in range(6) for j in range(6) if i != j]
+    assert mean_cosine(embeddings) == pytest.approx(sum(pairs) / 30)
+
+
+def test_collapsed_embeddings_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    several = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    warn_of_collapse(several, several)
+    assert caplog.messages == []
+    warn_of_collapse(torch.ones(5, 4) * torch.arange(1, 6)[:, None], several)  # of other lengths, but one direction
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("all image embeddings are alike: the training has collapsed")
+    warn_of_collapse(several[:1], several[:1])  # a single one is no collapse
+    assert len(caplog.messages) == 1
