@@ -149,8 +149,9 @@ def test_a_training_ends_the_same(experiment: Experiment, tmp_path: Path, learns
     found: dict[str, Any] = {}
     for name in ("auto", "off"):
         path = str(experiment(name=name, dataset__features=name))
+        # Adam makes steps of one length of gradients that are rounding errors, too: short ones here.
         content = yaml.safe_load(Path(path).read_text())
-        content["model"]["image"]["train"] = learns
+        content["model"]["image"]["train"], content["optim"]["lr"] = learns, 1e-3
         Path(path).write_text(yaml.safe_dump(content))
         train_entry.main(["--path_opt", path, "--folds", "0"])
         test_entry.main(["--path_opt", path, "--folds", "0", "--json", str(tmp_path / f"{name}.json")])
