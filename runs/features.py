@@ -138,24 +138,23 @@ def _caption_features(
     captions = queries_of(options, annotations, vocabulary)
     recipe = {"part": _digest(part), "words": vocabulary.digest, "precision": options.optim.amp}
     store = FeatureStore(options.dataset.feature_path, recipe)
-    lengths = captions.lengths.tolist()
-    keys = [key_of(row[:length].numpy().tobytes()) for row, length in zip(captions.tokens, lengths, strict=True)]
+    keys = [
+        key_of(row[:length].numpy().tobytes()) for row, length in zip(captions.tokens, captions.lengths, strict=True)
+    ]
+    # Captions of like length together: padding costs as much as words do.
+    order = captions.lengths.argsort(stable=True)
     precise = autocast(device, options.optim.amp)
 
     @torch.no_grad()
     def make(wanted: Sequence[int]) -> Iterable[Tensor]:
-        # Captions of like length together: padding costs as much as words do.
-        order = sorted(range(len(wanted)), key=lambda place: lengths[wanted[place]])
-        made: dict[int, Tensor] = {}
-        for chunk in torch.tensor(order).split(BATCH):
-            batch = captions.batch(torch.tensor([wanted[place] for place in chunk.tolist()]))
+        for chunk in order[torch.tensor(wanted)].split(BATCH):
+            tokens = captions.batch(chunk).need("tokens").to(device)
             with precise:
-                made |= dict(zip(chunk.tolist(), part(batch.need("tokens").to(device)).float().cpu(), strict=True))
-        for start in range(0, len(wanted), BATCH):
-            yield torch.stack([made[place] for place in range(start, min(start + BATCH, len(wanted)))])
+                yield part(tokens).float().cpu()
 
     size = 4 * numbers_of(part, torch.ones(1, 1, dtype=torch.int64, device=device))
-    _fill(store, part, keys, make, size, f"caption features ({annotations.name})")
+    ordered = [keys[place] for place in order.tolist()]
+    _fill(store, part, ordered, make, size, f"caption features ({annotations.name})")
     return store.table(keys)
 
 
