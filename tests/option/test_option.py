@@ -643,3 +643,15 @@ class TestNothingButInputError:
     @given(st.lists(st.text() | st.builds("{}={}".format, known_keys, scalars | yaml_characters), max_size=3))
     def test_any_overrides(self, overrides: list[str]) -> None:
         loads_or_explains(MINIMAL, *overrides)
+
+
+@pytest.mark.parametrize("train", ["som", "{lst: 2}", "{last: 0}"])
+def test_a_key_that_takes_a_word_or_a_block_says_both(train: str) -> None:
+    expected = r"model\.image\.train: .*allowed: one of none, all or a block of keys: last"
+    with pytest.raises(InputError, match=expected):
+        option.load_options("option/UCM_DUAL.yaml", [f"model.image.train={train}"])
+
+
+def test_last_blocks_are_read_and_written_as_a_block() -> None:
+    options = option.load_options("option/UCM_DUAL.yaml", ["model.image.train={last: 2}"])
+    assert option.dump(options)["model"]["image"]["train"] == {"last": 2}
