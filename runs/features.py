@@ -71,8 +71,8 @@ def list_features(
         logger.info(WHY_NOT.format(options.dataset.augmentation))
     images = None
     if image is not None and views is not None:
-        images = _image_features(image, options, annotations, views, device)
-    captions = None if text is None else _caption_features(text, options, annotations, vocabulary, device)
+        images = image_features(image, options, annotations, views, device)
+    captions = None if text is None else caption_features(text, options, annotations, vocabulary, device)
     return ListFeatures(images, captions, views or 1)
 
 
@@ -100,7 +100,7 @@ def sizes_of_features(model: RetrievalModel, options: Options, annotations: Anno
     return found
 
 
-def _image_features(
+def image_features(
     part: nn.Module, options: Options, annotations: Annotations, views: int, device: torch.device
 ) -> FeatureTable:
     """The features of each view of each image, views of an image one after the other."""
@@ -131,7 +131,7 @@ def _image_features(
     return store.table(keys)
 
 
-def _caption_features(
+def caption_features(
     part: nn.Module, options: Options, annotations: Annotations, vocabulary: Vocabulary, device: torch.device
 ) -> FeatureTable:
     """The features of each caption."""
