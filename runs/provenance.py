@@ -10,14 +10,15 @@ from typing import Any
 
 from data.annotations import Annotations, read_annotations
 from data.splits import deciding
+from layers.installed import INSTALLED
 from runs.checkpoints import flat_options
 from utils import Gate, InputError, first_line, refuse
 
 LIST_DIGEST = "train_list"
 """Key of a checkpoint: `train_digest` of the data set that it was trained on."""
 OF_TRAINING = (
-    *(".pretrained", ".init_from", ".resnet_ckpt", ".glove", ".dir_st", ".fixed_emb", ".freeze", ".is_finetune"),
-    *(".block_mib", ".keywords.mode"),
+    *(".init_from", ".resnet_ckpt", ".glove", ".dir_st", ".fixed_emb", ".freeze", ".is_finetune"),
+    *(".block_mib", ".keywords.mode", ".train", ".train.last", ".lr", ".layer_decay"),
 )
 """How options of a model end that change nothing of what it has learned to compute: where it started, what was frozen,
 how much memory it takes, and the query mode, all of which share one set of weights."""
@@ -65,7 +66,7 @@ def check_model(content: Mapping[str, Any], path: Path, options: Mapping[str, An
         gate: see `utils.refuse`.
     """
     stored, given = flat_options(content.get("options", {})), flat_options(dict(options))
-    differing = [key for key in given if _computes(key) and key in stored and stored[key] != given[key]]
+    differing = [key for key in given if key in stored and _computes_otherwise(key, stored[key], given[key])]
     if differing:
         lines = "".join(f"\n  {key}: {stored[key]} in the checkpoint, {given[key]} now" for key in differing)
         refuse(
@@ -76,11 +77,19 @@ def check_model(content: Mapping[str, Any], path: Path, options: Mapping[str, An
         )
 
 
-def _computes(key: str) -> bool:
-    """Whether an option changes what a trained model computes, rather than how it is trained or where it starts."""
-    if key == "dataset.image_size":
-        return True
-    return key.startswith("model.") and "drop" not in key.lower() and not key.endswith(OF_TRAINING)
+def _computes_otherwise(key: str, stored: object, given: object) -> bool:
+    """Whether two values of an option differ in what a trained model computes, not only in its training or start."""
+    if key.endswith(".pretrained"):
+        return start_of(stored) != start_of(given)
+    computes = key == "dataset.image_size" or (
+        key.startswith("model.") and "drop" not in key.lower() and not key.endswith(OF_TRAINING)
+    )
+    return computes and stored != given
+
+
+def start_of(pretrained: object) -> str:
+    """Of a `pretrained` what a trained model still depends on: images are normalised as installed weights expect it."""
+    return INSTALLED if pretrained == INSTALLED else "another source"
 
 
 def check_fold(

@@ -14,6 +14,7 @@ from data.splits import deciding
 from option.parameters import Parameters
 from runs.checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
 from runs.events import write_table
+from runs.provenance import start_of
 from runtime.distributed import World
 from runtime.weights import read_checkpoint
 from training.state import TrainingState
@@ -22,8 +23,7 @@ from utils import InputError, as_csv, first_line, logger
 FREE = (
     *("logs.", "rerank.", "k_fold.", "optim.epochs", "optim.patience", "optim.resume", "optim.on_oom"),
     *("dataset.datatype", "dataset.workers", "dataset.batch_size_val", "dataset.cache", "dataset.test_views"),
-    *("dataset.max_pixels", "dataset.missing_regions", "model.pretrained", "model.init_from", "backbone.pretrained"),
-    "model.backbone.pretrained",
+    *("dataset.max_pixels", "dataset.missing_regions", "model.init_from"),
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
 or only what it started from. Of `k_fold` counts what `data.splits.deciding` says."""
@@ -123,6 +123,8 @@ def _that_matter(tree: dict[str, Any]) -> dict[str, Any]:
     for key in kept:
         if key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
             kept[key] = "null" if kept[key] is None else "a path"  # files may have moved
+        if key.endswith("pretrained"):
+            kept[key] = start_of(kept[key])
     if options.get("optim.schedule") == "cosine":
         kept["optim.schedule_epochs"] = options["optim.schedule_epochs"] or options["optim.epochs"]
     if "k_fold" in tree:

@@ -129,6 +129,8 @@ class TestComputation:
             ("model.cross_attention.att_type", True),
             ("model.cross_attention.block_mib", False),
             ("model.backbone.pretrained", False),
+            ("model.image.train", False),
+            ("model.text.layer_decay", False),
             ("model.seq2vec.dropout", False),
             ("model.fusion.mca_DROPOUT_R", False),
             ("model.dropout.words", False),
@@ -144,6 +146,13 @@ class TestComputation:
         else:
             check_model(stored, Path("best.pth"), given, None)
         check_model({"options": {}}, Path("older.pth"), given, None)
+
+    @pytest.mark.parametrize("key", ["model.backbone.pretrained", "model.image.pretrained"])
+    def test_installed_weights_normalise_images_in_their_own_way(self, key: str) -> None:
+        stored = {"options": nested(key, "installed")}
+        check_model(stored, Path("best.pth"), nested(key, "installed"), None)
+        with pytest.raises(InputError, match=f"{key}: installed in the checkpoint, none now"):
+            check_model(stored, Path("best.pth"), nested(key, "none"), None)
 
 
 def nested(key: str, value: object) -> dict[str, Any]:
