@@ -186,9 +186,22 @@ def _fill(
         logger.info("Frozen %s: %d of %d computed, kept in %s", title, made, len(keys), store.folder)
 
 
+def _settings(module: nn.Module) -> Iterable[tuple[str, str]]:
+    """What a module was told in words and numbers, but for where it came from and whether it trains."""
+    for name, value in vars(module).items():
+        if isinstance(value, bool | int | float | str) and not name.startswith("_"):
+            if name not in ("training", "name_or_path", "from_package"):
+                yield name, repr(value)
+
+
 def _digest(part: nn.Module) -> str:
-    """SHA-256 of a network: its build and every number in it."""
+    """SHA-256 of a network: its build, every weight, and the plain settings of its modules.
+
+    The settings, because a build does not show them all: the pooling of a tower, the heads of an attention.
+    """
     digest = hashlib.sha256(repr(part).encode())
+    for name, module in part.named_modules():
+        digest.update(repr((name, sorted(_settings(module)))).encode())
     for name, value in [*part.named_parameters(), *part.named_buffers()]:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -233,6 +233,19 @@ def test_other_weights_sizes_and_precisions_have_stores_of_their_own(experiment:
     assert len(list(stores.iterdir())) == 4
 
 
+def test_what_a_build_does_not_show_decides_as_well(experiment: Experiment, tmp_path: Path) -> None:
+    path = experiment()
+    content = yaml.safe_load(path.read_text())
+    found = []
+    for pooling in ("mean", "cls"):
+        content["model"]["text"]["pooling"] = pooling
+        path.write_text(yaml.safe_dump(content))
+        captions = features_of(path).captions
+        assert captions is not None
+        found.append(captions.rows(torch.arange(4)))
+    assert not torch.allclose(found[0], found[1], atol=1e-3)
+
+
 def test_a_run_that_reads_them_goes_on_as_it_would_have(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
