@@ -31,6 +31,7 @@ from training.epoch import autocast
 from utils import InputError
 
 NETWORKS = ("timm/tf_efficientnet_lite0", "resnet18", "timm/vit_base_patch32_224")
+BARE = ("bare, folded", "bare")
 MAX_PIXELS = 100_000_000
 Batches = Callable[[], Iterator[Tensor]]
 
@@ -94,13 +95,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: measure(name, store, given.batch, given.workers, device, given.amp, given.rounds) for name in NETWORKS
     }
     rows = [
-        [name, *(f"{rate:.0f}" for rate in rates.values()), f"{rates['from files'] / rates['bare']:.2f}"]
+        [
+            name,
+            *(f"{rate:.0f}" for rate in rates.values()),
+            *(f"{rates['from files'] / rates[bare]:.2f}" for bare in BARE),
+        ]
         for name, rates in found.items()
     ]
     machine = description(device, torch.get_num_threads())
     show(
         f"Images per second, {len(names)} images of {given.size} pixels, {given.amp}, {given.workers} worker processes",
-        ["network", "from files", "bare, folded", "bare", "from files / bare"],
+        ["network", "from files", *BARE, *(f"from files / {bare}" for bare in BARE)],
         rows,
         [machine_line(machine)],
         {"networks": found, "machine": machine},

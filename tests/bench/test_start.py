@@ -26,7 +26,10 @@ def test_every_stage_is_measured(
     assert 0 < found["mR"] <= 100
     printed = capfd.readouterr()
     assert f"from images to {found['mR']:.2f} mR on test" in printed.out
-    assert "computed, kept in" not in printed.err.partition("Fold 0 of")[2]  # training and test find all features made
+    features, begun, later = printed.err.partition("Fold 0 of")
+    assert features.count("computed, kept in") == 3  # train, and of test what is not in train: its captions all are
+    assert begun
+    assert "computed, kept in" not in later  # training and test find all features made
     assert not (tmp_path / "features").exists()  # those of before are neither read nor added to
 
 
