@@ -28,7 +28,7 @@ All five steps passed. What to do next:
   look at the results        open the report.html that is named above in a browser
   see the training curves    .venv/bin/python -m tensorboard.main --logdir checkpoint
   change something           bash exec/quickstart.sh --set optim.epochs=30 k_fold.experiment_name=toy_longer
-  start from ImageNet        bash exec/quickstart.sh --pretrained
+  start from trained towers  bash exec/quickstart.sh --pretrained
   train on real images       put a data set into data/<name>_precomp (data/README.md says how), then bash exec/run_amfmn_rsitmd.sh
   check the installation     bash exec/run_tests.sh
 NEXT

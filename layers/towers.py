@@ -44,8 +44,7 @@ class Tower(nn.Module):
         Raises:
             ValueError: it has fewer blocks.
         """
-        count = {"none": 0, "all": len(self.blocks)}.get(str(trained), trained)
-        assert isinstance(count, int)
+        count = trained if isinstance(trained, int) else len(self.blocks) if trained == "all" else 0
         if count > len(self.blocks):
             raise ValueError(f"it has {len(self.blocks)} blocks")
         self.trained_blocks = count
