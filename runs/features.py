@@ -189,9 +189,9 @@ def _fill(
 def _settings(module: nn.Module) -> Iterable[tuple[str, str]]:
     """What a module was told in words and numbers, but for where it came from and whether it trains."""
     for name, value in vars(module).items():
-        if isinstance(value, bool | int | float | str) and not name.startswith("_"):
-            if name not in ("training", "name_or_path", "from_package"):
-                yield name, repr(value)
+        told = isinstance(value, bool | int | float | str) and not name.startswith("_")
+        if told and name not in ("training", "name_or_path", "from_package"):
+            yield name, repr(value)
 
 
 def _digest(part: nn.Module) -> str:

@@ -16,6 +16,7 @@ def test_every_stage_is_measured(
     experiment: Experiment,  # noqa: F811
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "start.json"
     main(["--path_opt", str(experiment()), "--device", "cpu", "--json", str(out)])
@@ -26,10 +27,11 @@ def test_every_stage_is_measured(
     assert 0 < found["mR"] <= 100
     printed = capfd.readouterr()
     assert f"from images to {found['mR']:.2f} mR on test" in printed.out
-    features, begun, later = printed.err.partition("Fold 0 of")
-    assert features.count("computed, kept in") == 3  # train, and of test what is not in train: its captions all are
-    assert begun
-    assert "computed, kept in" not in later  # training and test find all features made
+    # Train's two kinds, and the images of test: all its captions are in train.
+    assert caplog.text.count("computed, kept in") == 3
+    of_commands = printed.out + printed.err
+    assert "Fold 0 of" in of_commands
+    assert "computed, kept in" not in of_commands  # training and test find all features made
     assert not (tmp_path / "features").exists()  # those of before are neither read nor added to
 
 
