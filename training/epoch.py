@@ -135,17 +135,29 @@ def train_epoch(
         losses = backward_in_memory(state, batch, backward, plan.on_oom)
         meter.add(losses, batch.items, batch.image_count)
         if step % plan.print_freq == 0 or step == steps:
-            means = meter.means()
-            check_finite(means["loss"], state.epoch + 1, step, meter.take_recent())
-            bar.set_postfix(loss=f"{means['loss']:.3f}")
-            for name, value in means.items():
-                writer.add_scalar(f"train/{name}", value, state.epoch * steps + step)
-            writer.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], state.epoch * steps + step)
+            bar.set_postfix(loss=f"{note_means(state, step, steps, writer):.3f}")
         if step % plan.accumulate == 0 or step == steps:
             optimiser_step(state, plan.grad_clip)
             state.batch = step
             between_steps()
     return meter.means()
+
+
+def note_means(state: TrainingState, step: int, steps: int, writer: ScalarWriter) -> float:
+    """Hand the means of the epoch so far, and the learning rate, to the log after a step of `steps`.
+
+    Returns:
+        The mean loss.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    means, place = state.meter.means(), state.epoch * steps + step
+    check_finite(means["loss"], state.epoch + 1, step, state.meter.take_recent())
+    for name, value in means.items():
+        writer.add_scalar(f"train/{name}", value, place)
+    writer.add_scalar("train/lr", state.optimizer.param_groups[0]["lr"], place)
+    return means["loss"]
 
 
 def check_finite(loss: float, epoch: int, step: int, recent: Sequence[Tensor] = ()) -> None:

@@ -50,28 +50,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def galr(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
-    """A model whose score is the cosine."""
-    return make_trained(tmp_path_factory.mktemp("galr"), tiny_options, "GaLR")
-
-
-@pytest.fixture(scope="module")
 def amfmn(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
     """A model that scores each pair by more."""
     return make_trained(tmp_path_factory.mktemp("amfmn"), tiny_options, "AMFMN")
 
 
 @pytest.fixture(scope="module")
-def made(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of the cosine model's images in shards of 5."""
-    out = tmp_path_factory.mktemp("made") / "index"
-    search.main(galr.arguments(out, "--shard", "5"))
-    return out
-
-
-@pytest.fixture(scope="module")
 def made_by_pairs(amfmn: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of the other model's."""
+    """An index of that model's images, in shards of 5."""
     out = tmp_path_factory.mktemp("made") / "index"
     search.main(amfmn.arguments(out, "--shard", "5"))
     return out

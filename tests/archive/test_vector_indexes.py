@@ -31,20 +31,6 @@ from utils import InputError
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
-    """A model whose score is the cosine."""
-    return make_trained(tmp_path_factory.mktemp("galr"), tiny_options, "GaLR")
-
-
-@pytest.fixture(scope="module")
-def made(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of its images."""
-    out = tmp_path_factory.mktemp("made") / "index"
-    search.main(trained.arguments(out, "--shard", "5"))
-    return out
-
-
-@pytest.fixture(scope="module")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """2,000 of 32 numbers in 40 groups, in two files."""
     return Draw(32, 40, 0.8).write(tmp_path_factory.mktemp("vectors"), 2000)
@@ -101,7 +87,7 @@ class TestFaiss:
         assert table[0] == ["12", "images,", "3", "images", "as", "queries"]
         assert [(row[0], row[3]) for row in table[2:]] == [("exact", "1.0000"), ("flat", "1.0000"), ("hnsw", "1.0000")]
 
-    def test_what_is_not_built_outdated_or_damaged(self, trained: Trained, made: Path, tmp_path: Path) -> None:
+    def test_what_is_not_built_outdated_or_damaged(self, galr: Trained, made: Path, tmp_path: Path) -> None:
         pytest.importorskip("faiss")
         index = Path(shutil.copytree(made, tmp_path / "index"))
         for path in index.glob("flat.*"):
@@ -204,11 +190,11 @@ class TestStore:
 
     @pytest.mark.parametrize("embedded", [True, False])
     def test_an_index_in_a_store_answers_as_an_exact_one(
-        self, embedded: bool, server: str, trained: Trained, made: Path, tmp_path: Path
+        self, embedded: bool, server: str, galr: Trained, made: Path, tmp_path: Path
     ) -> None:
         folder = tmp_path / "stored"
         store = ["--store"] if embedded else ["--store", server]
-        search.main(trained.arguments(folder, "--shard", "5", *store))
+        search.main(galr.arguments(folder, "--shard", "5", *store))
         assert list((folder / "shards").glob("*.npy")) == []
         assert len(IndexFolder.open(folder)) == 12
         searcher, exactly = Searcher.open(folder, "cpu"), Searcher.open(made, "cpu")
@@ -222,7 +208,7 @@ class TestStore:
         with pytest.raises(InputError, match="an index of its own"):
             search.main(["build", str(folder), "--kind", "flat"])
 
-    def test_a_store_that_lacks_images(self, server: str, trained: Trained, made: Path, tmp_path: Path) -> None:
+    def test_a_store_that_lacks_images(self, server: str, galr: Trained, made: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(made, tmp_path / "index"))
         content = json.loads((folder / "index.json").read_text())
         (folder / "index.json").write_text(json.dumps(content | {"store": server, "created": "another"}))
@@ -232,12 +218,12 @@ class TestStore:
         with pytest.raises(InputError, match="holds 0 of 12 images"):
             Searcher.open(folder, "cpu")
 
-    def test_nothing_answers(self, trained: Trained, tmp_path: Path) -> None:
+    def test_nothing_answers(self, galr: Trained, tmp_path: Path) -> None:
         pytest.importorskip("pymilvus")
         with pytest.raises(InputError, match=r"does not work: .*Check that it runs"):
-            search.main(trained.arguments(tmp_path / "index", "--store", f"http://127.0.0.1:{free_port()}"))
+            search.main(galr.arguments(tmp_path / "index", "--store", f"http://127.0.0.1:{free_port()}"))
 
-    def test_without_the_client(self, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_client(self, galr: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pymilvus", None)
         with pytest.raises(InputError, match=r"bash exec/environment.sh store"):
-            search.main(trained.arguments(tmp_path / "index", "--store"))
+            search.main(galr.arguments(tmp_path / "index", "--store"))
