@@ -147,7 +147,7 @@ def head(width: int, parameters: HeadParameters, embed_dim: int) -> nn.Sequentia
 
 @register("DualEncoder", DualEncoderParameters)
 class DualEncoder(RetrievalModel):
-    """Two towers with a head each; what is frozen and comes from a package is not saved in checkpoints."""
+    """Two towers with a head each; what comes from a package and never learns is not saved in checkpoints."""
 
     def __init__(self, image: Tower, text: Tower, image_head: nn.Module, text_head: nn.Module) -> None:
         """Take the towers, frozen as they should be, and the heads."""
@@ -226,22 +226,21 @@ def _freeze(tower: Tower, trained: Trained, key: str) -> None:
         raise InputError(f"{key}: last {trained} blocks; {fault}.") from fault
 
 
-def _packaged(model: nn.Module) -> list[str]:
-    """How the names of weights begin that never change and can be had again from a package."""
-    towers = {name: part for name, part in model.named_children() if isinstance(part, Tower)}
-    return [f"{name}." for name, tower in towers.items() if tower.is_frozen and tower.from_package]
+def _packaged(model: nn.Module) -> Iterator[tuple[str, Tower]]:
+    """The towers that start from a package, with their names."""
+    return ((name, part) for name, part in model.named_children() if isinstance(part, Tower) and part.from_package)
 
 
 def _without_packaged(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """Leave out of a state dict what a package holds."""
-    starts = tuple(prefix + start for start in _packaged(model))
-    for name in [name for name in state if name.startswith(starts)] if starts else []:
-        del state[name]
+    """Leave out of a state dict what a package holds and never learns; batch statistics don't, either."""
+    for start, tower in _packaged(model):
+        learning = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+        for name in tower.state_dict().keys() - learning:
+            state.pop(f"{prefix}{start}.{name}", None)
 
 
 def _with_packaged(model: nn.Module, state: dict[str, Any], prefix: str, *ignored: object) -> None:
-    """Fill in what `_without_packaged` left out."""
-    for start in _packaged(model):
-        tower = model.get_submodule(start.rstrip("."))
+    """Fill in what `_without_packaged` left out, and what learns here but did not where the state comes from."""
+    for start, tower in _packaged(model):
         for name, value in tower.state_dict().items():
-            state.setdefault(f"{prefix}{start}{name}", value)
+            state.setdefault(f"{prefix}{start}.{name}", value)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.backbone import import_timm, import_torchvision, timm_network
+from layers.depthwise import PreciseDepthwise
 from layers.installed import INSTALLED, PACKAGES, installed_file, package_of
 from option.architecture import TIMM
 from utils import InputError, first_line
@@ -130,9 +131,10 @@ class TimmTower(Tower):
         """See `Tower.finish`."""
         if self.is_frozen:
             return features
-        for part in self._parts()[len(self.blocks) - self.trained_blocks :]:
-            features = part(features)
-        return cast(Tensor, self.network.forward_head(self.network.bn2(self.network.conv_head(features))))
+        with PreciseDepthwise():
+            for part in self._parts()[len(self.blocks) - self.trained_blocks :]:
+                features = part(features)
+            return cast(Tensor, self.network.forward_head(self.network.bn2(self.network.conv_head(features))))
 
     def _parts(self) -> list[nn.Module]:
         """Of an EfficientNet what computes each of `blocks`, without the last one's head; empty for others."""
@@ -144,7 +146,7 @@ class TimmTower(Tower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, W]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
             return cast(Tensor, self.network(images * self.scale + self.shift))
 
 

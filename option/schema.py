@@ -323,16 +323,17 @@ class KFold(Parameters):
 
     experiment_name: FolderName = Field(description="name of the experiment's folder below logs.ckpt_save_path")
     nums: int = Field(default=1, ge=1, description="number of folds, each a training of its own [folds]")
-    strategy: Literal["random", "kfold", "stratified", "blocks", "fixed"] = Field(
+    strategy: Literal["random", "kfold", "stratified", "blocks", "captions", "all", "fixed"] = Field(
         default="random",
         description="random: 80/20 (published); kfold: a partition; stratified: 80/20 by class; "
-        "blocks: runs of file numbers; fixed: the *_verify.txt lists",
+        "blocks: runs of file numbers; captions: 80/20 without a caption on both sides; all: nothing held out, val is "
+        "part of train (set logs.eval_step to optim.epochs: the last epoch is kept); fixed: the *_verify.txt lists",
     )
     seed: int = Field(
         default=0,
         ge=0,
         le=LARGEST_SEED,
-        description="seed of the splits; random, stratified: fold i uses seed + i; kfold: one shuffle; else not used",
+        description="seed of the splits: fold i uses seed + i; kfold: one shuffle; blocks and fixed don't use it",
     )
 
     @field_validator("strategy")

@@ -150,6 +150,39 @@ def test_blocks_of_ucm_leave_whole_numbers_out(published: Path) -> None:
     assert numbers[train].max() == numbers[val].min() == 64
 
 
+def test_captions_on_one_side_only(tmp_path: Path) -> None:
+    names = "".join(f"{image}\n" * 2 for image in range(10))
+    captions = ["a", "b", "b", "c", "c", "d", *("", "") * 2, *(f"own {line}" for line in range(10))]
+    _write(tmp_path, names, "".join(f"{caption}\n" for caption in captions))
+    annotations = read_annotations(tmp_path, "train")
+    seen = set()
+    for seed in range(20):
+        train, val = split_images(annotations, "captions", 0, 1, seed)
+        assert sorted([*train, *val]) == list(range(10))
+        assert len(val) == 2  # the three images 0, 1, 2 are one group, too large for val
+        assert not {0, 1, 2} & set(val.tolist())
+        seen |= set(val.tolist())
+    assert seen == set(range(3, 10))
+
+
+def test_captions_of_rsicd_are_held_out(published: Path) -> None:
+    annotations = read_annotations(published / "rsicd_precomp", "train")
+    train, val = (annotations.subset(side) for side in split_images(annotations, "captions", 0, 3, seed=0))
+    assert not set(train.captions) & set(val.captions)
+    assert 1960 <= len(val.image_names) <= 1966
+
+
+def test_nothing_is_held_out(tmp_path: Path) -> None:
+    annotations = _annotations(tmp_path, [f"a_{i}" for i in range(20)])
+    train, val = split_images(annotations, "all", 1, 3, seed=4)
+    assert train.tolist() == list(range(20))
+    assert val.tolist() == split_images(annotations, "captions", 1, 3, seed=4)[1].tolist()
+    folder = tmp_path / "run"
+    written = recorded_or_new(tmp_path, folder, "all", 1, 3, 4, resume=False)
+    again = recorded_or_new(tmp_path, folder, "all", 0, 3, 9, resume=True)
+    assert [side.image_names for side in again] == [side.image_names for side in written]
+
+
 @pytest.mark.parametrize(
     ("count", "strategy", "fold", "folds", "expected"),
     [
@@ -159,7 +192,7 @@ def test_blocks_of_ucm_leave_whole_numbers_out(published: Path) -> None:
         (3, "kfold", 3, 4, "3 images are too few for k_fold.strategy 'kfold' with 4 folds: 3 would be train and 0 val"),
         (1, "random", 0, 1, "1 images are too few for k_fold.strategy 'random' with 1 folds: 0 would be train"),
         (2, "stratified", 0, 1, "2 images are too few for k_fold.strategy 'stratified'"),
-        (10, "fixed", 0, 1, "'fixed' does not split a list: expected random, kfold, stratified or blocks"),
+        (10, "fixed", 0, 1, "'fixed' does not split a list: expected random, kfold, stratified, blocks, "),
     ],
 )
 def test_bad_splits(tmp_path: Path, count: int, strategy: Strategy, fold: int, folds: int, expected: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from batches.batch import Captions
-from layers import build_model, installed
+from layers import build_model, depthwise, installed
 from layers.backbone import TimmBackbone, build_backbone, import_timm
+from layers.depthwise import PreciseDepthwise
 from layers.installed import PACKAGES, Package, efficientnet_weights, installed_file, package_of
 from layers.multiscale import pyramid
 from layers.towers import SentenceTower, TimmTower, Tower, import_transformers, word_pieces
@@ -390,12 +392,22 @@ class TestPackagedTowers:
             assert torch.equal(value, other.image_tower.state_dict()[name])
         assert torch.equal(other.image_head[0].weight, model.image_head[0].weight)
 
-    def test_one_that_learns_is_saved(self, packaged: Callable[..., Any]) -> None:
+    def test_of_one_that_learns_the_last_blocks_are_saved(self, packaged: Callable[..., Any]) -> None:
         model = packaged({"last": 1})
+        saved = {name for name in model.state_dict() if name.startswith("image_tower.")}
+        learns = {f"image_tower.{name}" for name in learning(model.image_tower)}
+        assert saved == learns
+        assert 0 < len(saved) < len(model.image_tower.state_dict()) / 2
         with torch.no_grad():
             model.image_tower.network.conv_head.weight.add_(1)
         other = packaged({"last": 1}, load_weights=False)
         other.load_state_dict(model.state_dict())
+        assert torch.equal(other.image_tower.network.conv_head.weight, model.image_tower.network.conv_head.weight)
+
+    def test_heads_that_learned_before_are_a_start(self, packaged: Callable[..., Any]) -> None:
+        model, other = packaged("none"), packaged("all", load_weights=False)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(other.image_head[0].weight, model.image_head[0].weight)
         assert torch.equal(other.image_tower.network.conv_head.weight, model.image_tower.network.conv_head.weight)
 
     def test_what_is_missing_otherwise_is_an_error(self, packaged: Callable[..., Any]) -> None:
@@ -413,3 +425,58 @@ def test_images_are_normalised_for_the_network() -> None:
     white = normalise(torch.full_like(pixels, 255))
     expected = [(1 - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     torch.testing.assert_close(white[0, :, 0, 0], torch.tensor(expected))
+
+
+class TestDepthwise:
+    """What learns of depthwise convolutions computes in float32, and nothing else does."""
+
+    @staticmethod
+    def gradients(layer: nn.Module, images: Tensor, precise: bool, amp: bool = True) -> tuple[Tensor, Tensor]:
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp), PreciseDepthwise() if precise else nullcontext():
+            maps = layer(images)
+        maps.float().square().sum().backward()
+        weights = cast(Tensor, layer.weight)
+        return maps, cast(Tensor, weights.grad).clone()
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_gradients_are_as_exact_as_float32_allows(self, stride: int) -> None:
+        torch.manual_seed(0)
+        layer, images = nn.Conv2d(16, 16, 5, stride, 2, groups=16), torch.randn(4, 16, 12, 12)
+        exact = self.gradients(layer, images, precise=False, amp=False)[1]
+        maps, given = self.gradients(layer, images, precise=True)
+        coarse = self.gradients(layer, images, precise=False)[1]
+        assert maps.dtype == torch.bfloat16
+        assert (given - exact).norm() < 0.5 * (coarse - exact).norm()
+        torch.testing.assert_close(given, exact, atol=0.02 * float(exact.abs().max()), rtol=0)
+
+    def test_others_are_left_alone(self) -> None:
+        torch.manual_seed(0)
+        images = torch.randn(4, 16, 12, 12)
+        for layer in (nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 1, 1)):
+            torch.testing.assert_close(
+                self.gradients(layer, images, precise=True),
+                self.gradients(layer, images, precise=False),
+                atol=0,
+                rtol=0,
+            )
+        layer = nn.Conv2d(16, 16, 3, groups=16)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            expected = layer(images)
+            with PreciseDepthwise():
+                assert torch.equal(layer(images), expected)
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_a_tower_that_learns_uses_it(self, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        tower, images = TimmTower("timm/test_efficientnet", "none", load_weights=True), torch.randn(2, 3, 64, 64)
+        tower.freeze(2)
+        given = images if whole else cast(nn.Module, tower.frozen_part())(images).detach()
+        answers: list[bool] = []
+        plain = depthwise.learns_depthwise
+        monkeypatch.setattr(depthwise, "learns_depthwise", lambda *a: answers.append(plain(*a)) or answers[-1])
+        (tower if whole else tower.finish)(given)
+        learning = [
+            name for block in tower.blocks[-2:] for name in block if "conv_dw" in name and name.endswith("weight")
+        ]
+        assert sum(answers) == len(learning) > 0
+        assert len(answers) > sum(answers)
