@@ -473,7 +473,12 @@ class TestDepthwise:
         given = images if whole else cast(nn.Module, tower.frozen_part())(images).detach()
         answers: list[bool] = []
         plain = depthwise.learns_depthwise
-        monkeypatch.setattr(depthwise, "learns_depthwise", lambda *a: answers.append(plain(*a)) or answers[-1])
+
+        def asked(*tensors: Tensor) -> bool:
+            answers.append(plain(*tensors))
+            return answers[-1]
+
+        monkeypatch.setattr(depthwise, "learns_depthwise", asked)
         (tower if whole else tower.finish)(given)
         learning = [
             name for block in tower.blocks[-2:] for name in block if "conv_dw" in name and name.endswith("weight")
