@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from layers.depthwise import PreciseDepthwise
 from layers.installed import INSTALLED, efficientnet_weights, package_of
 from option.architecture import RESNETS, TIMM, Architecture
 from option.parameters import Parameters
@@ -155,14 +156,16 @@ class TimmBackbone(nn.Module):
     def maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """The maps of the four stages: [B, 3, S, S] -> [B, C, S / step, S / step] for each of `STEPS`."""
         prepared = images * self.scale + self.shift
-        found = self.network.forward_intermediates(
-            prepared, indices=self.stages, norm=False, output_fmt="NCHW", intermediates_only=True
-        )
+        with PreciseDepthwise():
+            found = self.network.forward_intermediates(
+                prepared, indices=self.stages, norm=False, output_fmt="NCHW", intermediates_only=True
+            )
         return tuple(found)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, C]."""
-        return cast(Tensor, self.network(images * self.scale + self.shift))
+        with PreciseDepthwise():
+            return cast(Tensor, self.network(images * self.scale + self.shift))
 
 
 def renormalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -131,6 +131,7 @@ class TimmTower(Tower):
         """See `Tower.finish`."""
         if self.is_frozen:
             return features
+        features = features.contiguous(memory_format=torch.channels_last)
         with PreciseDepthwise():
             for part in self._parts()[len(self.blocks) - self.trained_blocks :]:
                 features = part(features)

@@ -1,0 +1,91 @@
+"""A training step of a network with depthwise convolutions, in float32 and as autocast says: python -m bench.tune.
+
+The last blocks of an image tower learn from kept maps, forward and backward, without text and optimiser; both ways in
+turn, in one run. `layers.depthwise` says why the two differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from bench.arguments import positive
+from bench.machine import description
+from bench.table import machine_line, show
+from layers import depthwise
+from layers.towers import TimmTower
+from runtime.entry_point import run_entry_point
+from training.epoch import autocast
+
+CPU = torch.device("cpu")
+
+
+def step_seconds(tower: TimmTower, maps: Tensor, amp: str) -> float:
+    """Of one forward and backward pass over maps [B, C, H, W]."""
+    started = time.perf_counter()
+    with autocast(CPU, amp):
+        features = tower.finish(maps)
+    features.float().square().mean().backward()
+    return time.perf_counter() - started
+
+
+def measure(architecture: str, last: int, images: int, size: int, amp: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round, after one that does not count."""
+    tower = TimmTower(architecture, "none", load_weights=True)
+    tower.freeze(last)
+    tower.train()
+    with torch.no_grad(), autocast(CPU, amp):
+        maps = cast(nn.Module, tower.frozen_part())(torch.rand(images, 3, size, size))
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    found: dict[str, list[float]] = {"float32": [], "as autocast says": []}
+    for _ in range(rounds + 1):
+        found["float32"].append(step_seconds(tower, maps, amp))
+        with patch.object(depthwise, "learns_depthwise", lambda *tensors: False):
+            found["as autocast says"].append(step_seconds(tower, maps, amp))
+    return {name: seconds[1:] for name, seconds in found.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the medians and their ratio."""
+    given = read_arguments(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    found = measure(given.architecture, given.last, given.batch, given.size, given.amp, given.rounds)
+    medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    slowest = medians["as autocast says"]
+    machine = description(CPU, torch.get_num_threads())
+    show(
+        f"A step of the last {given.last} blocks of {given.architecture}, {given.batch} images of {given.size} pixels, "
+        f"{given.amp}",
+        ["depthwise convolutions", "seconds", "times as fast"],
+        [[name, f"{seconds:.2f}", f"{slowest / seconds:.2f}"] for name, seconds in medians.items()],
+        [machine_line(machine)],
+        {"seconds": found, "machine": machine},
+        given.json,
+    )
+
+
+def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was typed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Depthwise convolutions that learn.")
+    parser.add_argument("--architecture", default="timm/tf_efficientnet_lite0", help="an EfficientNet of timm's")
+    parser.add_argument("--last", type=positive, default=8, help="blocks that learn (8)")
+    parser.add_argument("--batch", type=positive, default=128, help="images (128)")
+    parser.add_argument("--size", type=positive, default=224, help="side in pixels (224)")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="bf16", help="precision of the rest (bf16)")
+    parser.add_argument("--rounds", type=positive, default=5, help="whose median counts (5)")
+    parser.add_argument("--threads", type=positive, help="as many as the machine has cores")
+    parser.add_argument("--json", type=Path, help="write all that was measured here, too")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,31 @@
+"""The bench of depthwise convolutions measures two different ways."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.tune import main
+from layers import depthwise
+
+
+def test_both_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bool] = []
+    plain = depthwise.learns_depthwise
+
+    def asked(*tensors: object) -> bool:
+        answers.append(plain(*tensors))  # type: ignore[arg-type]
+        return answers[-1]
+
+    monkeypatch.setattr(depthwise, "learns_depthwise", asked)
+    out = tmp_path / "tune.json"
+    small = ["--architecture", "timm/test_efficientnet", "--last", "2", "--batch", "2", "--size", "64"]
+    main([*small, "--rounds", "3", "--json", str(out)])
+    found = json.loads(out.read_text())
+    assert {name: len(seconds) for name, seconds in found["seconds"].items()} == {"float32": 3, "as autocast says": 3}
+    assert all(second > 0 for seconds in found["seconds"].values() for second in seconds)
+    per_step = sum(answers) / 4  # the first round does not count
+    assert per_step == int(per_step) > 0
+    assert "last 2 blocks of timm/test_efficientnet, 2 images of 64 pixels" in found["title"]
