@@ -20,6 +20,7 @@ from localization.tasks import check_tasks, read_tasks, refuse_regions
 from localization.windows import encode_queries, mean_map, score_windows, window_grid
 from runs.loaders import read_vocabulary, typed_queries_of
 from runs.models import load_model
+from runs.ready.folder import chosen
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
 from utils import logger, write_text_atomic
@@ -31,14 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sides = parse_sides(given.windows)
     check_arguments(given)
     opencv()  # its absence is told before the work
-    options = option.load_options(given.path_opt, given.set)
+    path_opt, checkpoint = chosen(given.path_opt, given.checkpoint)
+    options = option.load_options(path_opt, given.set)
     dataset, amp = options.dataset, options.optim.amp
     refuse_regions(options)
     device = choose_device(given.device)
     vocabulary = read_vocabulary(options)
     tasks = read_tasks(given)
     check_tasks(tasks, vocabulary, sides, dataset.max_pixels)
-    model, _ = load_model(options, vocabulary, given.checkpoint, device)
+    model, _ = load_model(options, vocabulary, checkpoint, device)
     sizes = {"image_size": dataset.image_size, "batch_size": dataset.batch_size_val, "threads": max(1, dataset.workers)}
     entries: list[dict[str, Any]] = []
     for task in tasks:

@@ -26,6 +26,7 @@ from archive.store import check_url
 from data.images import decode
 from runs.loaders import read_vocabulary
 from runs.models import load_model
+from runs.ready.folder import chosen
 from runtime.entry_point import run_entry_point
 from utils import InputError, logger
 
@@ -43,16 +44,18 @@ def index(given: argparse.Namespace) -> None:
     share = Share.of_environment()
     check_url(given.store)
     check_index(given, share.world)
-    options = option.load_options(given.path_opt, given.set)
+    path_opt, checkpoint = chosen(given.path_opt, given.checkpoint)
+    options = option.load_options(path_opt, given.set)
     if given.kind is not None or given.store is not None:
         refuse_pair_scores(options.model.name, "leave out --kind and --store; its index is searched exactly.")
     vocabulary = read_vocabulary(options)
     words, device = keyword_ids(options, vocabulary), local_device(given.device)
-    model, _ = load_model(options, vocabulary, given.checkpoint, device)
+    model, _ = load_model(options, vocabulary, checkpoint, device)
     encoder = Encoder(model, options, vocabulary, device, words)
     target = Target(given.out, given.shard, given.dtype, given.store)
-    manifest = index_archive(encoder, given.checkpoint, given.images, target, share)
-    print(f"{given.out}: {manifest.count} images, {manifest.dim} numbers each.")
+    manifest = index_archive(encoder, checkpoint, given.images, target, share)
+    by = ", by the ready model" if manifest.ready else ""
+    print(f"{given.out}: {manifest.count} images, {manifest.dim} numbers each{by}.")
     if given.kind is not None:
         print(build_in(IndexFolder.open(given.out), given.kind))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from runtime.arguments import add_device, add_experiment
+from runtime.arguments import add_device, add_model
 from utils import InputError
 
 Kind = Literal["flat", "hnsw", "ivfpq"]
@@ -35,8 +35,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    add_experiment(parser)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="ours, or one published by the authors")
+    add_model(parser)
     parser.add_argument("--images", required=True, type=Path, help="folder of the images, with all folders in it")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="folder of the index")
     parser.add_argument("--shard", type=int, default=SHARD, help="images written at a time (default %(default)s)")
@@ -62,7 +61,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     query.add_argument("--audio", type=Path, metavar="FILE.wav", help="a sound in place of it (MCRN)")
     parser.add_argument("--top", type=int, default=TOP, help="images to show (default %(default)s)")
     _add_kind(parser)
-    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw the images that were found")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the images that were found: .png or .jpg")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from data.lists import name_fault, shown
 from layers.registry import registered
 from option import Options
 from option.parameters import Parameters
+from runs.checkpoints import typed_options
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, write_text_atomic
 from vocab import Vocabulary
@@ -45,6 +46,7 @@ class Manifest(Parameters):
         checkpoint: file of the weights.
         checkpoint_sha256: of its bytes.
         vocabulary_sha256: digest of the vocabulary.
+        ready: whether that is the model that comes with the project, wherever the project lies.
         images: folder of the images.
         dtype: of the stored embeddings.
         dim: length of an embedding, D.
@@ -60,6 +62,7 @@ class Manifest(Parameters):
     checkpoint: Path
     checkpoint_sha256: str
     vocabulary_sha256: str
+    ready: bool = False
     images: Path
     dtype: Dtype
     dim: int
@@ -102,11 +105,7 @@ class Manifest(Parameters):
         Raises:
             InputError: a later version can't read them.
         """
-        try:
-            parameters = registered()[self.options["model"]["name"]].parameters
-            return Options(**{**self.options, "model": parameters.model_validate(self.options["model"])})
-        except (KeyError, TypeError, ValueError) as fault:
-            raise InputError(f"index.json: the options can't be read ({first_line(fault)}); index again.") from fault
+        return typed_options(self.options, "index.json", "index again")
 
 
 class IndexFolder:

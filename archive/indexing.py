@@ -26,6 +26,7 @@ from archive.store import VectorStore, open_store
 from data.images import image_names, load_square
 from data.lists import first_faults, name_fault
 from option.schema import ImageReading
+from runs.ready.folder import is_ready
 from runtime.devices import choose_device
 from runtime.distributed import environment_number, ranks, told
 from utils import InputError, file_sha256, logger, write_atomic
@@ -130,6 +131,7 @@ def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target
         checkpoint=checkpoint.resolve(),
         checkpoint_sha256=file_sha256(checkpoint),
         vocabulary_sha256=encoder.vocabulary.digest,
+        ready=is_ready(checkpoint),
         images=images.resolve(),
         dtype=target.dtype,
         dim=encoder.dim,

@@ -22,6 +22,7 @@ from archive.exact import Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
 from runs.models import load_model
+from runs.ready.folder import ready_weights
 from runtime.devices import choose_device
 from utils import InputError, file_sha256
 
@@ -111,7 +112,7 @@ class Searcher:
         index = IndexFolder.open(folder)
         manifest = index.manifest
         kind = _kind(index, kind)
-        path = checkpoint or manifest.checkpoint
+        path = checkpoint or (ready_weights() if manifest.ready else manifest.checkpoint)
         if not path.is_file():
             raise InputError(
                 f"no checkpoint {path}, with which {folder} was made; give it by --checkpoint FILE if it is elsewhere."

@@ -18,6 +18,7 @@ GAP = 12
 LINE = 18
 COLUMNS = 5
 CAPTION_SIZE, TEXT_SIZE = 20, 13
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def write_sheet(
@@ -26,7 +27,7 @@ def write_sheet(
     """Draw the images that were found, with rank, score and name.
 
     Args:
-        path: PNG file to write.
+        path: PNG or JPEG file to write.
         caption: the query in words.
         hits: what it found.
         folder: of the images.
@@ -42,7 +43,7 @@ def write_sheet(
         cells.append((_image(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.label))
     sheet = _draw(caption, cells)
     try:
-        write_atomic(path, partial(sheet.save, format="PNG"))
+        write_atomic(path, partial(sheet.save, format=_FORMATS[path.suffix.lower()]))
     except OSError as fault:
         raise InputError(f"--sheet {path}: can't be written ({first_line(fault)}).") from fault
 
@@ -51,10 +52,10 @@ def check_sheet(path: Path) -> None:
     """Find out before the work whether a sheet can't be written there.
 
     Raises:
-        InputError: not the name of a PNG file.
+        InputError: not the name of a PNG or JPEG file.
     """
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise InputError(f"--sheet {path}: expected the name of a .png file.")
+    if path.suffix.lower() not in _FORMATS or path.is_dir():
+        raise InputError(f"--sheet {path}: expected the name of a file that ends in {', '.join(_FORMATS)}.")
 
 
 def _image(path: Path, max_pixels: int) -> Image.Image | None:

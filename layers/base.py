@@ -186,6 +186,13 @@ class RetrievalModel(nn.Module):
         """The same of the text encoder: it takes tokens [B, L], `Batch.text_features` holds what it gives."""
         return None
 
+    def installed_weights(self) -> dict[str, Tensor]:
+        """The weights of all parts that start from a package, by their names in `state_dict`; mostly none.
+
+        A model that was just built holds them as the package does, whatever of them learns.
+        """
+        return {}
+
     def explain(self, batch: Batch) -> Explanation:
         """What the model weighed in images and their captions; empty unless a model overrides it."""
         return Explanation()

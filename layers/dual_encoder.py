@@ -204,6 +204,16 @@ class DualEncoder(RetrievalModel):
         """See `RetrievalModel.frozen_text`."""
         return self.text_tower.frozen_part()
 
+    def installed_weights(self) -> dict[str, Tensor]:
+        """See `RetrievalModel.installed_weights`."""
+        towers = {"image_tower": self.image_tower, "text_tower": self.text_tower}
+        return {
+            f"{place}.{name}": value
+            for place, tower in towers.items()
+            if tower.from_package
+            for name, value in tower.state_dict().items()
+        }
+
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
         if batch.image_features is not None:

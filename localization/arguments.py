@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.arguments import entry_parser
+from runtime.arguments import add_model
 from utils import InputError
 
 WINDOWS = "128,256,512,768"
@@ -16,8 +16,8 @@ LARGEST_MEDIAN = 255  # OpenCV counts the pixels of the filter with 16 bits
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments; `check_arguments` tells whether they go together."""
-    parser = entry_parser("Show where in a large image a sentence is true (semantic localization).")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the model's weights: ours, or published ones")
+    parser = argparse.ArgumentParser(description="Show where in a large image a sentence is true.")
+    add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", type=Path, help="the image; a TIFF is read in parts")
     source.add_argument("--annotations", type=Path, metavar="ANNO.json", help="sentences and polygons to be scored by")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ from torch import Tensor
 
 import option
 from layers.base import RetrievalModel
+from layers.registry import registered
 from layers.released import load_fitting, load_released
 from option import ModalityOptions, Options
 from option.parameters import Parameters
+from runs.ready import PACKED
+from runs.ready.folder import read_packed
 from runtime.machine import explain
 from runtime.weights import read_checkpoint
-from utils import Gate, InputError, RunFault, logger, refuse, write_atomic
+from utils import Gate, InputError, RunFault, first_line, logger, refuse, write_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-1"
@@ -76,7 +79,7 @@ def ending_clearly(folder: Path) -> Iterator[None]:
 def load_weights(
     model: RetrievalModel, path: Path, options: Options, vocabulary: Vocabulary, gate: Gate | None = None
 ) -> dict[str, Any]:
-    """Load a checkpoint, ours or a published one, into a model built from `options`.
+    """Load a checkpoint, ours, packed (`runs.ready`) or a published one, into a model built from `options`.
 
     Args:
         model: changed in place.
@@ -89,9 +92,9 @@ def load_weights(
         The whole checkpoint.
 
     Raises:
-        InputError: see `read_checkpoint` and `fit_weights`.
+        InputError: see `read_checkpoint`, `read_packed` and `fit_weights`.
     """
-    content = read_checkpoint(path)
+    content = read_packed(path, model) if path.suffix == PACKED else read_checkpoint(path)
     if content.get("format") == FORMAT:
         fit_weights(model, content | {"model": scored_weights(content)}, path, options, vocabulary, gate)
     else:
@@ -133,6 +136,24 @@ def fit_weights(
         )
     differences = _differences(content.get("options", {}), option.dump(options))
     load_fitting(model, content["model"], str(path), differences, gate)
+
+
+def typed_options(tree: Mapping[str, Any], source: str, advice: str) -> Options:
+    """Options as `option.dump` gave them, of any version.
+
+    Args:
+        tree: the dump.
+        source: where it comes from, for the message.
+        advice: what to do where it can't be read, a sentence without its first capital and its full stop.
+
+    Raises:
+        InputError: this version can't read them.
+    """
+    try:
+        parameters = registered()[tree["model"]["name"]].parameters
+        return Options(**{**tree, "model": parameters.model_validate(tree["model"])})
+    except (KeyError, TypeError, ValueError) as fault:
+        raise InputError(f"{source}: the options can't be read ({first_line(fault)}); {advice}.") from fault
 
 
 def refuse_incomplete(path: Path, content: dict[str, Any]) -> None:

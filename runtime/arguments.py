@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def entry_parser(description: str) -> argparse.ArgumentParser:
@@ -17,6 +18,17 @@ def entry_parser(description: str) -> argparse.ArgumentParser:
 def add_experiment(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose the options and the device."""
     parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
+    _add_settings(parser)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The arguments that choose a trained model, see `runs.ready.folder.chosen`, and the device."""
+    parser.add_argument("--path_opt", help="the experiment's YAML; without it and --checkpoint: the ready model's")
+    parser.add_argument("--checkpoint", type=Path, help="the model's weights: ours, or published by its authors")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
     add_device(parser)
 

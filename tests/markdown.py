@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     ROOT / "data" / "README.md",
+    ROOT / "runs" / "ready" / "model" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 

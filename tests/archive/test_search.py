@@ -550,7 +550,7 @@ class TestCommands:
             return lambda: search.main(["query", str(made), *more])
 
         refused(query("red", "--top", "0"), "--top 0: expected 1 or more")
-        refused(query("red", "--sheet", str(tmp_path / "sheet.jpg")), "expected the name of a .png file")
+        refused(query("red", "--sheet", str(tmp_path / "sheet.bmp")), "expected the name of a file that ends in .png")
         refused(query("--image", str(tmp_path / "none.png")), "no such image")
         Image.new("1", (20_000, 6_000)).save(tmp_path / "huge.png")
         refused(query("--image", str(tmp_path / "huge.png")), "20000 x 6000 pixels, at most 100000000")
