@@ -129,8 +129,11 @@ def check_python(words: Sequence[str]) -> None:
         assert all((ROOT / word).is_file() for word in arguments if word.endswith(".py"))
     elif program in programs():
         given = parsed(program, arguments)
-        written_by_training = Path(getattr(given, "path_opt", "")).match("checkpoint/*/0/options.yaml")
-        if "path_opt" in given and given.path_opt not in MADE_BY_PAGES and not written_by_training:
+        path_opt = getattr(given, "path_opt", None)  # None: the program has none, or takes the ready model
+        written_by_commands = Path(path_opt or "").match("checkpoint/*/0/options.yaml") or str(path_opt).startswith(
+            "out/"
+        )
+        if path_opt is not None and path_opt not in MADE_BY_PAGES and not written_by_commands:
             load(given.path_opt, given.set)
     else:
         assert program.endswith(".py"), program
@@ -251,7 +254,7 @@ MODEL_BLOCKS = {key.split(".")[1] for key in KNOWN if key.startswith("model.") a
 
 def full_names(key: str) -> list[str]:
     """A key as a page writes it, with or without `model.` before it; none where it is no key, such as a file."""
-    block = key.split(".")[0]
+    block = "" if key.endswith(".safetensors") else key.split(".")[0]
     return [key] * (block in BLOCKS) + [f"model.{key}"] * (block in MODEL_BLOCKS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *arguments: str, flags: Sequence[str] = FLAGS) -> None:
     checkpoint = ["--checkpoint", str(folder / "model.pth.tar")] if "--checkpoint" not in arguments else []
     localize.main(["--path_opt", str(folder / "tiny.yaml"), "--device", "cpu", *checkpoint, *flags, *arguments])
+
+
+def test_without_a_model_it_takes_the_ready_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runs.ready.folder.READY", tmp_path)
+    image = ["--image", str(folder / "image.png"), "--query", "red", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"model\.safetensors: this copy of the project has no weights"):
+        localize.main(image)
+    shutil.copy(folder / "model.pth.tar", tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"options\.yaml of the packed model is missing"):
+        localize.main(image)
 
 
 def test_two_queries_write_maps_drawings_and_coordinates(
