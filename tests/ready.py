@@ -74,8 +74,8 @@ def tiny_packages(folder: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setitem(PACKAGES, IMAGE, of("tiny-image-weights", "image.pth"))  # type: ignore[arg-type]
-        patch.setitem(PACKAGES, TEXT, of("tiny-text-weights", "model/model.safetensors"))  # type: ignore[arg-type]
+        patch.setitem(PACKAGES, IMAGE, of("tiny-image-weights", "image.pth"))
+        patch.setitem(PACKAGES, TEXT, of("tiny-text-weights", "model/model.safetensors"))
         yield
     sys.modules.pop(MODULE, None)
     shutil.rmtree(package)
@@ -99,7 +99,7 @@ def make_tuned(folder: Path, tiny_options: Callable[..., Options]) -> Tuned:
                 change = torch.randn(len(parameter), 2) @ torch.randn(2, parameter.shape[1])
             if id(parameter) in tables:
                 change[:5] = change[9:] = 0
-            parameter += 0.3 * parameter.std() * change
+            parameter.add_(0.3 * parameter.std() * change)
     state = {"model": model.state_dict(), "vocabulary": vocabulary.digest, "epoch": 3, "fold": 0}
     save_checkpoint(folder / "best.pth.tar", state, options)
     (folder / "tiny.yaml").write_text(option.to_yaml(options))
