@@ -1,4 +1,4 @@
-# Sourced by scripts that put several experiments into one table (reproduce_*.sh, run_{ablation,candidates,recipe}_ucm.sh).
+# Sourced by scripts that put several experiments into one table (reproduce_*.sh, run_ablation_ucm.sh).
 # A script names its rows (`row NAME OPTION_FILE KEY=VALUE ...`, or `all_models`) and calls `run_rows`.
 # Usage: bash exec/reproduce_ucm.sh [arguments]
 #
@@ -35,9 +35,6 @@ all_models() {
   row mcrn "${prefix}_MCRN.yaml" "${protocol[@]}" "${words[@]}" "${mcrn[@]}"
 }
 
-# What must be done before the rows; a script may have some.
-beforehand() { :; }
-
 # run_rows SET NAME -m MODULE [ARGUMENTS]: train and test all rows on data/SET_precomp; MODULE puts them into checkpoint/NAME.md.
 run_rows() {
   local set="$1" program=("${@:3}") folders=() missing=0 line row_name option settings
@@ -49,7 +46,6 @@ run_rows() {
   need_environment
   choose_jobs
   prepare "$set"
-  beforehand
   for line in "${rows[@]}"; do
     unpack "$line"
     printf '\n==> check %s\n' "$row_name"
@@ -92,7 +88,7 @@ prepare() {
     echo "No data set in $data (captions, file names, and image files in images/). data/README.md says where to get it." >&2
     exit 2
   fi
-  make_vocabulary "$data" "${set%150}"
+  make_vocabulary "$data" "$set"
   if [[ "${rows[*]}" == *GALR* ]]; then make_regions "$data" "data/${set}_regions.h5"; fi
   if [[ "${rows[*]}" == *MCRN* ]]; then make_spectrograms "$data" "data/${set}_audios"; fi
 }

@@ -89,7 +89,7 @@ def test_help_is_printed_and_nothing_is_done(script: str, tree: Copy) -> None:
     done = tree.run(script, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert tree.untouched()
-    named = "reproduce_ucm" if script == "reproduce.sh" else "run_recipe_ucm" if script == "recipe_ucm.sh" else script
+    named = "reproduce_ucm" if script == "reproduce.sh" else script
     assert re.search(rf"^(.*\. )?Usage: .*bash exec/{named}", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^#|shellcheck", done.stdout, re.MULTILINE) is None
     if script in WITH_FLAGS:

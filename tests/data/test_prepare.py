@@ -537,7 +537,7 @@ def test_lists_that_were_changed_are_noticed(tmp_path: Path) -> None:
 
 def test_known_sets_are_compared_by_count() -> None:
     assert known_name("RSICD_precomp") == "rsicd"
-    assert known_name("rsicd150_precomp") is None
+    assert known_name("rsicd_small_precomp") is None
     entries = [Entry(f"{place}.tif", CAPTIONS) for place in range(613)]
     assert compare(KNOWN["sydney"], entries[:500], entries[500:]) == [
         "613 images; published: 613 in all",

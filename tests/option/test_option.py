@@ -317,8 +317,8 @@ class TestValues:
     @pytest.mark.parametrize(
         ("name", "overrides", "note"),
         [
-            ("RSICD150_RESNET18", ["optim.temperature=0.2"], "optim.temperature (optim.task is scenes)"),
-            ("RSICD150_RESNET18", ["optim.task=views"], "optim.label_smoothing (optim.task is views)"),
+            ("AID_RESNET50", ["optim.temperature=0.2"], "optim.temperature (optim.task is scenes)"),
+            ("AID_RESNET50", ["optim.task=views"], "optim.label_smoothing (optim.task is views)"),
             ("TOY_MCRN_PRETRAIN", ["model.seq2vec.dir_st=words"], "model.seq2vec.dir_st (model.seq2vec.arch is gru)"),
         ],
     )
