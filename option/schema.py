@@ -325,9 +325,8 @@ class KFold(Parameters):
     nums: int = Field(default=1, ge=1, description="number of folds, each a training of its own [folds]")
     strategy: Literal["random", "kfold", "stratified", "blocks", "captions", "all", "fixed"] = Field(
         default="random",
-        description="random: 80/20 (published); kfold: a partition; stratified: 80/20 by class; "
-        "blocks: runs of file numbers; captions: 80/20 without a caption on both sides; all: nothing held out, val is "
-        "part of train (set logs.eval_step to optim.epochs: the last epoch is kept); fixed: the *_verify.txt lists",
+        description="random: 80/20 (published); stratified: by class; captions: none on both sides; kfold; blocks; "
+        "fixed; all; see docs/recipes.md",
     )
     seed: int = Field(
         default=0,
