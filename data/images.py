@@ -30,6 +30,9 @@ DECODING_RULES = 1
 MAX_PIXELS = 100_000_000
 """The most that the commands which make data let an image have."""
 
+MAX_SIDE = 65_535
+"""Pixels of a side, as many as JPEG allows: a resize of a narrow image of 100 million rows takes gigabytes."""
+
 ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """Of the files that count as images where no list names them."""
 
@@ -59,7 +62,7 @@ def decode(path: Path, max_pixels: int) -> Image.Image:
             about 179 million in any case.
 
     Raises:
-        InputError: the file is missing, empty, damaged, too large, or of a kind that is not read.
+        InputError: the file is missing, empty, damaged, too large (`MAX_SIDE`, too), or of a kind that is not read.
     """
     with opened(path, max_pixels) as image:
         return _to_rgb(image)
@@ -80,6 +83,11 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
                 raise InputError(
                     f"{path}: {image.width} x {image.height} pixels, at most {max_pixels} are allowed "
                     "(dataset.max_pixels): scale the image down, or cut it into tiles"
+                )
+            if max(image.size) > MAX_SIDE:
+                raise InputError(
+                    f"{path}: {image.width} x {image.height} pixels, at most {MAX_SIDE} a side are allowed: cut it "
+                    "into tiles"
                 )
             _refuse_unknown_mode(path, image)
             yield image
