@@ -105,6 +105,7 @@ def serve_page(given: argparse.Namespace) -> None:
         app = page.make_app(searcher, scenes, hosts, given.max_upload * 2**20, given.rate)
         if not serve.is_loopback(given.host):
             logger.warning("there is no login: whoever reaches %s can search and see all images.", given.host)
+        listening.listen()  # who comes before the server has started waits, and is answered
         print(f"{len(searcher)} images at {serve.url_of(listening)} (Ctrl-C ends it)", flush=True)
         serve.run(app, listening, given.behind_proxy)
     print("Ended.")

@@ -81,7 +81,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--behind-proxy", action="store_true", help="believe the client addresses of a reverse proxy here"
     )
     parser.add_argument("--max-upload", type=int, default=10, help="MiB of an uploaded file (default %(default)s)")
-    parser.add_argument("--rate", type=int, default=60, help="searches of a client per minute (default %(default)s)")
+    parser.add_argument("--rate", type=int, help="searches of a client per minute (default: no limit)")
 
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +94,8 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
 def check_numbers(given: argparse.Namespace) -> None:
     """Raise an InputError for a number of any command that is below 1."""
     for name in _FROM_ONE:
-        if (number := getattr(given, name, 1)) < 1:
+        number = getattr(given, name, None)
+        if number is not None and number < 1:
             raise InputError(f"--{name.replace('_', '-')} {number}: expected 1 or more.")
 
 

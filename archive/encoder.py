@@ -123,11 +123,11 @@ class Encoder:
         pixels = torch.from_numpy(to_square(image, self.options.dataset.image_size))[None]
         return self._images(pixels, self._no_regions())
 
-    def text(self, sentence: str) -> Tensor:
-        """Embed a sentence, [1, D].
+    def check_sentence(self, sentence: str) -> None:
+        """Find out whether a sentence can be embedded.
 
         Raises:
-            InputError: the vocabulary has none of its words, or the model takes an image's keywords as queries.
+            InputError: the vocabulary has none of its words.
         """
         words = self.vocabulary.word2idx
         if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
@@ -135,7 +135,16 @@ class Encoder:
                 f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(words)} words, such "
                 f"as {', '.join(list(words)[:5])}. Use words of the captions that it learned."
             )
-        query = Captions.encode([sentence], self.vocabulary)
+
+    def texts(self, sentences: Sequence[str]) -> Tensor:
+        """Embed sentences, [B, D].
+
+        Raises:
+            InputError: the vocabulary has no word of one, or the model takes an image's keywords as queries.
+        """
+        for sentence in sentences:
+            self.check_sentence(sentence)
+        queries = Captions.encode(sentences, self.vocabulary)
         mode = self.model.query_mode(self.options.model)
         if mode in ("keywords", "both"):
             raise InputError(
@@ -143,8 +152,12 @@ class Encoder:
                 "have: index with --set model.keywords.mode=sentence."
             )
         if self.keyword_ids is not None:
-            query = replace(query, keywords=sentence_keywords(query.tokens, torch.tensor(self.keyword_ids)))
-        return self._embed(self.model.encode_text, query.batch(torch.tensor([0])), "caption")
+            queries = replace(queries, keywords=sentence_keywords(queries.tokens, torch.tensor(self.keyword_ids)))
+        return self._embed(self.model.encode_text, queries.batch(torch.arange(len(sentences))), "caption")
+
+    def text(self, sentence: str) -> Tensor:
+        """Embed a sentence, [1, D]; see `texts`."""
+        return self.texts([sentence])
 
     def unknown_words(self, sentence: str) -> list[str]:
         """Words of a sentence that the model reads as unknown, each once, but for stop words, which say little."""

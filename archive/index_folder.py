@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 from torch import Tensor
 
-from archive.shards import AGAIN, Dtype, Shards, write_shard
+from archive.shards import AGAIN, Dtype, IndexFault, Shards, write_shard
 from data.lists import name_fault, shown
 from layers.registry import registered
 from option import Options
@@ -124,6 +124,7 @@ class IndexFolder:
         self._starts = list(accumulate(manifest.shards.values(), initial=0))
         self._ids = list(manifest.shards)
         self._names = lru_cache(maxsize=OPEN_LISTS)(self._read_names)
+        self._written = _stamp(folder)
 
     @classmethod
     def open(cls, folder: Path) -> IndexFolder:
@@ -142,6 +143,24 @@ class IndexFolder:
     def __len__(self) -> int:
         """Images, N."""
         return self.manifest.count
+
+    def check(self) -> None:
+        """Find out whether the folder still holds what was opened; images that were added since are no matter.
+
+        Raises:
+            IndexFault: it is gone, or was made anew in another way.
+        """
+        if (written := _stamp(self.folder)) == self._written:
+            return
+        try:
+            now = read_manifest(self.folder)
+        except InputError as fault:
+            raise IndexFault(str(fault)) from fault
+        if now is None:
+            raise IndexFault(f"{self.folder}: the index was deleted while it was open.")
+        if now.recipe() != self.manifest.recipe() or not self.manifest.shards.items() <= now.shards.items():
+            raise IndexFault(f"{self.folder}: the index was made anew while it was open; open it again.")
+        self._written = written
 
     def name(self, row: int) -> str:
         """The image of a row, relative to the folder of the images."""
@@ -169,6 +188,15 @@ class IndexFolder:
     def _read_names(self, place: int) -> list[str]:
         count = self._starts[place + 1] - self._starts[place]
         return read_names(self.folder / "shards" / f"{self._ids[place]}.json", count)
+
+
+def _stamp(folder: Path) -> tuple[int, int, int] | None:
+    """What changes when `index.json` is written; None: it is gone."""
+    try:
+        found = (folder / "index.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -209,16 +237,16 @@ def read_names(path: Path, count: int | None = None) -> list[str]:
     try:
         names = parse_json(read_bytes(path))
     except (OSError, ValueError) as fault:
-        raise InputError(
+        raise IndexFault(
             f"{path}: this part of the index is missing or damaged ({first_line(fault)}); {AGAIN}"
         ) from fault
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: this part of the index is damaged, no list of names; {AGAIN}")
+        raise IndexFault(f"{path}: this part of the index is damaged, no list of names; {AGAIN}")
     if count is not None and len(names) != count:
-        raise InputError(f"{path}: {len(names)} names, expected {count}; {AGAIN}")
+        raise IndexFault(f"{path}: {len(names)} names, expected {count}; {AGAIN}")
     for name in names:
         if fault_found := name_fault(name, "image"):
-            raise InputError(f"{path}: {fault_found}.")
+            raise IndexFault(f"{path}: {fault_found}.")
     return names
 
 

@@ -6,25 +6,31 @@ import asyncio
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
+import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from PIL import Image
+from numpy.typing import NDArray
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from archive.page_limits import Guard, RateLimit, Turns
+from archive.page_limits import Guard, RateLimit, client_of
 from archive.scenes import Scenes
-from archive.searcher import BY_COSINE, Hit, Searcher
-from archive.store import NameRows, StoreFault
+from archive.searcher import BY_COSINE, Answer, Hit, Searcher, Sentence
+from archive.shards import IndexFault
+from archive.store import NameRows
 from archive.thumbnails import Thumbnails, to_jpeg
+from archive.turns import Batches, Turns
 from archive.uploads import named, read_image, read_upload
 from data.lists import shown
 from utils import InputError, logger
@@ -34,13 +40,20 @@ PER_PAGE = 24
 MOST_PER_PAGE = 100
 DEEPEST = 10_000
 """Images of one search that can be paged through."""
+DEEPEST_PROPOSED = 500
+"""The same of a vector index or store, which says how many it finds only when it has found them."""
 LONGEST_QUERY = 1000  # characters
 IMAGES_PER_SEARCH = 100
 """How many images a client may load for each search that its rate allows."""
-MOST_SEARCHES = 8  # that run or wait
-MOST_UPLOADS = 4  # that arrive or are searched with
-DECODED_AT_ONCE = 2  # images, of up to dataset.max_pixels each
+TOGETHER = 32  # sentences that are encoded and searched with at once
+UPLOADS_AT_ONCE = 16  # that arrive or are searched with
+UPLOADS_OF_ONE = 4  # of them of one client
+IMAGES_AT_ONCE = 2  # of the index, decoded
+POLITE = 5  # what threads with less urgent work add to their niceness
 PREVIEW = 160  # pixels
+
+
+Result = TypeVar("Result")
 
 
 class SceneCount(BaseModel):
@@ -104,6 +117,18 @@ class View(BaseModel):
     scene: Annotated[str | None, Query(max_length=LONGEST_QUERY)] = None
 
 
+@dataclass(frozen=True)
+class Window:
+    """What is searched for: k images after the best `offset`, of `total` that can be shown.
+
+    A total of None will be known when they are found: all that there are have been asked for.
+    """
+
+    k: int
+    offset: int
+    total: int | None
+
+
 class Service:
     """The answers to the page's requests."""
 
@@ -115,9 +140,13 @@ class Service:
         self.options = searcher.encoder.options
         self.thumbnails = Thumbnails(searcher.index, searcher.images, self.options.dataset.max_pixels)
         self._rows = NameRows(searcher.index) if searcher.kind == "store" else None
-        self._searches = Turns(MOST_SEARCHES, "searches")
-        self._uploads = Turns(MOST_UPLOADS, "uploads")
-        self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._searches = Turns(2 * TOGETHER, 2 * TOGETHER, "searches")  # half run while the others gather
+        self._uploads = Turns(UPLOADS_AT_ONCE, UPLOADS_OF_ONE, "uploads")
+        self._images = Turns(IMAGES_AT_ONCE, IMAGES_AT_ONCE, "images")
+        # Sentences, uploads and images of the index have threads of their own, so that none waits for another kind.
+        self._texts = Batches(self._answers, TOGETHER, ThreadPoolExecutor(1))
+        self._for_uploads = ThreadPoolExecutor(1, initializer=_stand_back)
+        self._for_images = ThreadPoolExecutor(IMAGES_AT_ONCE, initializer=_stand_back)
         # Part of the images' addresses, so that a browser does not show those of another index from its memory.
         identity = f"{searcher.images}\n{searcher.index.manifest.shards_sha256}"
         self._version = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -136,21 +165,28 @@ class Service:
         )
 
     async def text(
-        self, q: Annotated[str, Query(min_length=1, max_length=LONGEST_QUERY)], view: Annotated[View, Query()]
+        self,
+        request: Request,
+        q: Annotated[str, Query(min_length=1, max_length=LONGEST_QUERY)],
+        view: Annotated[View, Query()],
     ) -> Found:
         """Search with a sentence."""
-        found = await self._found(q, view)
+        self.searcher.encoder.check_sentence(q)
+        async with self._searches.taken(client_of(request.scope)):
+            await _still_there(request)
+            window = self._window(view)
+            answer = await self._texts.result(view.scene, Sentence(q, window.k, window.offset))
+        found = self._found(answer, view, window)
         found.unknown_words = self.searcher.encoder.unknown_words(q)
         return found
 
     async def image(self, request: Request, view: Annotated[View, Query()]) -> Found:
         """Search with an uploaded image."""
-        with self._uploads.taken():
-            name, content = await read_upload(request, "image", self.max_upload)
-            async with self._decoding:
-                image = await run_in_threadpool(read_image, name, content, self.options.dataset.max_pixels)
-                preview = await run_in_threadpool(to_jpeg, image, PREVIEW, 85)
-            found = await self._found(image, view)
+        window = self._window(view)
+        async with self._uploads.taken(client_of(request.scope)):
+            sent = await read_upload(request, "image", self.max_upload)
+            answer, preview = await _in(self._for_uploads, self._of_image, *sent, window, view.scene)
+        found = self._found(answer, view, window)
         found.preview = f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
         if not self.searcher.encoder.model.scores_by_cosine():
             found.note = BY_COSINE
@@ -158,47 +194,83 @@ class Service:
 
     async def audio(self, request: Request, view: Annotated[View, Query()]) -> Found:
         """Search with an uploaded WAV file."""
-        with self._uploads.taken(), TemporaryDirectory() as folder:
-            name, content = await read_upload(request, "sound", self.max_upload)
-            path = Path(folder) / "upload"
-            path.write_bytes(content)
-            with named(path, name):
-                return await self._found(path, view)
+        window = self._window(view)
+        async with self._uploads.taken(client_of(request.scope)):
+            sent = await read_upload(request, "sound", self.max_upload)
+            answer = await _in(self._for_uploads, self._of_sound, *sent, window, view.scene)
+        return self._found(answer, view, window)
 
-    async def file(self, row: int, size: Literal["thumbnail", "image"]) -> Response:
+    async def file(self, request: Request, row: int, size: Literal["thumbnail", "image"]) -> Response:
         """An image of the index as a JPEG file."""
         if not 0 <= row < len(self.searcher):
             raise HTTPException(404, f"there is no image {row}: the index has rows 0 to {len(self.searcher) - 1}.")
+        content = self.thumbnails.kept(row) if size == "thumbnail" else None
+        if content is None:
+            content = await self._made(request, row, size)
+        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+
+    async def _made(self, request: Request, row: int, size: Literal["thumbnail", "image"]) -> bytes:
         make = self.thumbnails.thumbnail if size == "thumbnail" else self.thumbnails.image
         try:
-            async with self._decoding:
-                content = await run_in_threadpool(make, row)
+            async with self._images.taken(client_of(request.scope)):
+                await _still_there(request)
+                content = await _in(self._for_images, make, row)
+        except IndexFault:
+            raise
         except InputError as fault:
             logger.warning("row %d: %s", row, fault)
             raise HTTPException(404, "this image is gone, or can't be read.") from fault
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+        if size == "thumbnail":
+            self.thumbnails.keep(row, content)
+        return content
 
-    async def _found(self, query: str | Image.Image | Path, view: View) -> Found:
-        """Search, once it is this query's turn."""
+    def _of_image(self, name: str, content: bytes, window: Window, scene: str | None) -> tuple[Answer, bytes]:
+        """The answer to an uploaded image, and its preview."""
+        image = read_image(name, content, self.options.dataset.max_pixels)
+        answer = self.searcher.answer(image, window.k, window.offset, self._keep(scene))
+        return answer, to_jpeg(image, PREVIEW, 85)
+
+    def _of_sound(self, name: str, content: bytes, window: Window, scene: str | None) -> Answer:
+        """The answer to an uploaded WAV file."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "upload"
+            path.write_bytes(content)
+            with named(path, name):
+                return self.searcher.answer(path, window.k, window.offset, self._keep(scene))
+
+    def _answers(self, scene: Hashable, sentences: Sequence[Sentence]) -> list[Answer]:
+        """Of sentences that are asked of one scene class, or of all images."""
+        assert scene is None or isinstance(scene, str)
+        return self.searcher.answers(sentences, self._keep(scene))
+
+    def _keep(self, scene: str | None) -> NDArray[np.bool_] | None:
+        return None if scene is None else self.scenes.keep(scene)
+
+    def _window(self, view: View) -> Window:
+        """What to search for, so that a page can be shown."""
         if view.scene is not None and view.scene not in self.scenes.counts:
             raise HTTPException(404, f"there is no scene class {shown(view.scene)} in this index.")
-        keep = None if view.scene is None else self.scenes.keep(view.scene)
-        total = min(DEEPEST, len(self.searcher) if keep is None else int(keep.sum()))
-        pages = math.ceil(total / view.per_page)
-        offset = (view.page - 1) * view.per_page
-        if offset >= total:
-            raise HTTPException(404, f"there is no page {view.page}: {total} images fill {pages}.")
-        wanted = min(view.per_page, total - offset)
-        with self._searches.taken():
-            answer = await run_in_threadpool(self.searcher.answer, query, wanted, offset, keep)
+        count = len(self.searcher) if view.scene is None else self.scenes.counts[view.scene]
+        if self.searcher.kind != "exact" and view.scene is None:
+            return Window(k=min(DEEPEST_PROPOSED, count), offset=0, total=None)
+        total, offset = min(DEEPEST, count), (view.page - 1) * view.per_page
+        _check_page(view, total)
+        return Window(k=min(view.per_page, total - offset), offset=offset, total=total)
+
+    def _found(self, answer: Answer, view: View, window: Window) -> Found:
+        """The page of an answer."""
+        hits, total, offset = answer.hits, window.total, (view.page - 1) * view.per_page
+        if total is None:
+            total, hits = len(hits), hits[offset : offset + view.per_page]
+            _check_page(view, total)
         return Found(
             page=view.page,
-            pages=pages,
+            pages=math.ceil(total / view.per_page),
             per_page=view.per_page,
             total=total,
             encode_ms=answer.encode_ms,
             search_ms=answer.search_ms,
-            hits=[self._shown(rank, hit) for rank, hit in enumerate(answer.hits, start=offset + 1)],
+            hits=[self._shown(rank, hit) for rank, hit in enumerate(hits, start=offset + 1)],
         )
 
     def _shown(self, rank: int, hit: Hit) -> FoundImage:
@@ -214,7 +286,32 @@ class Service:
         )
 
 
-def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_upload: int, rate: int) -> FastAPI:
+def _check_page(view: View, total: int) -> None:
+    """Raise an HTTPException for a page beyond the last; an empty answer has one."""
+    pages = math.ceil(total / view.per_page)
+    if view.page > max(1, pages):
+        raise HTTPException(404, f"there is no page {view.page}: {total} images fill {pages}.")
+
+
+async def _still_there(request: Request) -> None:
+    """Spare the work for a client that went away while it waited for its turn; of a request without a body."""
+    if await request.is_disconnected():
+        raise HTTPException(400, "the sender went away.")
+
+
+def _stand_back() -> None:
+    """Let a thread take what sentences leave of the processors, where the system can tell threads apart."""
+    if sys.platform == "linux":
+        os.nice(POLITE)
+
+
+async def _in(threads: ThreadPoolExecutor, work: Callable[..., Result], *arguments: object) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+
+
+def make_app(
+    searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_upload: int, rate: int | None = None
+) -> FastAPI:
     """The page of an index and what it asks for.
 
     Args:
@@ -222,7 +319,7 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
         scenes: classes of its images, which can be filtered by; none for a vector store.
         hosts: names that the page answers to, against DNS rebinding.
         max_upload: bytes of an uploaded file.
-        rate: searches of a client per minute; of images `IMAGES_PER_SEARCH` times as many.
+        rate: searches of a client per minute, and `IMAGES_PER_SEARCH` times as many images; None: no limit.
 
     Raises:
         InputError: the names of the index can't be read.
@@ -231,11 +328,10 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
     # Its own pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="RSRetrieval", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    limits = {
-        "/api/search": RateLimit(rate),
-        "/thumbnail": (images := RateLimit(rate * IMAGES_PER_SEARCH)),
-        "/image": images,
-    }
+    limits: dict[str, RateLimit] = {}
+    if rate is not None:
+        images = RateLimit(rate * IMAGES_PER_SEARCH)
+        limits = {"/api/search": RateLimit(rate), "/thumbnail": images, "/image": images}
     app.add_middleware(Guard, limits=limits)
     app.add_exception_handler(InputError, _tell_input_error)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
@@ -245,12 +341,12 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
     app.add_api_route("/api/search/audio", service.audio, methods=["POST"])
 
     @app.get("/thumbnail/{row}")
-    async def thumbnail(row: int) -> Response:
-        return await service.file(row, "thumbnail")
+    async def thumbnail(request: Request, row: int) -> Response:
+        return await service.file(request, row, "thumbnail")
 
     @app.get("/image/{row}")
-    async def image(row: int) -> Response:
-        return await service.file(row, "image")
+    async def image(request: Request, row: int) -> Response:
+        return await service.file(request, row, "image")
 
     @app.get("/")
     async def index() -> FileResponse:
@@ -261,10 +357,10 @@ def make_app(searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_uploa
 
 
 async def _tell_input_error(request: Request, fault: Exception) -> JSONResponse:
-    """Status 400, or 503 where it is the vector store's, whose address is nobody's business."""
-    if isinstance(fault, StoreFault):
+    """Status 400, or 503 where it is the index's, whose place is nobody's business."""
+    if isinstance(fault, IndexFault):
         logger.error("%s", fault)
-        return JSONResponse({"detail": "the vector store does not answer; try again later."}, 503)
+        return JSONResponse({"detail": "the index does not answer; try again later."}, 503, {"Retry-After": "60"})
     return JSONResponse({"detail": str(fault)}, 400)
 
 

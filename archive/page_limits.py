@@ -1,4 +1,4 @@
-"""What keeps a page's server in bounds: requests per client, searches at once, a strict browser."""
+"""What keeps a page's server in bounds: who asks, how often, and a strict browser."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from utils import logger
+
+SECONDS_BETWEEN_LINES = 10
 MOST_CLIENTS = 10_000
 """Clients that are remembered; the one that has been silent for longest is forgotten first."""
 STRICT = {
@@ -25,6 +26,24 @@ STRICT = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 """Headers of every answer: nothing from elsewhere is loaded, and no other site may show or read what is here."""
+
+
+class Refusals:
+    """Tells the log that requests are refused: a line at most every `SECONDS_BETWEEN_LINES`, which counts the rest."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing was refused yet; `clock` gives seconds."""
+        self._clock = clock
+        self._next = -math.inf
+        self._untold = 0
+
+    def note(self, text: str) -> None:
+        """Count a refusal, and tell it if it is time."""
+        if self._clock() < self._next:
+            self._untold += 1
+            return
+        logger.warning("%s%s", text, f" ({self._untold} more since the last such line)" if self._untold else "")
+        self._next, self._untold = self._clock() + SECONDS_BETWEEN_LINES, 0
 
 
 class RateLimit:
@@ -83,6 +102,7 @@ class Guard:
         """
         self.app = app
         self.limits = limits
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -100,32 +120,9 @@ class Guard:
         limit = next((limit for start, limit in self.limits.items() if scope["path"].startswith(start)), None)
         seconds = math.ceil(limit.wait(client_of(scope))) if limit is not None else 0
         if limit is not None and seconds:
+            self._refusals.note(f"{client_of(scope)}: refused, more than {limit.per_minute} requests a minute (--rate)")
             text = f"too many requests: {limit.per_minute} a minute are answered. Try again in {seconds} s."
             refusal = JSONResponse({"detail": text}, 429, {"Retry-After": str(seconds)})
             await refusal(scope, receive, send_strictly)
         else:
             await self.app(scope, receive, send_strictly)
-
-
-class Turns:
-    """How many may be at something or wait for it; for use in one event loop."""
-
-    def __init__(self, most: int, what: str) -> None:
-        """Let `most` in; `what` they do is for the message."""
-        self._free = most
-        self._what = what
-
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """A turn as long as the context lasts.
-
-        Raises:
-            HTTPException: none is free, status 503.
-        """
-        if not self._free:
-            raise HTTPException(503, f"the server is busy with other {self._what}; try again.", {"Retry-After": "2"})
-        self._free -= 1
-        try:
-            yield
-        finally:
-            self._free += 1

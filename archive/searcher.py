@@ -6,6 +6,7 @@ Letters: N images, D embedding.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -18,7 +19,7 @@ from torch import Tensor
 from archive import exact, nearest, store
 from archive.arguments import KINDS
 from archive.encoder import Encoder
-from archive.exact import Scorer
+from archive.exact import Ranked, Scorer
 from archive.index_folder import IndexFolder
 from data.lists import shown
 from runs.models import load_model
@@ -26,6 +27,8 @@ from runs.ready.folder import ready_weights
 from runtime.devices import choose_device
 from utils import InputError, file_sha256
 
+Named = list[tuple[str, float]]
+"""Names and scores, the best first, as a vector store gives them."""
 BY_COSINE = "Images are compared by the cosine of their embeddings, not by the model's score."
 """To be said of a query image where the model scores by more than a cosine."""
 
@@ -67,8 +70,17 @@ class Answer:
     search_ms: float
 
 
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence to search with, and the hits that are wanted: k after the best `offset`."""
+
+    text: str
+    k: int
+    offset: int = 0
+
+
 class Searcher:
-    """An index with its model, open for queries; may be used by several threads, which take turns.
+    """An index with its model, open for queries; may be used by several threads at once.
 
     Attributes:
         index: the folder.
@@ -83,7 +95,7 @@ class Searcher:
         self.encoder = encoder
         self.images = images
         self.kind = kind
-        self._lock = Lock()
+        self._store_lock = Lock()  # Milvus Lite does not say that it takes threads
         self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
         self._store = store.open_full_store(index.folder, index.manifest) if kind == "store" else None
 
@@ -166,36 +178,54 @@ class Searcher:
     def answer(
         self, query: str | Image.Image | Path, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None
     ) -> Answer:
-        """What `text`, `image` or `audio` gives, with the time that it took once it was this query's turn."""
-        with self._lock:
-            started = time.perf_counter()
-            score: Scorer = self.encoder.model.score
-            if isinstance(query, str):
-                embedding = self.encoder.text(query)
-            elif isinstance(query, Path):
-                embedding = self.encoder.sound(query)
-            else:
-                embedding, score = self.encoder.image(query), exact.cosine
-            encoded = time.perf_counter()
-            hits = self._search(embedding, score, k, offset, keep)
-            return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
+        """What `text`, `image` or `audio` gives, with the time that it took."""
+        if isinstance(query, str):
+            return self.answers([Sentence(query, k, offset)], keep)[0]
+        started = time.perf_counter()
+        score: Scorer = self.encoder.model.score
+        if isinstance(query, Path):
+            embedding = self.encoder.sound(query)
+        else:
+            embedding, score = self.encoder.image(query), exact.cosine
+        encoded = time.perf_counter()
+        (found,) = self._search(embedding, score, offset + k, keep)
+        hits = self._hits(found, k, offset)
+        return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
 
-    def _search(self, query: Tensor, score: Scorer, k: int, offset: int, keep: NDArray[np.bool_] | None) -> list[Hit]:
-        """Hits of an embedding [1, D]."""
-        wanted = offset + k
+    def answers(self, sentences: Sequence[Sentence], keep: NDArray[np.bool_] | None = None) -> list[Answer]:
+        """What `text` gives for some sentences at once; the times are those of all together."""
+        started = time.perf_counter()
+        embeddings = self.encoder.texts([sentence.text for sentence in sentences])
+        encoded = time.perf_counter()
+        deepest = max(sentence.offset + sentence.k for sentence in sentences)
+        found = self._search(embeddings, self.encoder.model.score, deepest, keep)
+        searched = time.perf_counter()
+        times = 1000 * (encoded - started), 1000 * (searched - encoded)
+        return [
+            Answer(self._hits(ranked, sentence.k, sentence.offset), *times)
+            for ranked, sentence in zip(found, sentences, strict=True)
+        ]
+
+    def _search(self, queries: Tensor, score: Scorer, k: int, keep: NDArray[np.bool_] | None) -> list[Ranked | Named]:
+        """The best of each query [Q, D]."""
+        self.index.check()
         if self._store is not None:
             if keep is not None:
                 raise InputError("an index in a vector store can't be searched in part; leave the filter out.")
-            found = self._store.search(query[0].cpu().numpy(), wanted)
-            return [Hit(name, score, None) for name, score in found[offset:]]
+            with self._store_lock:
+                return [self._store.search(query.cpu().numpy(), k) for query in queries]
         embeddings = self.index.embeddings
         assert embeddings is not None
         if self._nearest is None or keep is not None:
-            scores, rows = exact.search(embeddings.blocks(), query, score, wanted, keep)[0]
-        else:
-            scores, rows = self._nearest.search(query[0], score, wanted)
-        pairs = zip(scores[offset:].tolist(), rows[offset:].tolist(), strict=True)
-        return [Hit(self.index.name(row), value, row) for value, row in pairs]
+            return [*exact.search(embeddings.blocks(), queries, score, k, keep)]
+        return [self._nearest.search(query, score, k) for query in queries]
+
+    def _hits(self, found: Ranked | Named, k: int, offset: int) -> list[Hit]:
+        """Those that are wanted of what a search found."""
+        if isinstance(found, list):
+            return [Hit(name, score, None) for name, score in found[offset : offset + k]]
+        scores, rows = (part[offset : offset + k].tolist() for part in found)
+        return [Hit(self.index.name(row), value, row) for value, row in zip(scores, rows, strict=True)]
 
 
 def _kind(index: IndexFolder, kind: str | None) -> str:

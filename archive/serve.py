@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import uvicorn
 from fastapi import FastAPI
 
+from archive.connections import Connection
 from utils import InputError
 
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
-MOST_CONNECTIONS = 128  # beyond them the server answers with status 503
+PROXIES = ["127.0.0.1", "::1"]
 SECONDS_TO_END = 3
 """What running requests are left when the server is ended."""
 
@@ -82,29 +83,32 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: FastAPI, listening: socket.socket, behind_proxy: bool) -> None:
-    """Serve until SIGINT or SIGTERM.
+def configured(app: FastAPI, behind_proxy: bool) -> uvicorn.Config:
+    """The server of a page.
 
     Args:
         app: the page.
-        listening: see `open_socket`.
         behind_proxy: believe the client addresses that a reverse proxy on this machine tells.
     """
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,
         ws="none",
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=SECONDS_TO_END,
         proxy_headers=behind_proxy,
-        forwarded_allow_ips=["127.0.0.1", "::1"],
+        forwarded_allow_ips=PROXIES,
     )
+
+
+def run(app: FastAPI, listening: socket.socket, behind_proxy: bool) -> None:
+    """Serve at an address, see `open_socket`, until SIGINT or SIGTERM; see `configured`."""
     # The server ends at these signals and then sends them again to whoever had them before.
     before = [signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(configured(app, behind_proxy)).run(sockets=[listening])
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)

@@ -40,6 +40,10 @@ def write_shard(path: Path, embeddings: Tensor, dtype: Dtype) -> None:
     write_atomic(path, partial(np.save, arr=values, allow_pickle=False))
 
 
+class IndexFault(InputError):
+    """An index or its store can't be read: no fault of who asks."""
+
+
 class Shards:
     """N embeddings [N, D], in the order of their files."""
 
@@ -93,13 +97,13 @@ class Shards:
         try:
             values = read_array(path, mode="c")
         except FileNotFoundError as fault:
-            raise InputError(f"{path}: this part of the index is missing; {AGAIN}") from fault
+            raise IndexFault(f"{path}: this part of the index is missing; {AGAIN}") from fault
         except (OSError, ValueError) as fault:
-            raise InputError(
+            raise IndexFault(
                 f"{path}: this part of the index is damaged or cut short ({first_line(fault)}); {AGAIN}"
             ) from fault
         if values.shape != expected or values.dtype != self.dtype:
-            raise InputError(
+            raise IndexFault(
                 f"{path}: holds {values.shape} of {values.dtype}, expected {expected} of {self.dtype}; {AGAIN}"
             )
         return values

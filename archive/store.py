@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from archive.arguments import EMBEDDED
 from archive.index_folder import IndexFolder, Manifest
+from archive.shards import IndexFault
 from utils import InputError, first_line, import_extra
 
 TOKEN = "MILVUS_TOKEN"
@@ -28,7 +29,7 @@ MOST_HITS = 16_384  # that Milvus gives at once
 ROWS_PER_CALL = 1000  # 2 MiB of 512 float32 numbers; Milvus takes up to 64 MiB
 
 
-class StoreFault(InputError):
+class StoreFault(IndexFault):
     """The vector store does not answer, or refuses."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from collections import OrderedDict
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +20,7 @@ LARGEST = 4096  # pixels of the longer side of a whole image
 
 
 class Thumbnails:
-    """Images by their row; no byte of a file is handed on as it is."""
+    """Images by their row; no byte of a file is handed on as it is. What is `kept` belongs to one thread."""
 
     def __init__(self, index: IndexFolder, images: Path, max_pixels: int) -> None:
         """Open nothing yet.
@@ -33,7 +33,7 @@ class Thumbnails:
         self._index = index
         self._images = images
         self._max_pixels = max_pixels
-        self.thumbnail = lru_cache(maxsize=KEPT)(self._thumbnail)
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     def image(self, row: int) -> bytes:
         """A JPEG file of the image, scaled down to `LARGEST` where it is larger.
@@ -43,7 +43,19 @@ class Thumbnails:
         """
         return to_jpeg(self._decode(row), LARGEST, 92)
 
-    def _thumbnail(self, row: int) -> bytes:
+    def kept(self, row: int) -> bytes | None:
+        """A thumbnail that was kept."""
+        if row in self._kept:
+            self._kept.move_to_end(row)
+        return self._kept.get(row)
+
+    def keep(self, row: int, thumbnail: bytes) -> None:
+        """Keep a thumbnail; beyond `KEPT` the one that nobody asked for the longest is forgotten."""
+        self._kept[row] = thumbnail
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+
+    def thumbnail(self, row: int) -> bytes:
         """See `image`; scaled down to `THUMBNAIL`."""
         return to_jpeg(self._decode(row), THUMBNAIL, 85)
 
@@ -56,8 +68,7 @@ class Thumbnails:
 
 
 def to_jpeg(image: Image.Image, side: int, quality: int) -> bytes:
-    """A JPEG file of an RGB image, scaled down to at most `side` pixels a side, without any metadata."""
-    image = image.copy()
+    """A JPEG file of an RGB image, without any metadata; the image itself is scaled down to `side` pixels a side."""
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=quality)
