@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from archive import connections, page, serve, thumbnails
 from archive.page import make_app
+from archive.page_limits import Refusals
 from archive.scenes import no_scenes
 from archive.searcher import Searcher
 from data.images import decode
@@ -134,7 +135,7 @@ class TestConnections:
         self, app: FastAPI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, behind_proxy: bool
     ) -> None:
         monkeypatch.setattr(connections, "MOST_OF_ONE", 2)
-        monkeypatch.setattr(connections.Connection, "refusals", connections.Refusals())
+        monkeypatch.setattr(connections.Connection, "refusals", Refusals())
         with serving(app, behind_proxy) as port:
             held = [connected(port) for _ in range(2)]
             with connected(port, HEALTHY.replace(b"Host", b"Connection: close\r\nHost")) as third:
