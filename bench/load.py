@@ -69,16 +69,15 @@ def server(given: argparse.Namespace) -> Iterator[tuple[subprocess.Popen[str], s
     for flag in ("device", "rate"):
         if (value := getattr(given, flag)) is not None:
             command += [f"--{flag}", str(value)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line:
-            raise InputError("the server did not start; it has said why.")
-        yield process, line.partition(" at ")[2].split(" ")[0]
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line:
+                raise InputError("the server did not start; it has said why.")
+            yield process, line.partition(" at ")[2].split(" ")[0]
+        finally:
+            process.terminate()
 
 
 def clients(locust: Any, url: str, images: Sequence[Path], given: argparse.Namespace) -> list[type[Any]]:

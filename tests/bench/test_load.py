@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from bench.load import SENTENCES, main
 from option import Options
 from tests.archives import make_trained
 
-pytest.importorskip("locust")
+# Imported here, it would replace parts of the standard library; the bench tells it not to.
+pytestmark = pytest.mark.skipif(find_spec("locust") is None, reason="the extra load is not installed")
 
 
 @pytest.fixture(scope="module")
