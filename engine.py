@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from batches.augmentation import right_angle_views
 from batches.batch import Batch
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
+from layers.folding import folded
 from metrics import limits
 from option.schema import Views
 from runtime.distributed import ALONE, World
@@ -26,6 +29,8 @@ from training.epoch import Loader, Plan, ScalarWriter, autocast, check_finite, p
 from training.state import TrainingState
 from utils import InputError, logger
 
+Verb = Callable[[Batch], Tensor]
+"""An encoder of a model: B items -> [B, D]."""
 ALIKE = 1 - 1e-6
 """Mean cosine above which embeddings tell nothing apart."""
 SCORES_PER_BLOCK = 2**26
@@ -177,12 +182,13 @@ def encode(
         InputError: an embedding is not finite.
     """
     join = partial(loader.join, total=len(loader.image_ids))
-    images = embed(model, image_verb(model, views), loader.image_batches(), "image", device, amp, join)
+    verb_of = partial(image_verb, views=views)
+    images = embed_folded(model, verb_of, loader.image_batches(), "image", device, amp, join)
     join = partial(loader.join, total=len(loader.distinct.lengths))
     return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp, join)
 
 
-def image_verb(model: RetrievalModel, views: Views) -> Callable[[Batch], Tensor]:
+def image_verb(model: RetrievalModel, views: Views) -> Verb:
     """The model's image encoder, or the mean of what it gives for all `right_angle_views`."""
     if views == "one":
         return model.encode_image
@@ -197,10 +203,36 @@ def image_verb(model: RetrievalModel, views: Views) -> Callable[[Batch], Tensor]
     return mean
 
 
+def embed_folded(
+    model: RetrievalModel,
+    verb_of: Callable[[RetrievalModel], Verb],
+    batches: Iterable[Batch],
+    kind: str,
+    device: torch.device,
+    amp: str,
+    join: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`embed` by a copy of the model as it is now, whose batch norms are folded into its convolutions.
+
+    Args:
+        model: brought into evaluation mode, else left as it is.
+        verb_of: from a model to the encoder in question.
+        batches: at least one.
+        kind: see `embed`, as the others.
+        device: likewise.
+        amp: likewise.
+        join: likewise.
+    """
+    remaining = iter(batches)
+    first = next(remaining)
+    quick = folded(model.eval(), lambda network: verb_of(network)(first.first()))
+    return embed(quick, verb_of(quick), chain([first], remaining), kind, device, amp, join)
+
+
 @torch.no_grad()
 def embed(
     model: nn.Module,
-    verb: Callable[[Batch], Tensor],
+    verb: Verb,
     batches: Iterable[Batch],
     kind: str,
     device: torch.device,
@@ -296,12 +328,13 @@ def rank_tasks(
     audio = view = None
     if model.uses_audio:
         join = partial(loader.join, total=loader.spectrograms)
-        spoken = embed(model, model.encode_audio, loader.audio_batches(), "audio", device, amp, join)
+        spoken = embed_folded(model, attrgetter("encode_audio"), loader.audio_batches(), "audio", device, amp, join)
         heard = score_source(model, images, spoken, loader.caption_audio)
         audio = metrics.rank_blocks(heard, text_image)
     if model.uses_second_view:
         join = partial(loader.join, total=len(images))
-        others = embed(model, image_verb(model, views), loader.view_batches(), "image", device, amp, join)
+        verb_of = partial(image_verb, views=views)
+        others = embed_folded(model, verb_of, loader.view_batches(), "image", device, amp, join)
         own = torch.arange(len(images), device=device)
         view = metrics.rank_blocks(score_source(model, images, others, own), own)
     return metrics.Tasks(metrics.rank_blocks(blocks, text_image), audio, view)

@@ -32,7 +32,7 @@ from layers.objective import build_objective
 from option import Options
 from preflight import check_training
 from runs.checkpoints import ending_clearly
-from runs.features import list_features, train_views
+from runs.features import list_features, quick_start, train_views
 from runs.fold import is_over, keeper_of, saved, validated, written
 from runs.folders import parse_folds, run_folder
 from runs.loaders import evaluation_loader, pair_source, read_vocabulary, split_of, train_loader
@@ -143,7 +143,8 @@ def train_fold(
         carry_on(state, own_random_states(begun, world, folder), folder, NAME_KEY)
     if options.optim.compile:
         compile_encoders(model)
-    losses = world.parallel(Losses(model, objective, source, world))
+    begin = quick_start(model, options, device) if seen.images is None else None
+    losses = world.parallel(Losses(model, objective, source, world, begin))
     keeper = keeper_of(options, fold, vocabulary, state)
     with ending_clearly(folder), written(options, folder, state, len(loader), device, world) as writer:
         if world.leads:

@@ -23,6 +23,7 @@ from data.images import to_square
 from data.regions.file import SHAPES, RegionFile, Regions, read_regions, region_fields
 from engine import embed, image_verb
 from layers.base import RetrievalModel
+from layers.folding import folded
 from layers.registry import registered
 from option import Options
 from utils import InputError
@@ -81,8 +82,7 @@ class Encoder:
         Raises:
             InputError: it is not finite.
         """
-        side = self.options.dataset.image_size
-        return self._images(torch.zeros(1, 3, side, side, dtype=torch.uint8), self._no_regions()).shape[1]
+        return self._embed(image_verb(self._quick, "one"), self._black(), "image").shape[1]
 
     def check_regions(self, names: Sequence[str]) -> None:
         """Find out before the work whether images lack regions that the model reads.
@@ -181,10 +181,24 @@ class Encoder:
         """The regions of one image in which none were found; None for a model that reads no regions."""
         return Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values())) if self.reads_regions else None
 
-    def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:
+    def _black(self) -> Batch:
+        """A black image without regions."""
+        side = self.options.dataset.image_size
+        return self._seen(torch.zeros(1, 3, side, side, dtype=torch.uint8), self._no_regions())
+
+    @cached_property
+    def _quick(self) -> RetrievalModel:
+        """The model for images, its batch norms folded into its convolutions."""
+        black = self._black()
+        return folded(self.model.eval(), lambda model: model.encode_image(black))
+
+    def _seen(self, pixels: Tensor, regions: Regions | None) -> Batch:
         local = region_fields(regions, torch.arange(len(pixels)))
-        verb = image_verb(self.model, self.options.dataset.test_views)
-        return self._embed(verb, Batch(images=normalise(pixels.to(self.device)), **local), "image")
+        return Batch(images=normalise(pixels.to(self.device)), **local).to(self.device)
+
+    def _images(self, pixels: Tensor, regions: Regions | None) -> Tensor:
+        verb = image_verb(self._quick, self.options.dataset.test_views)
+        return self._embed(verb, self._seen(pixels, regions), "image")
 
     def _embed(self, verb: Callable[[Batch], Tensor], batch: Batch, kind: str) -> Tensor:
         return embed(self.model, verb, [batch.to(self.device)], kind, self.device, self.options.optim.amp)

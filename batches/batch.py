@@ -87,6 +87,11 @@ class Batch:
             raise ValueError(f"this model needs Batch.{field}, which the batch does not carry")
         return value
 
+    def first(self) -> Batch:
+        """The first item of an evaluation batch alone."""
+        alone: dict[str, Any] = {name: value[:1] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **alone)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; `lengths` stays on the CPU."""
         held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "lengths"}

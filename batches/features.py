@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.feature_store import FeatureTable
+from data.feature_store import FeatureTable, SequenceTable
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class ListFeatures:
 
     Attributes:
         images: N V rows, the views of an image one after the other.
-        captions: M rows.
+        captions: M rows, or sequences of rows.
         views: V.
     """
 
     images: FeatureTable | None = None
-    captions: FeatureTable | None = None
+    captions: FeatureTable | SequenceTable | None = None
     views: int = 1
 
     def of_views(self, images: Tensor, views: Tensor) -> Tensor | None:
@@ -39,7 +39,7 @@ class ListFeatures:
         return seen[0] if self.views == 1 else torch.stack(seen, dim=1)
 
     def of_captions(self, captions: Tensor) -> Tensor | None:
-        """Of some captions [B], [B, W]."""
+        """Of some captions [B], [B, W]; of sequences [B, L, W], padded to the longest."""
         return None if self.captions is None else self.captions.rows(captions)
 
 

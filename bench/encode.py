@@ -66,7 +66,7 @@ def measure(
     network = network_of(architecture).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ids = list(torch.arange(len(store.paths)).split(batch))
     sample = normalise(store.batch(ids[0]).to(device))
-    quick = folded(network, sample[:1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quick = folded(network, lambda part: part(sample[:1]))
 
     def from_files() -> Iterator[Tensor]:
         return (normalise(stored.to(device)) for stored in stored_batches(store, ids, workers))

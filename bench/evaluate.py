@@ -19,7 +19,7 @@ from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant
 from dataloader import EvaluationLoader
-from engine import embed, score_source
+from engine import embed, embed_folded, image_verb, score_source
 from metrics.ranks import rank_blocks, recalls
 from runs.loaders import evaluation_loader
 from runs.record import peak_memory
@@ -64,7 +64,8 @@ class Evaluation:
         """As `engine.evaluate`: each image and each different caption is encoded once."""
         marks = [started, time.perf_counter()]
         arguments = (self.device, self.variant.amp)
-        images = embed(self.model, self.model.encode_image, loader.image_batches(), "image", *arguments)
+        verb_of = partial(image_verb, views="one")
+        images = embed_folded(self.model, verb_of, loader.image_batches(), "image", *arguments)
         marks.append(self._now())
         texts = embed(self.model, self.model.encode_text, loader.caption_batches(), "caption", *arguments)
         marks.append(self._now())

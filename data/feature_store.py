@@ -27,6 +27,9 @@ from runtime.untrusted import read_array, read_bytes
 from utils import InputError, first_line, remove_unfinished, write_atomic, write_text_atomic
 
 KEY = 32  # hexadecimal digits
+SHARD = 1024
+SHARD_BYTES = 2**28
+"""A shard has at most so many rows and bytes: what a killed run makes again, and what is held until it is written."""
 
 
 def key_of(content: bytes) -> str:
@@ -80,7 +83,7 @@ class FeatureStore:
         return self.shards[0].shape[1:] if self.shards else ()
 
     def fill(
-        self, keys: Sequence[str], make: Callable[[Sequence[int]], Iterable[Tensor]], size: int, shard: int = 1024
+        self, keys: Sequence[str], make: Callable[[Sequence[int]], Iterable[Tensor]], size: int, shard: int = SHARD
     ) -> int:
         """Make the features that are not there.
 
@@ -88,7 +91,7 @@ class FeatureStore:
             keys: of all that is needed.
             make: from places in `keys` to their features, batch by batch, [*, W] float32.
             size: bytes of one feature.
-            shard: features written at a time: what a killed run makes again.
+            shard: features written at a time, see `SHARD`.
 
         Returns:
             How many were made.
@@ -111,6 +114,7 @@ class FeatureStore:
                     "(dataset.feature_path), or compute them in every step (dataset.features=off)."
                 )
             write_text_atomic(self.folder / "recipe.json", self.recipe + "\n")
+            shard = min(shard, max(1, SHARD_BYTES // size))
             waiting: list[Tensor] = []
             done = 0
             for features in make(wanted):
@@ -140,6 +144,24 @@ class FeatureStore:
     def table(self, keys: Sequence[str]) -> FeatureTable:
         """The features of some keys, all of which are there."""
         return FeatureTable(self.shards, torch.tensor([self.places[key] for key in keys]).reshape(-1, 2))
+
+
+class SequenceTable:
+    """Sequences of rows, such as those of a caption's tokens, one sequence after the other in a table."""
+
+    def __init__(self, table: FeatureTable, starts: Tensor, lengths: Tensor) -> None:
+        """Take the rows and where each of N sequences starts [N], and how long it is [N]."""
+        self.table, self.starts, self.lengths = table, starts, lengths
+
+    def __len__(self) -> int:
+        """Sequences, N."""
+        return len(self.lengths)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Some sequences [B], padded with zeros to the longest of them: [B, L, W]."""
+        lengths = self.lengths[ids].tolist()
+        places = [torch.arange(start, start + length) for start, length in zip(self.starts[ids], lengths, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(self.table.rows(torch.cat(places)).split(lengths), batch_first=True)
 
 
 class FeatureTable:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from batches.batch import QueryMode
-from layers.backbone import ChosenBackboneParameters
+from layers.backbone import STEPS, ChosenBackboneParameters
 from layers.base import NORM_FLOOR, l2norm
 from layers.keywords import KeywordFusion, KeywordParameters
 from layers.multiscale import MultiscaleImageEncoder, MultiscaleParameters
@@ -49,6 +49,7 @@ class CrossAttentionParameters(Parameters):
 class AmfmnParameters(ModelParameters):
     """The `model` block of AMFMN."""
 
+    image_step = STEPS[-1]
     name: Literal["AMFMN"]
     multiscale: MultiscaleParameters = MultiscaleParameters()
     cross_attention: CrossAttentionParameters = CrossAttentionParameters()

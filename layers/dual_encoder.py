@@ -164,6 +164,7 @@ class DualEncoder(RetrievalModel):
         """See `RetrievalModel.from_parameters`."""
         block = cast(DualEncoderParameters, parameters)
         image = TimmTower(block.image.architecture, block.image.pretrained, load_weights)
+        image.check_side(image_size)
         text: Tower
         if block.text.encoder == GRU:
             words = max(vocabulary.word2idx.values())
@@ -222,9 +223,9 @@ class DualEncoder(RetrievalModel):
 
     def encode_text(self, batch: Batch) -> Tensor:
         """Embed captions [B, L], not normalised. Returns [B, D]."""
-        if batch.text_features is not None:
-            return cast(Tensor, self.text_head(self.text_tower.finish(batch.text_features)))
         tokens = batch.need("tokens")
+        if batch.text_features is not None:
+            return cast(Tensor, self.text_head(self.text_tower.finish(batch.text_features, tokens)))
         inputs = (tokens, batch.need("lengths")) if isinstance(self.text_tower, GruTower) else (tokens,)
         return cast(Tensor, self.text_head(self.text_tower(*inputs)))
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+Network = TypeVar("Network", bound=nn.Module)
 CLOSE = 1e-3
 """How far an output may move, as a share of the largest one; float32 rounds to a hundredth of this."""
 
 
 @torch.no_grad()
-def folded(network: nn.Module, sample: Tensor) -> nn.Module:
+def folded(network: Network, run: Callable[[Network], Tensor]) -> Network:
     """A copy of a network in evaluation mode without the batch norms that directly follow a convolution.
 
     A batch norm with fixed statistics is a factor and a summand for each channel. The convolution's own weights can
@@ -22,19 +25,33 @@ def folded(network: nn.Module, sample: Tensor) -> nn.Module:
     activation.
 
     Args:
-        network: whose modules run in the order in which they are declared, as those of ResNets and EfficientNets do.
-        sample: an input. Where its output moves by more than `CLOSE`, the order is another one: the copy stays whole.
+        network: in evaluation mode. It stays as it is; the copy shares all weights with it but those of the
+            convolutions, so it is good for as long as no weight changes.
+        run: what the copy is for, on a small input. Where the result moves by more than `CLOSE`, some module runs in
+            another order than it was declared in, as none of a ResNet or an EfficientNet does.
+
+    Returns:
+        The copy; the network itself where nothing can be folded, or the order is another one.
     """
-    whole, copy = deepcopy(network).eval(), deepcopy(network).eval()
-    for parent in list(copy.modules()):
-        for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+    if next(_pairs(network), None) is None:
+        return network
+    copy = deepcopy(network, {id(held): held for held in (*network.parameters(), *network.buffers())})
+    for parent, name, norm_name in list(_pairs(copy)):
+        conv, norm = getattr(parent, name), getattr(parent, norm_name)
+        setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+        setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
+    expected, found = run(network), run(copy)
+    return copy if float((expected - found).abs().max()) <= CLOSE * float(expected.abs().max()) else network
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Parent, name of a convolution and name of the norm with fixed statistics that is declared next."""
+    for parent in network.modules():
+        for (name, conv), (norm_name, norm) in pairwise(parent.named_children()):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _fits(conv, norm):
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
-    expected, found = whole(sample), copy(sample)
-    return copy if float((expected - found).abs().max()) <= CLOSE * float(expected.abs().max()) else whole
+                yield parent, name, norm_name
 
 
 def _fits(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     """Whether a norm has fixed statistics of a convolution's channels."""
-    return bool(norm.track_running_stats) and norm.num_features == conv.out_channels
+    return bool(norm.track_running_stats) and not norm.training and norm.num_features == conv.out_channels

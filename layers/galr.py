@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from layers.backbone import ChosenBackboneParameters
+from layers.backbone import STEPS, ChosenBackboneParameters
 from layers.base import l2norm
 from layers.multiscale import MultiscaleImageEncoder, MultiscaleParameters
 from layers.multiscale_model import MultiscaleModel, build_encoders
@@ -57,6 +57,7 @@ class FusionParameters(Parameters):
 class GalrParameters(ModelParameters):
     """The `model` block of GaLR."""
 
+    image_step = STEPS[-1]
     name: Literal["GaLR"]
     multiscale: MultiscaleParameters = MultiscaleParameters()
     seq2vec: Seq2VecParameters = Seq2VecParameters()

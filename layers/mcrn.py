@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from layers.backbone import ChosenBackboneParameters, backbone_width, build_backbone
+from layers.backbone import STEPS, ChosenBackboneParameters, backbone_width, build_backbone
 from layers.base import Criterion, Encodings
 from layers.losses import distillation
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
@@ -69,6 +69,7 @@ class DiscriminatorParameters(Parameters):
 class McrnParameters(ModelParameters):
     """The `model` block of MCRN."""
 
+    image_step = STEPS[-1]
     name: Literal["MCRN"]
     multiscale: MultiscaleParameters = MultiscaleParameters()
     seq2vec: Seq2VecParameters = Seq2VecParameters()

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from layers.backbone import BackboneParameters
+from layers.backbone import STEPS, BackboneParameters
 from layers.base import Explanation, TwoEncoders
 from layers.registry import register
-from layers.swan_image import RELEASED_IMAGE, SceneImageEncoder
+from layers.swan_image import RELEASED_IMAGE, SceneImageEncoder, SceneStages
 from layers.swan_text import RELEASED_TEXT, ContextCaptionEncoder
 from layers.text import load_glove
 from option.parameters import ModelParameters, Parameters
@@ -68,12 +68,18 @@ class DropoutParameters(Parameters):
 class SwanParameters(ModelParameters):
     """The `model` block of SWAN."""
 
+    image_step = STEPS[-1]
     name: Literal["SWAN"]
     embed: SwanEmbedParameters = SwanEmbedParameters()
     word_dim: int = Field(default=300, ge=1, description="length of a word vector [numbers]")
     num_layers: int = Field(default=1, ge=1, description="layers of the GRU [layers]")
     use_bidirectional_rnn: bool = Field(default=True, description="read captions from both ends, directions averaged")
     is_finetune: bool = Field(default=False, description="train the backbone; false: its weights stay as they start")
+    freeze_statistics: bool = Field(
+        default=False,
+        description="of a frozen backbone; true: batch norms keep the statistics of its weights, so that features are "
+        "kept; false: published",
+    )
     resnet_ckpt: Path | None = Field(
         default=None, description="published name of the backbone's file; where given, backbone.pretrained is not read"
     )
@@ -82,8 +88,10 @@ class SwanParameters(ModelParameters):
     backbone: BackboneParameters = BackboneParameters()
 
     def without_effect(self) -> dict[str, str]:
-        """See `Parameters.without_effect`: a frozen backbone has no learning rate."""
-        return {} if self.is_finetune else {"optim.lr_backbone": "model.is_finetune is false"}
+        """See `Parameters.without_effect`: a frozen backbone has no learning rate, and no other is frozen in part."""
+        if self.is_finetune:
+            return {"model.freeze_statistics": "model.is_finetune is true"}
+        return {"optim.lr_backbone": "model.is_finetune is false"}
 
     @property
     def backbone_weights(self) -> str:
@@ -112,7 +120,12 @@ class SWAN(TwoEncoders):
                 "model.backbone.pretrained to weights."
             )
         image_encoder = SceneImageEncoder(
-            block.embed.embed_dim, weights, block.is_finetune, block.dropout.global_view, block.dropout.local_view
+            block.embed.embed_dim,
+            weights,
+            block.is_finetune,
+            block.freeze_statistics,
+            block.dropout.global_view,
+            block.dropout.local_view,
         )
         caption_encoder = ContextCaptionEncoder(
             words=len(vocabulary),
@@ -128,6 +141,16 @@ class SWAN(TwoEncoders):
         if load_weights:
             load_glove(caption_encoder.embedding, block.embed.glove, vocabulary.word2idx)
         return cls(image_encoder, caption_encoder)
+
+    def frozen_image(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_image`: the backbone, where its statistics are frozen, too."""
+        return SceneStages(self.image_encoder.resnet) if self.image_encoder.is_frozen else None
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """See `RetrievalModel.encode_image`."""
+        if batch.image_features is not None:
+            return self.image_encoder.finish(batch.image_features)
+        return super().encode_image(batch)
 
     def explain(self, batch: Batch) -> Explanation:
         """See `RetrievalModel.explain`: TCGE's attention of the last word, which becomes the caption's vector."""

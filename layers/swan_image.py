@@ -5,7 +5,7 @@ Letters: B batch, C channels, N = 128 detail tokens, D embedding, S image side i
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import math
 from typing import Any, cast
 
 import torch
@@ -52,11 +52,19 @@ class MultiscaleFusion(nn.Module):
 
     def forward(self, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
         """Pool the stages [B, 512, S/8, S/8], [B, 1024, S/16, S/16], [B, 2048, S/32, S/32]. Returns [B, D]."""
+        return self.pool(every_second_cell(second), third, fourth)
+
+    def pool(self, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
+        """The same of `every_second_cell` of the first of them, [B, 512, S/16, S/16]."""
         # A 1x1 convolution commutes with the choice of the nearest cell, so each runs on the fewest cells.
-        fine = self.second(F.interpolate(second, scale_factor=0.5, mode="nearest"))
         coarse = F.interpolate(self.fourth(fourth), scale_factor=2, mode="nearest")
-        joined = torch.cat([fine, self.third(third), coarse], dim=1)  # [B, 2048, S/16, S/16]
+        joined = torch.cat([self.second(second), self.third(third), coarse], dim=1)  # [B, 2048, S/16, S/16]
         return cast(Tensor, self.mlp(self.mix(joined).mean(dim=(2, 3))))
+
+
+def every_second_cell(maps: Tensor) -> Tensor:
+    """Of each two cells the first: [B, C, H, W] -> [B, C, H/2, W/2]."""
+    return F.interpolate(maps, scale_factor=0.5, mode="nearest")
 
 
 class SelfAttention(nn.Module):
@@ -120,17 +128,61 @@ class DetailTokens(nn.Module):
         return torch.einsum("n,bnd->bd", self.token_weights, tokens)
 
 
+def stages(network: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The stem's map [B, 64, S/4, S/4] of a torchvision ResNet, and those of layer2, layer3, layer4."""
+    stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
+    second = network.layer2(network.layer1(stem))
+    third = network.layer3(second)
+    return stem, second, third, network.layer4(third)
+
+
+class SceneStages(nn.Module):
+    """All that the rest of the encoder reads of a frozen ResNet, as one row for an image, to be kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Take a torchvision ResNet-50."""
+        super().__init__()
+        self.resnet = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, S, S] -> [B, 12 S^2]: 4 S^2 of the stem, then 2, 4 and 2 S^2 of the stages."""
+        stem, second, third, fourth = stages(self.resnet, images)
+        return torch.cat([maps.flatten(1) for maps in (stem, every_second_cell(second), third, fourth)], dim=1)
+
+    @staticmethod
+    def parts(rows: Tensor) -> list[Tensor]:
+        """The four maps of `forward`, the second as `every_second_cell` of it: [B, 12 S^2] -> [B, C, H, H] each."""
+        area = rows.shape[1] // 12  # S^2
+        channels = (STEM_CHANNELS, *STAGE_CHANNELS)
+        flat = rows.split([4 * area, 2 * area, 4 * area, 2 * area], dim=1)
+        sides = [math.isqrt(part.shape[1] // count) for part, count in zip(flat, channels, strict=True)]
+        return [part.unflatten(1, (count, side, side)) for part, count, side in zip(flat, channels, sides, strict=True)]
+
+
 class SceneImageEncoder(nn.Module):
     """ResNet-50, its stages pooled (global), its stem's details as tokens (local), and both aggregated."""
 
     resnet: Any  # a torchvision ResNet; its stages are called one by one
 
     def __init__(
-        self, embed_dim: int, pretrained: str, is_finetune: bool, global_dropout: float, local_dropout: float
+        self,
+        embed_dim: int,
+        pretrained: str,
+        is_finetune: bool,
+        freeze_statistics: bool,
+        global_dropout: float,
+        local_dropout: float,
     ) -> None:
-        """Start from the weights that `layers.backbone.resnet` takes; they are trained only with `is_finetune`."""
+        """Start from the weights that `layers.backbone.resnet` takes; they are trained only with `is_finetune`.
+
+        Differs from the released code: with `freeze_statistics` the batch norms of a backbone that is not trained stay
+        in evaluation mode, with the statistics that its weights came with. Published, they take those of each training
+        batch, and evaluation those of all training batches. What the backbone makes of an image then depends on no
+        batch, so that it can be kept.
+        """
         super().__init__()
         self.is_finetune = is_finetune
+        self.is_frozen = freeze_statistics and not is_finetune
         self.resnet = resnet("resnet50", pretrained)
         self.resnet.requires_grad_(is_finetune)
         self.shallow = conv_norm(STEM_CHANNELS, STEM_CHANNELS // 2, 1)
@@ -140,23 +192,30 @@ class SceneImageEncoder(nn.Module):
             nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim)
         )
 
-    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The stem's map [B, 64, S/4, S/4] and those of layer2, layer3, layer4, without a graph where frozen.
+    def train(self, mode: bool = True) -> SceneImageEncoder:
+        """Bring it into training mode; the statistics of a frozen backbone follow unless they are frozen, too."""
+        super().train(mode)
+        if self.is_frozen:
+            self.resnet.eval()
+        return self
 
-        The running statistics follow train and eval mode also where the weights are frozen, as released.
-        """
-        graph: AbstractContextManager[Any] = nullcontext() if self.is_finetune else torch.no_grad()
-        with graph:
-            network = self.resnet
-            stem = network.maxpool(network.relu(network.bn1(network.conv1(images))))
-            second = network.layer2(network.layer1(stem))
-            third = network.layer3(second)
-            return stem, second, third, network.layer4(third)
+    def stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the function of this name; without a graph where the backbone is not trained."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_finetune):
+            return stages(self.resnet, images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed normalised images [B, 3, S, S], S a multiple of 32. Returns [B, D], not of unit length."""
-        stem, *stages = self.stages(images)
-        both = torch.cat([self.details(self.shallow(stem)), self.fusion(*stages)], dim=-1)  # [B, 2D]
+        stem, *maps = self.stages(images)
+        return self._aggregate(stem, self.fusion(*maps))
+
+    def finish(self, rows: Tensor) -> Tensor:
+        """The same from what `SceneStages` gives, [B, 12 S^2]."""
+        stem, *maps = SceneStages.parts(rows)
+        return self._aggregate(stem, self.fusion.pool(*maps))
+
+    def _aggregate(self, stem: Tensor, pooled: Tensor) -> Tensor:
+        both = torch.cat([self.details(self.shallow(stem)), pooled], dim=-1)  # [B, 2D]
         return cast(Tensor, self.aggregation(both))
 
 

@@ -15,7 +15,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import import_timm, import_torchvision, timm_network
+from layers.backbone import import_torchvision, timm_network
+from layers.chains import TokenStates, image_chain, through
 from layers.depthwise import PreciseDepthwise
 from layers.installed import INSTALLED, PACKAGES, installed_file, package_of
 from option.architecture import TIMM
@@ -38,6 +39,8 @@ class Tower(nn.Module):
     width: int
     blocks: list[list[str]]
     from_package = False
+    _cuts: bool | None = None
+    """Whether it gives the same in two parts; None: not tried yet."""
 
     def freeze(self, trained: Trained) -> None:
         """Leave all but the last blocks as they are.
@@ -60,10 +63,36 @@ class Tower(nn.Module):
 
     def frozen_part(self) -> nn.Module | None:
         """What comes before the blocks that learn, where it can be had by itself; the whole tower if none learns."""
-        return self if self.is_frozen else None
+        if self.is_frozen:
+            return self
+        start = self._start()
+        if start is not None and self._cuts is None:
+            self._cuts = self._same(start)
+        return start if self._cuts else None
 
-    def finish(self, features: Tensor) -> Tensor:
-        """From what `frozen_part` gives to the tower's features [B, W]."""
+    def _start(self) -> nn.Module | None:
+        """The part of the tower that never learns; None where all of it learns, or its parts are not known."""
+        return None
+
+    def _sample(self) -> Tensor:
+        """Some input of the tower."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _same(self, start: nn.Module) -> bool:
+        """Whether the tower gives by way of `start` and `finish` what it gives as a whole."""
+        mode, device = self.training, next(self.parameters()).device
+        self.eval()
+        try:
+            given = self._sample().to(device)
+            return torch.allclose(self.finish(start(given), given), self(given), rtol=1e-4, atol=1e-5)
+        except (TypeError, ValueError, RuntimeError, AttributeError):  # a part that takes other arguments
+            return False
+        finally:
+            self.train(mode)
+
+    def finish(self, features: Tensor, given: Tensor | None = None) -> Tensor:
+        """From what `frozen_part` gives to the tower's features [B, W]; `given` is what the tower was given."""
         return features
 
     def train(self, mode: bool = True) -> Tower:
@@ -115,6 +144,24 @@ class TimmTower(Tower):
         self.register_buffer("shift", shift, persistent=False)
         self.blocks = self._blocks()
 
+    @torch.no_grad()
+    def check_side(self, side: int) -> None:
+        """Try an image of a side out.
+
+        Raises:
+            InputError: the network does not take it.
+        """
+        expected = self.network.default_cfg["input_size"][-1]
+        try:
+            self.network.eval()(torch.zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError, ValueError) as fault:
+            raise InputError(
+                f"dataset.image_size: the image tower does not take images of {side} pixels ({first_line(fault)}). "
+                f"It was made for {expected}: --set dataset.image_size={expected}"
+            ) from fault
+        finally:
+            self.network.train(self.training)
+
     def _blocks(self) -> list[list[str]]:
         """Names of parameters by timm's own grouping: stem, stages or blocks, head."""
         from timm.models import group_parameters
@@ -122,28 +169,28 @@ class TimmTower(Tower):
         grouped = group_parameters(self.network, self.network.group_matcher(coarse=False))
         return [[f"network.{name}" for name in names] for _, names in sorted(grouped.items()) if names]
 
-    def frozen_part(self) -> nn.Module | None:
-        """See `Tower.frozen_part`; of an EfficientNet also the stem and the blocks that do not learn."""
-        first = self._parts()[: len(self.blocks) - self.trained_blocks]
-        return self if self.is_frozen else _Start(first, self.scale, self.shift) if first else None
+    def _start(self) -> nn.Module | None:
+        """See `Tower._start`: the stem and the blocks that do not learn, see `image_chain`."""
+        parts, _ = image_chain(self.network)
+        first = parts[: len(self.blocks) - self.trained_blocks] if len(parts) == len(self.blocks) else []
+        return _Start(first, self.scale, self.shift) if first else None
 
-    def finish(self, features: Tensor) -> Tensor:
+    def _sample(self) -> Tensor:
+        """See `Tower._sample`: an image of the size that the network was made for."""
+        side = self.network.default_cfg["input_size"][-1]
+        return torch.linspace(-2, 2, 3 * side * side).view(1, 3, side, side)
+
+    def finish(self, features: Tensor, given: Tensor | None = None) -> Tensor:
         """See `Tower.finish`."""
         if self.is_frozen:
             return features
-        features = features.contiguous(memory_format=torch.channels_last)
+        if features.ndim == 4:
+            features = features.contiguous(memory_format=torch.channels_last)
+        parts, head = image_chain(self.network)
         with PreciseDepthwise():
-            for part in self._parts()[len(self.blocks) - self.trained_blocks :]:
+            for part in parts[len(self.blocks) - self.trained_blocks :]:
                 features = part(features)
-            return cast(Tensor, self.network.forward_head(self.network.bn2(self.network.conv_head(features))))
-
-    def _parts(self) -> list[nn.Module]:
-        """Of an EfficientNet what computes each of `blocks`, without the last one's head; empty for others."""
-        if not isinstance(self.network, import_timm().models.EfficientNet):
-            return []
-        stem = nn.Sequential(self.network.conv_stem, self.network.bn1)
-        parts = [stem, *(block for stage in self.network.blocks for block in stage)]
-        return parts if len(parts) == len(self.blocks) else []
+            return head(features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, W]."""
@@ -215,13 +262,33 @@ class SentenceTower(Tower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""
-        mask = tokens != 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self.network(input_ids=(tokens - 1).clamp(min=0), attention_mask=mask.long()).last_hidden_state
-            if self.pooling == "cls":
-                return cast(Tensor, states[:, 0])
-            weights = mask[..., None].to(states.dtype)  # [B, L, 1]
-            return cast(Tensor, (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1))
+            ids, mask = (tokens - 1).clamp(min=0), (tokens != 0).long()
+            return self._pool(self.network(input_ids=ids, attention_mask=mask).last_hidden_state, tokens)
+
+    def _pool(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """One vector for each caption: [B, L, W] -> [B, W]."""
+        if self.pooling == "cls":
+            return states[:, 0]
+        weights = (tokens != 0)[..., None].to(states.dtype)  # [B, L, 1]
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def _start(self) -> nn.Module | None:
+        """See `Tower._start`: the embeddings and the layers that do not learn, whose states stay apart by token."""
+        first = len(self.blocks) - self.trained_blocks
+        embeddings = getattr(self.network, "embeddings", None)
+        return TokenStates(embeddings, _layer_list(self.network)[: first - 1]) if embeddings and first else None
+
+    def _sample(self) -> Tensor:
+        """See `Tower._sample`: two captions, one with padding."""
+        return torch.tensor([[1, 4, 3, 2], [3, 5, 0, 0]])
+
+    def finish(self, features: Tensor, given: Tensor | None = None) -> Tensor:
+        """See `Tower.finish`; states [B, L, W] may be padded further than the tokens [B, L]."""
+        if self.is_frozen or given is None:
+            return features
+        layers = _layer_list(self.network)[len(self.blocks) - self.trained_blocks - 1 :]
+        return self._pool(through(layers, features[:, : given.shape[1]], given), given)
 
 
 class WordPieces(Vocabulary):

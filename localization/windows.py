@@ -23,6 +23,7 @@ from batches.batch import Batch, Captions
 from data.images import to_square
 from engine import embed
 from layers.base import RetrievalModel
+from layers.folding import folded
 from localization.indicators import TOP_LEVEL, opencv
 from localization.large_image import LargeImage
 
@@ -85,6 +86,10 @@ def encode_queries(model: RetrievalModel, queries: Captions, device: torch.devic
     return embed(model, model.encode_text, batches, "query", device, amp)
 
 
+def _encode(batch: Batch, model: RetrievalModel) -> Tensor:
+    return model.encode_image(batch)
+
+
 @torch.no_grad()
 def score_windows(
     model: RetrievalModel,
@@ -122,7 +127,9 @@ def score_windows(
         for start in range(0, len(windows), batch_size):
             stored = np.stack([next(squares) for _ in range(min(batch_size, len(windows) - start))])
             batch = Batch(images=normalise(torch.from_numpy(stored).to(device)))
-            images = embed(model, model.encode_image, [batch], "window", device, amp)
+            if start == 0:
+                quick = folded(model.eval(), partial(_encode, batch.first()))
+            images = embed(quick, quick.encode_image, [batch], "window", device, amp)
             scores[start : start + len(stored)] = model.score(images, queries).cpu().numpy()
             bar.update(len(stored))
     return scores

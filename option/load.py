@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from option.fields import allowed, choices, leaves
-from option.parameters import model_blocks
+from option.parameters import ModelParameters, model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions, PretrainingOptions
 from option.read import Tree, parse, read_file, shown
 from option.schema import Options
@@ -127,6 +127,8 @@ def _load(
             values[name] = block.model_validate(_nested(given, known, name))
         except ValidationError as error:
             faults += _invalid_values(error, name, given, known, source)
+    if isinstance(values.get("model"), ModelParameters) and "dataset" in values:
+        faults += _wrong_side(values["model"], values["dataset"].image_size, given, source)
     if faults:
         raise InputError(_report(faults))
     return kind(**values), given, known
@@ -254,6 +256,19 @@ def _invalid_values(
             text = f"{key}: given {shown(value)}; {reason}"
         faults.setdefault(key, Fault(text, given[key].source if key in given else source))
     return list(faults.values())
+
+
+def _wrong_side(model: ModelParameters, side: int, given: Mapping[str, Given], source: str) -> list[Fault]:
+    """A fault where images of a side do not fit the model."""
+    key, step = "dataset.image_size", model.image_step
+    if side % step == 0:
+        return []
+    below = side // step * step
+    text = (
+        f"{key}: given {side}; {model.name} takes multiples of {step}, since its maps are halved "
+        f"{step.bit_length() - 1} times and joined: choose {below} or {below + step}"
+    )
+    return [Fault(text, given[key].source if key in given else source)]
 
 
 def _report(faults: Iterable[Fault]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,8 +25,13 @@ class Parameters(BaseModel):
 
 
 class ModelParameters(Parameters):
-    """Base of the `model` block of every registered model."""
+    """Base of the `model` block of every registered model.
 
+    Attributes:
+        image_step: sides of images must be multiples of it, pixels.
+    """
+
+    image_step: ClassVar[int] = 1
     name: str
 
 

@@ -81,8 +81,8 @@ class ImageReading(Parameters):
     image_size: int = Field(
         default=256,
         ge=64,
-        multiple_of=32,
-        description="side of the images at the backbone's input, which halves it 5 times [pixels]",
+        description="side of the images that the model sees; AMFMN, GaLR, SWAN, MCRN: a multiple of 32; CLIP: its "
+        "architecture's [pixels]",
     )
     cache: Literal["auto", "device", "ram", "disk", "off"] = Field(
         default="auto",

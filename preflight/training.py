@@ -87,7 +87,9 @@ def check_training(
     last, best = (0, 0) if model is None else checkpoint_bytes(model, options.optim.ema > 0)
     begun = sum((run_folder(options, fold) / "last.pth").is_file() for fold in folds)
     output = check_output(found, experiment_folder(options), on_disk + (len(folds) - begun) * (last + best) + last)
-    features = "" if model is None or not lists else _check_features(found, options, model, lists[0])
+    features = ""
+    if model is not None and vocabulary is not None and lists:
+        features = _check_features(found, options, model, lists[0], vocabulary)
     found.refuse(source)
     assert model is not None
     return " ".join(
@@ -184,9 +186,11 @@ def _check_weights(
     return model
 
 
-def _check_features(found: Findings, options: Options, model: RetrievalModel, train: Annotations) -> str:
+def _check_features(
+    found: Findings, options: Options, model: RetrievalModel, train: Annotations, vocabulary: Vocabulary
+) -> str:
     """What is kept of frozen towers, and whether there is room for it beside what is there already."""
-    sizes, folder = sizes_of_features(model, options, train), options.dataset.feature_path
+    sizes, folder = sizes_of_features(model, options, train, vocabulary), options.dataset.feature_path
     if not sizes:
         return ""
     needed, free = sum(sizes.values()), free_bytes(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from batches.augmentation import Augmentation, normalise, right_angle_views
+from batches.batch import Batch, Captions
 from batches.features import NO_FEATURES, ListFeatures
 from data.annotations import Annotations, check_images
-from data.feature_store import FeatureStore, FeatureTable, key_of
+from data.feature_store import FeatureStore, FeatureTable, SequenceTable, key_of
 from data.image_store import ImageStore
 from dataloader import stored_batches
 from layers.base import RetrievalModel
@@ -76,13 +78,44 @@ def list_features(
     return ListFeatures(images, captions, views or 1)
 
 
-def sizes_of_features(model: RetrievalModel, options: Options, annotations: Annotations) -> Sizes:
+def quick_start(model: RetrievalModel, options: Options, device: torch.device) -> Callable[[Batch], Batch] | None:
+    """For training steps whose features are not kept: the frozen part of the image encoder with folded batch norms.
+
+    Returns:
+        What puts features into a batch in place of its images; None where nothing of the encoder is frozen, or has a
+        batch norm to fold, or all of it is compiled.
+    """
+    part = model.frozen_image()
+    if part is None or options.optim.compile:
+        return None
+    quick = _quick(part, options.dataset.image_size, device)
+    if quick is part:
+        return None
+
+    @torch.no_grad()
+    def begin(batch: Batch) -> Batch:
+        images = batch.need("images").contiguous(memory_format=torch.channels_last)
+        return replace(batch, images=None, image_features=quick(images))
+
+    return begin
+
+
+def _quick(part: nn.Module, size: int, device: torch.device) -> nn.Module:
+    """A frozen part with folded batch norms."""
+    black = torch.zeros(1, 3, size, size, device=device)
+    return folded(part.eval(), lambda network: cast(Tensor, network(black)))
+
+
+def sizes_of_features(
+    model: RetrievalModel, options: Options, annotations: Annotations, vocabulary: Vocabulary
+) -> Sizes:
     """What `list_features` keeps of a train list at most; nothing is computed but one feature of each kind.
 
     Args:
         model: on the CPU.
         options: of the experiment.
         annotations: the list.
+        vocabulary: the words whose ids the captions become.
     """
     if options.dataset.features == "off":
         return {}
@@ -94,9 +127,12 @@ def sizes_of_features(model: RetrievalModel, options: Options, annotations: Anno
         of_views = "" if views == 1 else f" x {views} views"
         found[f"{count:,} images{of_views} x {numbers:,} numbers"] = 4 * count * views * numbers
     if text is not None:
-        count = len(set(annotations.captions))
+        different = sorted(set(annotations.captions))
+        count, kind = len(different), "captions"
+        if gives_states(text, torch.device("cpu")):
+            count, kind = int(Captions.encode(different, vocabulary).lengths.sum()), "tokens of captions"
         numbers = numbers_of(text, torch.ones(1, 1, dtype=torch.int64))
-        found[f"{count:,} captions x {numbers:,} numbers"] = 4 * count * numbers
+        found[f"{count:,} {kind} x {numbers:,} numbers"] = 4 * count * numbers
     return found
 
 
@@ -112,7 +148,7 @@ def image_features(
     store = FeatureStore(dataset.feature_path, recipe)
     keys = [key_of(f"{digest} {view}".encode()) for digest in digests for view in range(views)]
     images = ImageStore(paths, size, "off", Path(), device, dataset.max_pixels)
-    quick = folded(part, torch.zeros(1, 3, size, size, device=device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quick = _quick(part, size, device)
     precise = autocast(device, options.optim.amp)
 
     @torch.no_grad()
@@ -133,29 +169,50 @@ def image_features(
 
 def caption_features(
     part: nn.Module, options: Options, annotations: Annotations, vocabulary: Vocabulary, device: torch.device
-) -> FeatureTable:
-    """The features of each caption."""
+) -> FeatureTable | SequenceTable:
+    """The features of each caption; where they are states of its tokens, a row for each, without padding."""
     captions = queries_of(options, annotations, vocabulary)
     recipe = {"part": _digest(part), "words": vocabulary.digest, "precision": options.optim.amp}
     store = FeatureStore(options.dataset.feature_path, recipe)
-    keys = [
-        key_of(row[:length].numpy().tobytes()) for row, length in zip(captions.tokens, captions.lengths, strict=True)
-    ]
+    by_token = gives_states(part, device)
+    counts = captions.lengths if by_token else torch.ones_like(captions.lengths)
     # Captions of like length together: padding costs as much as words do.
     order = captions.lengths.argsort(stable=True)
+    owner = order.repeat_interleave(counts[order])  # [R] the caption of each row
+    starts = counts[order].cumsum(0) - counts[order]
+    number = torch.arange(len(owner)) - starts.repeat_interleave(counts[order])  # [R] of the row in its caption
+    contents = [row[:length].numpy().tobytes() for row, length in zip(captions.tokens, captions.lengths, strict=True)]
+    mark = " {}" if by_token else ""
+    keys = [
+        key_of(contents[caption] + mark.format(place).encode())
+        for caption, place in zip(owner.tolist(), number.tolist(), strict=True)
+    ]
     precise = autocast(device, options.optim.amp)
 
     @torch.no_grad()
     def make(wanted: Sequence[int]) -> Iterable[Tensor]:
-        for chunk in order[torch.tensor(wanted)].split(BATCH):
+        rows = torch.tensor(wanted)
+        found, held = owner[rows].unique_consecutive(return_counts=True)
+        for chunk, many in zip(found.split(BATCH), held.split(BATCH), strict=True):
             tokens = captions.batch(chunk).need("tokens").to(device)
             with precise:
-                yield part(tokens).float().cpu()
+                made = part(tokens).float().cpu()
+            here, rows = rows[: many.sum()], rows[many.sum() :]
+            row_of = torch.arange(len(chunk)).repeat_interleave(many)
+            yield made[row_of, number[here]] if by_token else made[row_of]
 
     size = 4 * numbers_of(part, torch.ones(1, 1, dtype=torch.int64, device=device))
-    ordered = [keys[place] for place in order.tolist()]
-    _fill(store, part, ordered, make, size, f"caption features ({annotations.name})")
-    return store.table(keys)
+    _fill(store, part, keys, make, size, f"caption features ({annotations.name})")
+    place = order.argsort()
+    if by_token:
+        return SequenceTable(store.table(keys), starts[place], captions.lengths)
+    return store.table([keys[row] for row in place.tolist()])
+
+
+@torch.no_grad()
+def gives_states(part: nn.Module, device: torch.device) -> bool:
+    """Whether a frozen part gives a row for each token of a caption, not one for all."""
+    return cast(Tensor, part.eval()(torch.ones(1, 2, dtype=torch.int64, device=device))).ndim == 3
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from utils import Gate, InputError, first_line, refuse
 LIST_DIGEST = "train_list"
 """Key of a checkpoint: `train_digest` of the data set that it was trained on."""
 OF_TRAINING = (
-    *(".init_from", ".resnet_ckpt", ".glove", ".dir_st", ".fixed_emb", ".freeze", ".is_finetune"),
+    *(".init_from", ".resnet_ckpt", ".glove", ".dir_st", ".fixed_emb", ".freeze", ".is_finetune", ".freeze_statistics"),
     *(".block_mib", ".keywords.mode", ".train", ".train.last", ".lr", ".layer_decay"),
 )
 """How options of a model end that change nothing of what it has learned to compute: where it started, what was frozen,

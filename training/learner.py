@@ -5,7 +5,7 @@ Letters: D embedding, W ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -22,9 +22,25 @@ from runtime.distributed import ALONE, World
 class Losses(nn.Module):
     """What is trained, as one module whose forward pass gives the losses of a batch."""
 
-    def __init__(self, model: RetrievalModel, objective: Objective, source: PairSource, world: World = ALONE) -> None:
-        """Join a model, its objective, what is known of the pairs, and the ranks whose batches are one to the loss."""
+    def __init__(
+        self,
+        model: RetrievalModel,
+        objective: Objective,
+        source: PairSource,
+        world: World = ALONE,
+        begin: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        """Join what is trained with what it needs.
+
+        Args:
+            model: any registered one.
+            objective: the loss.
+            source: what is known of the pairs.
+            world: the ranks whose batches are one to the loss.
+            begin: what is done with a batch before the model sees it; None: nothing.
+        """
         super().__init__()
+        self.begin = begin
         self.model = model
         self.objective = objective
         self.source = source
@@ -38,6 +54,7 @@ class Losses(nn.Module):
         """
         pairs = self.source.of(batch)
         criterion = partial(self.objective, pairs=pairs)
+        batch = batch if self.begin is None else self.begin(batch)
         if self.world.size == 1:
             losses = self.model.training_loss(batch, criterion)
         else:

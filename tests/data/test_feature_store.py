@@ -54,6 +54,18 @@ def rows(store: FeatureStore, keys: Sequence[str] = KEYS) -> Tensor:
 EXPECTED = torch.stack([feature(place) for place in range(10)])
 
 
+def test_large_features_come_in_shards_of_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "SHARD_BYTES", 3 * BYTES + 1)
+    store = FeatureStore(tmp_path, RECIPE)
+    store.fill(KEYS, Maker(), BYTES)
+    assert sorted(len(shard) for shard in store.shards) == [1, 3, 3, 3]
+    assert torch.equal(rows(store), EXPECTED)
+    monkeypatch.setattr(feature_store, "SHARD_BYTES", 1)
+    other = FeatureStore(tmp_path, RECIPE | {"side": 65})
+    other.fill(KEYS, Maker(), BYTES)
+    assert [len(shard) for shard in other.shards] == [1] * 10
+
+
 @pytest.mark.parametrize("shard", [1, 3, 4, 10, 100])
 def test_features_are_made_once_and_read_in_any_order(tmp_path: Path, shard: int) -> None:
     store, make = FeatureStore(tmp_path, RECIPE), Maker()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layers.backbone import build_backbone
 from layers.folding import folded
@@ -29,6 +29,11 @@ def norms(network: nn.Module) -> int:
 SAMPLE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
+def on_sample(network: nn.Module) -> Tensor:
+    result: Tensor = network(SAMPLE)
+    return result
+
+
 @pytest.mark.parametrize(
     ("architecture", "left"), [("resnet18", 0), ("resnet50", 0), ("timm/efficientnet_lite0", 0), ("timm/resnet10t", 1)]
 )
@@ -36,7 +41,7 @@ def test_outputs_are_equal(architecture: str, left: int) -> None:
     torch.manual_seed(0)
     network = with_statistics(build_backbone(architecture, "none"))
     images = torch.randn(3, 3, 64, 64)
-    quick = folded(network, SAMPLE)
+    quick = folded(network, on_sample)
     assert norms(network) > 9
     assert norms(quick) == left
     with torch.inference_mode():
@@ -46,16 +51,31 @@ def test_outputs_are_equal(architecture: str, left: int) -> None:
 
 
 def test_the_network_itself_stays() -> None:
-    network = with_statistics(build_backbone("resnet18", "none")).train()
+    network = with_statistics(build_backbone("resnet18", "none"))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    folded(network, SAMPLE)
-    assert network.training
+    modules = list(network.modules())
+    with torch.no_grad():
+        for parameter in folded(network, on_sample).parameters():
+            assert parameter.isfinite().all()
+    assert all(one is other for one, other in zip(network.modules(), modules, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_copy_holds_no_second_set_of_other_weights() -> None:
+    network = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16384, 9)))
+    quick: nn.Module = folded(network, on_sample)
+    assert quick[3].weight is network[3].weight  # type: ignore[index]
+    assert quick[0].weight is not network[0].weight  # type: ignore[index]
+
+
+def test_in_training_mode_nothing_is_folded() -> None:
+    network = with_statistics(build_backbone("resnet18", "none")).train()
+    assert folded(network, on_sample) is network
 
 
 def test_a_norm_that_knows_its_batch_is_left_alone() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
-    assert norms(folded(network, SAMPLE)) == 1
+    assert norms(folded(network, on_sample)) == 1
 
 
 class Crossed(nn.Module):
@@ -73,6 +93,4 @@ class Crossed(nn.Module):
 def test_a_network_of_another_order_stays_whole() -> None:
     torch.manual_seed(0)
     network = with_statistics(Crossed())
-    kept = folded(network, SAMPLE)
-    assert norms(kept) == 1
-    assert torch.equal(kept(SAMPLE), network(SAMPLE))
+    assert folded(network, on_sample) is network

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 import layers.backbone
 from batches.batch import Batch
 from layers import build_model
 from layers.base import RetrievalModel, normalise_rows
+from layers.folding import folded
 from layers.installed import INSTALL, PACKAGES
 from layers.registry import registered
 from layers.released import load_released
@@ -192,6 +193,23 @@ def test_encodes_finite_vectors_of_one_width(trained: RetrievalModel) -> None:
         assert scores.shape == (5, 5)
         assert scores.abs().max() <= 1 + 1e-6
         assert scores.std() > 1e-4
+
+
+def test_folded_batch_norms_change_no_score(trained: RetrievalModel) -> None:
+    batch = random_batch(6, seed=9)
+    settle(trained.train(), batch)
+    kinds = ("image", "text") if not trained.uses_audio else ("image", "text", "audio")
+    trained.eval()
+    given = random_batch(5)
+    expected, found = encodings(trained, given), {}
+    for kind in kinds:
+        quick = folded(trained, lambda model, kind=kind: getattr(model, f"encode_{kind}")(given))  # type: ignore[misc]
+        found[kind] = getattr(quick, f"encode_{kind}")(given)
+        norms = [sum(isinstance(part, nn.BatchNorm2d) for part in model.modules()) for model in (trained, quick)]
+        assert norms[1] < norms[0] or norms[0] <= 1, "nothing was folded"
+    for kind in kinds[1:]:
+        scores = trained.score(expected["image"], expected[kind])
+        torch.testing.assert_close(trained.score(found["image"], found[kind]), scores, atol=1e-5, rtol=0)
 
 
 def test_only_a_model_of_audio_encodes_audio(model: RetrievalModel) -> None:

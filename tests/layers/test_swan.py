@@ -305,6 +305,20 @@ class TestTraining:
         model.encode_image(pairs(2))
         assert torch.equal(model.image_encoder.resnet.bn1.running_mean, before)
 
+    def test_frozen_statistics_stay_and_what_is_kept_of_the_backbone_is_enough(self, vocabulary: Vocabulary) -> None:
+        model, batch = small(vocabulary, freeze_statistics=True), pairs(2)
+        assert not {name for name in self.step(model) if ".resnet." in name}
+        assert not model.image_encoder.resnet.training
+        assert model.image_encoder.shallow.training
+        start = model.frozen_image()
+        assert start is not None
+        with torch.no_grad():
+            rows = start(batch.need("images"))
+            assert rows.shape == (2, 12 * 64**2)
+            expected = model.eval().encode_image(batch)
+            assert expected.std() > 1e-3
+            assert torch.equal(model.encode_image(replace(batch, images=None, image_features=rows)), expected)
+
     def test_a_trained_backbone_changes_all_its_weights(self, vocabulary: Vocabulary) -> None:
         model = small(vocabulary, is_finetune=True)
         weights = {name for name, _ in model.named_parameters() if ".resnet." in name}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from batches.batch import Captions
-from layers import build_model, depthwise, installed
+from layers import build_model, depthwise, installed, towers
 from layers.backbone import TimmBackbone, build_backbone, import_timm
 from layers.depthwise import PreciseDepthwise
 from layers.installed import PACKAGES, Package, efficientnet_weights, installed_file, package_of
@@ -305,11 +305,20 @@ class TestTraining:
         without = {name for name, _ in text.named_parameters()} - {name for block in text.blocks for name in block}
         assert without == {f"network.encoder.layer.{number}.attention.self.key.bias" for number in (0, 1)}
 
-    @pytest.mark.parametrize("architecture", ["timm/test_efficientnet", "timm/tf_efficientnet_lite0"])
-    def test_an_efficientnet_is_cut_before_the_blocks_that_learn(self, architecture: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "side"),
+        [
+            ("test_efficientnet", 64),
+            ("tf_efficientnet_lite0", 64),
+            ("test_resnet", 64),
+            ("resnet18", 64),
+            ("test_vit", 160),
+        ],
+    )
+    def test_a_chain_is_cut_before_the_blocks_that_learn(self, name: str, side: int) -> None:
         torch.manual_seed(0)
-        tower = TimmTower(architecture, "none", load_weights=True)
-        images = torch.randn(2, 3, 64, 64)
+        tower = TimmTower(f"timm/{name}", "none", load_weights=True)
+        images = torch.randn(2, 3, side, side)
         for last in (1, 2, len(tower.blocks) - 1):
             tower.freeze(last)
             tower.train()
@@ -326,7 +335,56 @@ class TestTraining:
         tower.freeze("all")
         assert tower.frozen_part() is None
 
-    @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "mobilenetv3_small_050"])
+    def test_the_sides_that_a_network_takes(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        options = tiny_options("DualEncoder", {"dataset.image_size": 75})
+        tower: Any = build_model(options, vocabulary).image_tower
+        assert all(part.training for part in tower.network.modules())
+        assert int(tower.network.bn1.num_batches_tracked) == 0
+        changes = {"dataset.image_size": 75, "image.architecture": "timm/test_vit"}
+        with pytest.raises(
+            InputError, match=r"of 75 pixels \(.*\)\. It was made for 160: --set dataset\.image_size=160"
+        ):
+            build_model(tiny_options("DualEncoder", changes), vocabulary)
+
+    @pytest.mark.parametrize("pooling", ["mean", "cls"])
+    def test_a_sentence_encoder_is_cut_before_the_layers_that_learn(
+        self, tiny_bert: Callable[[], str], pooling: Any
+    ) -> None:
+        tower = SentenceTower(tiny_bert(), pooling, load_weights=True)
+        tokens = torch.tensor([[3, 9, 7, 4], [3, 8, 4, 0], [3, 4, 0, 0]])
+        for last in (1, 2):
+            tower.freeze(last)
+            tower.train()
+            start = tower.frozen_part()
+            assert start is not None
+            learning = {id(p) for p in tower.parameters() if p.requires_grad}
+            assert not {id(p) for p in start.parameters()} & learning
+            tower.eval()
+            with torch.no_grad():
+                expected = tower(tokens)
+                assert expected.std() > 0.1
+                states = start(tokens)
+                assert states.shape == (3, 4, 32)
+                torch.testing.assert_close(tower.finish(states, tokens), expected)
+                # Padded further, as in a batch that was cut since.
+                padded = nn.functional.pad(states, (0, 0, 0, 3), value=9.0)
+                torch.testing.assert_close(tower.finish(padded, tokens), expected)
+        tower.freeze("all")
+        assert tower.frozen_part() is None
+
+    def test_a_chain_that_gives_something_else_is_not_cut(
+        self, tiny_bert: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tower = SentenceTower(tiny_bert(), "mean", load_weights=True)
+        tower.freeze(1)
+        monkeypatch.setattr(towers, "through", lambda layers, states, tokens: states + 0.01)
+        assert tower.frozen_part() is None
+        network = TimmTower("timm/test_resnet", "none", load_weights=True)
+        network.freeze(1)
+        monkeypatch.setattr(network.network, "forward", lambda images: images.flatten(1)[:, : network.width])
+        assert network.frozen_part() is None
+
+    @pytest.mark.parametrize("name", ["mobilenetv3_small_050"])
     def test_other_networks_are_kept_whole_or_not_at_all(self, name: str) -> None:
         tower = TimmTower(f"timm/{name}", "none", load_weights=True)
         tower.freeze(1)

@@ -335,6 +335,15 @@ class TestValues:
         for block in blocks_of(options):
             assert block.without_effect().keys() <= known
 
+    @pytest.mark.parametrize("name", ["AMFMN", "GaLR", "SWAN", "MCRN"])
+    def test_sides_that_a_model_does_not_take(self, name: str) -> None:
+        text = MINIMAL.replace("AMFMN", name).replace("vocab/x.json", "vocab/x.json, image_size: 240")
+        with pytest.raises(
+            InputError, match=rf"image_size: given 240; {name} takes multiples of 32.* choose 224 or 256"
+        ):
+            load_text(text)
+        assert load_text(text.replace(name, "DualEncoder")).dataset.image_size == 240
+
     def test_an_empty_block_is_its_defaults(self) -> None:
         assert load_text(MINIMAL + "optim:\nlogs: {}\n") == load_text(MINIMAL)
 
@@ -396,7 +405,8 @@ class TestFaults:
             (
                 "dataset.image_size",
                 "250",
-                "dataset.image_size: given '250'; allowed: an integer, at least 64, a multiple of 32",
+                "dataset.image_size: given 250; AMFMN takes multiples of 32, since its maps are halved 5 times and "
+                "joined: choose 224 or 256",
             ),
             (
                 "k_fold.strategy",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,15 +19,15 @@ import option
 import test as test_entry
 import train as train_entry
 import vocab
-from batches.batch import Batch
+from batches.batch import Batch, Captions
 from batches.features import NO_FEATURES, ListFeatures
 from data.annotations import Annotations, read_annotations
 from engine import encode
-from layers import build_model
+from layers import build_model, swan_image
 from layers.base import RetrievalModel
 from layers.towers import TimmTower
 from option import Options
-from runs.features import list_features, train_views
+from runs.features import list_features, quick_start, train_views
 from runs.loaders import evaluation_loader, read_vocabulary, train_loader
 from runs.media import Media
 from runtime.weights import read_checkpoint
@@ -144,14 +145,15 @@ def test_evaluation_reads_them(experiment: Experiment, views: int, name: Any) ->
         close(one, other)
 
 
-@pytest.mark.parametrize("learns", ["none", {"last": 2}])
-def test_a_training_ends_the_same(experiment: Experiment, tmp_path: Path, learns: Any) -> None:
+@pytest.mark.parametrize(("learns", "reads"), [("none", "none"), ({"last": 2}, {"last": 1})])
+def test_a_training_ends_the_same(experiment: Experiment, tmp_path: Path, learns: Any, reads: Any) -> None:
     found: dict[str, Any] = {}
     for name in ("auto", "off"):
         path = str(experiment(name=name, dataset__features=name))
         # Adam makes steps of one length of gradients that are rounding errors, too: short ones here.
         content = yaml.safe_load(Path(path).read_text())
         content["model"]["image"]["train"], content["optim"]["lr"] = learns, 1e-3
+        content["model"]["text"]["train"] = reads
         Path(path).write_text(yaml.safe_dump(content))
         train_entry.main(["--path_opt", path, "--folds", "0"])
         test_entry.main(["--path_opt", path, "--folds", "0", "--json", str(tmp_path / f"{name}.json")])
@@ -163,6 +165,72 @@ def test_a_training_ends_the_same(experiment: Experiment, tmp_path: Path, learns
     assert [row["val_mR"] for row in kept["history"]] == [row["val_mR"] for row in plain["history"]]
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in found)
     assert one["mean"] == other["mean"]
+
+
+SWAN = {
+    "name": "SWAN",
+    "embed": {"embed_dim": 16},
+    "word_dim": 8,
+    "freeze_statistics": True,
+    "backbone": {"pretrained": "none"},
+}
+
+
+def swan(path: Path, **changes: Any) -> Path:
+    """The experiment with a SWAN in place of the dual encoder."""
+    content = yaml.safe_load(path.read_text())
+    content["model"] = SWAN | changes
+    content["optim"] |= {"epochs": 1, "lr": 1e-3}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_swan_trains_on_what_its_frozen_backbone_gave_once(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {}
+    for name in ("off", "auto"):
+        path = swan(experiment(name=name, dataset__features=name, dataset__augmentation="none"))
+        if name == "auto":
+            monkeypatch.setattr(swan_image.SceneImageEncoder, "stages", refuse)
+        train_entry.main(["--path_opt", str(path), "--folds", "0"])
+        found[name] = read_checkpoint(tmp_path / "checkpoint" / name / "0" / "last.pth")
+    kept, plain = found["auto"], found["off"]
+    for weight, value in plain["model"].items():
+        torch.testing.assert_close(kept["model"][weight], value, atol=1e-4, rtol=1e-4)
+    assert kept["history"][0]["loss"] == pytest.approx(plain["history"][0]["loss"], rel=1e-4)
+    assert kept["history"][0]["val_mR"] == plain["history"][0]["val_mR"]
+
+
+def refuse(*ignored: object) -> None:
+    pytest.fail("the backbone was computed again")
+
+
+@pytest.mark.parametrize("change", [{"freeze_statistics": False}, {"is_finetune": True}])
+def test_a_backbone_of_swan_that_changes_is_not_kept(experiment: Experiment, change: dict[str, bool]) -> None:
+    _, model, _, _ = built(swan(experiment(), **change))
+    assert model.frozen_image() is None
+
+
+@pytest.mark.parametrize("name", ["dual", "swan"])
+def test_a_step_that_keeps_nothing_folds_what_is_frozen(experiment: Experiment, name: str) -> None:
+    path = experiment(dataset__augmentation="published", optim__amp="off")
+    options, model, train, words = built(path if name == "dual" else swan(path))
+    begin = quick_start(model, options, CPU)
+    assert begin is not None
+    loader = train_loader(options, 0, words, train, Media.of(options, (train,), CPU), CPU)
+    batch = next(iter(loader.epoch(1)))
+    begun = begin(batch)
+    assert begun.images is None
+    with torch.no_grad():
+        close(model.encode_image(begun), model.encode_image(batch))
+
+
+def test_what_learns_or_is_compiled_is_not_folded(experiment: Experiment) -> None:
+    options, model, _, _ = built(experiment(optim__compile=True))
+    assert quick_start(model, options, CPU) is None
+    _, model, _, _ = built(swan(experiment(), freeze_statistics=False))
+    assert quick_start(model, option.load_options(swan(experiment())), CPU) is None
 
 
 def test_the_second_fold_and_another_run_make_nothing_again(
@@ -273,6 +341,43 @@ def test_check_says_how_large_they_will_be(
         train_entry.main(path)
     train_entry.main([*path, "--set", "dataset.features=off"])
     assert "frozen towers" not in capsys.readouterr().out
+
+
+def learning_in_part(path: Path) -> Path:
+    """The experiment with a sentence encoder whose last layer learns."""
+    content = yaml.safe_load(path.read_text())
+    content["model"]["text"]["train"] = {"last": 1}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_states_of_tokens_are_kept_without_padding(
+    experiment: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = learning_in_part(experiment())
+    file = tmp_path / "data" / "train_caps.txt"
+    file.write_text("\n".join(["red", "a large field", *file.read_text().splitlines()[2:]]) + "\n")
+    options, model, train, words = built(path)
+    different = [words.encode(caption) for caption in sorted(set(train.captions))]
+    tokens = sum(map(len, different))  # at most: captions of equal tokens share rows
+    train_entry.main(["--path_opt", str(path), "--folds", "0", "--device", "cpu", "--check"])
+    assert f"{tokens} tokens of captions x 32 numbers (" in capsys.readouterr().out
+    kept, text = list_features(model, options, train, words, 1, CPU), model.frozen_text()
+    assert kept.captions is not None
+    assert text is not None
+    rows = [
+        len(np.load(shard)) for shard in (tmp_path / "features").glob("*/*.npy") if np.load(shard).shape[1:] == (32,)
+    ]
+    assert sum(rows) == sum(map(len, {tuple(ids) for ids in different}))
+    captions = Captions.encode(train.captions, words)
+    assert len(captions.lengths.unique()) == 3
+    batch = captions.batch(torch.tensor([5, 0, 7, 5]))
+    found = kept.of_captions(torch.tensor([5, 0, 7, 5]))
+    assert found is not None
+    real = batch.need("tokens") != 0
+    with torch.no_grad():
+        close(found[real], text(batch.need("tokens"))[real])
+    assert not found[~real].any()
 
 
 def test_a_missing_image_is_named_before_the_work(experiment: Experiment, tmp_path: Path) -> None:
