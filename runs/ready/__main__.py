@@ -16,9 +16,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Pack a dual encoder into at most 12 MB (docs/search.md).")
     parser.add_argument("checkpoint", type=Path, help="the best file of a run")
     parser.add_argument("--out", type=Path, default=READY, metavar="FOLDER", help="default: the model of the project")
-    parser.add_argument("--rank", type=int, default=32, help="of differences of matrices (default %(default)s)")
+    parser.add_argument("--rank", type=int, default=128, help="of differences of matrices (default %(default)s)")
     parser.add_argument(
-        "--int8", nargs="+", choices=PARTS, default=[], metavar="PART", help="heads, image, text: a byte per number"
+        "--int8",
+        nargs="*",
+        choices=PARTS,
+        default=PARTS,
+        metavar="PART",
+        help="heads, image, text: a byte per number, else two (default: all three)",
     )
     given = parser.parse_args(arguments)
     if given.rank < 1:

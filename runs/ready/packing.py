@@ -142,8 +142,8 @@ def _write(out: Path, weights: bytes, options: str, table: str) -> None:
     size = len(weights) + len(options.encode()) + card
     if size > MOST_BYTES:
         raise InputError(
-            f"{table}\n\n{out} would take {size:,} bytes, at most {MOST_BYTES:,} are allowed. Try --int8 heads, then "
-            "--int8 heads image text, then a lower --rank."
+            f"{out} would take {size:,} bytes, at most {MOST_BYTES:,} are allowed. Lower --rank, or give more parts to "
+            f"--int8.\n\n{table}"
         )
     write_atomic(out / WEIGHTS, lambda file: file.write(weights))
     write_text_atomic(out / OPTIONS, options)

@@ -183,6 +183,13 @@ class TestPacking:
         total = sum(path.stat().st_size for path in (tmp_path / "packed").iterdir())
         assert lines[-1] == f"{tmp_path / 'packed'}: {total:,} bytes."
 
+    def test_by_itself_the_command_takes_bytes_and_rank_128(self, tuned: Tuned, tmp_path: Path) -> None:
+        main([str(tuned.checkpoint), "--out", str(tmp_path / "given")])
+        pack(tuned.checkpoint, tmp_path / "named", 128, ("heads", "image", "text"))
+        main([str(tuned.checkpoint), "--out", str(tmp_path / "half"), "--int8"])
+        digests = [(tmp_path / name / DIGESTS).read_text() for name in ("given", "named", "half")]
+        assert digests[0] == digests[1] != digests[2]
+
     def test_too_much_is_refused_before_anything_is_written(
         self, tuned: Tuned, packed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -192,7 +199,7 @@ class TestPacking:
         monkeypatch.setattr("runs.ready.packing.MOST_BYTES", size)
         pack(tuned.checkpoint, packed, FULL, ())
         monkeypatch.setattr("runs.ready.packing.MOST_BYTES", size - 1)
-        with pytest.raises(InputError, match=r"would take .* bytes, at most .* --int8 heads"):
+        with pytest.raises(InputError, match=r"would take .* bytes, at most .* Lower --rank"):
             pack(tuned.checkpoint, packed, FULL, ())
         assert {name: (packed / name).read_bytes() for name in before} == before
 
