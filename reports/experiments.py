@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.history import best_epoch, read_history, validation_score
+from reports.significance import check_same_list, read_ranks
 from reports.tables import RECALLS, with_deviation
 from runs.checkpoints import flat_options
 from runs.scoring import WORST_TIES
@@ -102,6 +104,27 @@ def _turned(scores: Mapping[str, float]) -> dict[str, float]:
     return others | random | {WORST_TIES + name: scores[name] for name in random}
 
 
+def check_test_lists(experiments: Sequence[Experiment]) -> None:
+    """Scores of different test lists say nothing about the models.
+
+    Raises:
+        InputError: an experiment was not tested on the list of the first: by their `ranks.h5`, or where one has none,
+            by the numbers of images and captions.
+    """
+    first = experiments[0]
+    for other in experiments[1:]:
+        ranks = [one.folder / "ranks.h5" for one in (first, other)]
+        if all(file.is_file() for file in ranks):
+            check_same_list(*map(read_ranks, ranks))
+            continue
+        left, right = (re.search(r"\d+ images, \d+ captions", str(one.test.get("protocol"))) for one in (first, other))
+        if left and right and left[0] != right[0]:
+            raise InputError(
+                f"{first.folder} and {other.folder} are not of the same test list ({left[0]}; {right[0]}): make a "
+                "table of each."
+            )
+
+
 def differing(experiments: Sequence[Experiment], but: Sequence[str] = NAMES_ONLY) -> list[str]:
     """Dotted keys of the options in which the experiments differ, in the order of the schema, but for `but`."""
     given = [experiment.options for experiment in experiments]
@@ -127,15 +150,19 @@ def table(experiments: Sequence[Experiment]) -> list[list[str]]:
     """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row.
 
     Where captions are equal word for word, also mR with the worst order of ties.
+
+    Raises:
+        InputError: they were tested on different lists, or all have one fold.
     """
+    check_test_lists(experiments)
     keys = differing(experiments)
     pooled = spread_over_folds(experiments)
     tied = any(TIED in scores for experiment in experiments for scores in experiment.folds.values())
-    cells = [[*(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
+    cells = [["experiment", *(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
     cells[0] += ["against the first", *(["mR, worst order of ties"] if tied else [])]
     first = experiments[0]
     for experiment in experiments:
-        row = [short(experiment.options.get(key)) for key in keys]
+        row = [experiment.folder.resolve().name, *(short(experiment.options.get(key)) for key in keys)]
         row.append(f"{statistics.fmean(experiment.validation):.2f}")
         row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_mean(experiment, "mR", spread=True)]
         row.append("" if experiment is first else _against(experiment, first, pooled))

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from reports.experiments import differing, main, read_experiment, spread_over_folds, table
+from reports.export import RANKS_FORMAT
 from reports.tables import RECALLS
 from runs.checkpoints import flat_options
 from utils import InputError, as_csv
@@ -47,12 +49,12 @@ def test_the_table_by_hand(folders: list[Path]) -> None:
     # Sums of squares around the means: 8, 0.5 and 0, with one degree of freedom each
     assert spread_over_folds(experiments) == pytest.approx((8.5 / 3) ** 0.5)
     head, first, second, third = table(experiments)
-    assert head[:3] == ["loss", "mask", "val mR"]
+    assert head[:4] == ["experiment", "loss", "mask", "val mR"]
     assert head[-2:] == ["mR", "against the first"]
-    assert (first[2], first[-2], first[-1]) == ("21.00", "12.00 ± 2.83", "")
+    assert (first[0], first[3], first[-2], first[-1]) == ("a", "21.00", "12.00 ± 2.83", "")
     # The standard error of a difference is 1.68 * sqrt(1 / 2 + 1 / 2).
     assert (second[-2], second[-1]) == ("13.50 ± 0.71", "+1.50")
-    assert third == ["dynamic", "caption", "30.50", *["1.00"] * 6, "20.00 ± 0.00", "**+8.00**"]
+    assert third == ["c", "dynamic", "caption", "30.50", *["1.00"] * 6, "20.00 ± 0.00", "**+8.00**"]
 
 
 def test_the_worst_order_of_ties_has_a_column_in_older_results_too(folders: list[Path]) -> None:
@@ -65,6 +67,33 @@ def test_the_worst_order_of_ties_has_a_column_in_older_results_too(folders: list
     assert head[-2:] == ["against the first", "mR, worst order of ties"]
     assert (first[-1], second[-1]) == ("", "13.50 ± 0.71")
     assert second[-3] == "16.00 ± 1.41"
+
+
+def test_different_test_lists_are_refused(folders: list[Path]) -> None:
+    def tested(folder: Path, protocol: str) -> None:
+        content = json.loads((folder / "test.json").read_text())
+        (folder / "test.json").write_text(json.dumps(content | {"protocol": protocol}))
+
+    for folder in folders[:2]:  # the third is older and tells nothing
+        tested(folder, "Protocol: test split, 210 images, 1050 captions; 2 folds.")
+    assert len(table([read_experiment(folder) for folder in folders])) == 4
+    tested(folders[1], "Protocol: test split, 128 images, 640 captions; 2 folds.")
+    with pytest.raises(InputError, match=r"a and .*b are not of the same test list \(210 images, 1050 captions; 128"):
+        main(list(map(str, folders)))
+
+
+def test_lists_of_equal_length_are_told_apart_by_their_names(folders: list[Path]) -> None:
+    def ranked(folder: Path, names: list[str]) -> None:
+        with h5py.File(folder / "ranks.h5", "w") as file:
+            file.attrs["format"] = RANKS_FORMAT
+            file["image_names"], file["captions"], file["caption_image"] = names, ["a field", "a pond"], [0, 1]
+
+    ranked(folders[0], ["1.jpg", "2.jpg"])
+    ranked(folders[1], ["1.jpg", "2.jpg"])
+    ranked(folders[2], ["1.jpg", "3.jpg"])
+    assert len(table([read_experiment(folder) for folder in folders[:2]])) == 3
+    with pytest.raises(InputError, match=r"not of the same test list .*image 1 differs"):
+        table([read_experiment(folder) for folder in folders])
 
 
 def test_losses_are_one_column() -> None:
