@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from batches.augmentation import normalise
 from bench.arguments import positive
-from bench.machine import description
+from bench.machine import description, wait_for
 from bench.table import machine_line, show
 from data.image_store import ImageStore
 from data.images import image_names
@@ -55,6 +55,7 @@ def images_per_second(network: nn.Module, batches: Batches, device: torch.device
             for images in batches():
                 network(images.to(memory_format=torch.channels_last))
                 count += len(images)
+        wait_for(device)
         best = max(best, count / (time.perf_counter() - started))
     return best
 

@@ -12,7 +12,8 @@ import torch
 
 from runs.record import machine_of
 
-GEMM_SIDE = 2048
+GEMM_SIDES = {"cpu": 2048, "cuda": 8192}
+"""A GPU would spend a smaller product waiting for its start."""
 COPY_BYTES = 2**28
 _CLEAR = Path("/proc/self/clear_refs")
 PRECISIONS = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,9 +37,10 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 
 
 def gemm_rate(amp: str, device: torch.device) -> float:
-    """GFLOP/s of a product of two matrices of 2048 x 2048 in the precision of `amp`."""
-    left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device).to(PRECISIONS[amp]) for _ in range(2))
-    return 2 * GEMM_SIDE**3 / seconds_of(lambda: left @ right, device) / 1e9
+    """GFLOP/s of a product of two square matrices of `GEMM_SIDES` in the precision of `amp`."""
+    side = GEMM_SIDES[device.type]
+    left, right = (torch.randn(side, side, device=device).to(PRECISIONS[amp]) for _ in range(2))
+    return 2 * side**3 / seconds_of(lambda: left @ right, device) / 1e9
 
 
 def copy_rate(device: torch.device) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +19,7 @@ from bench.naive_data import FileBatches
 from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant
+from dataloader import TrainLoader
 from layers.objective import build_objective
 from runs.loaders import pair_source, train_loader
 from runs.models import start_state
@@ -39,13 +40,19 @@ class TrainingSteps:
     """Training steps of one side, each part timed."""
 
     def __init__(
-        self, path_opt: str, overrides: list[str], variant: Variant, device_name: str | None, steps: int
+        self,
+        path_opt: str,
+        overrides: list[str],
+        variant: Variant,
+        device_name: str | None,
+        steps: int,
+        most: int | None = IMAGES,
     ) -> None:
-        """Build model, optimiser and loader, and take one step that does not count."""
+        """Build model, optimiser and loader, and take one step that does not count; `most` images, None: all."""
         device = choose_device(device_name)
-        experiment = Experiment.of(path_opt, overrides, "train", device, most=IMAGES)
+        experiment = Experiment.of(path_opt, overrides, "train", device, most)
         options = experiment.options
-        self.epoch = self._epoch_of(experiment, variant)
+        self.loader = self._loader_of(experiment, variant)
         model = experiment.model(variant).train()
         groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
         objective = build_objective(options.optim).to(device)
@@ -61,17 +68,17 @@ class TrainingSteps:
         self.operations = counter.get_total_flops()
 
     @staticmethod
-    def _epoch_of(experiment: Experiment, variant: Variant) -> Callable[[int], Iterator[Batch]]:
+    def _loader_of(experiment: Experiment, variant: Variant) -> TrainLoader | FileBatches:
         """What gives the batches of an epoch: from memory, or from files."""
         if not variant.once:
-            return FileBatches(experiment).epoch
+            return FileBatches(experiment)
         parts = (experiment.vocabulary, experiment.annotations, experiment.media, experiment.device)
-        return train_loader(experiment.options, 0, *parts).epoch
+        return train_loader(experiment.options, 0, *parts)
 
     def _batches(self) -> Iterator[Batch]:
         """Batches without end."""
         for number in itertools.count():
-            yield from (batch.to(self.device) for batch in self.epoch(number))
+            yield from (batch.to(self.device) for batch in self.loader.epoch(number))
 
     def _step(self) -> list[float]:
         """Seconds of each of `PARTS` of one step."""

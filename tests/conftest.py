@@ -52,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what is marked for CUDA where there is none."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _log_as_before() -> Iterator[None]:
     """Undo what an entry point that runs inside a test does to the log: caplog would see nothing from then on."""

@@ -17,7 +17,8 @@ import pytest
 from tests import ROOT
 from tests.markdown import read
 
-SCRIPTS = sorted(path.name for path in (ROOT / "exec").glob("*.sh") if path.name != "common.sh")
+FOLDERS = {path.name: path.parent.name for room in ("exec", "bench") for path in (ROOT / room).glob("*.sh")}
+SCRIPTS = sorted(FOLDERS.keys() - {"common.sh"})
 WORDS = {
     "run_experiment.sh": ["option/UCM_AMFMN.yaml", "ucm"],
     "run_mcrn.sh": ["ucm"],
@@ -26,7 +27,8 @@ WORDS = {
 """What comes before the flags of the scripts that need it."""
 STRICT = [name for name in SCRIPTS if name != "run_tests.sh"]
 """The scripts that know all their arguments; those of `run_tests.sh` are pytest's."""
-WITH_FLAGS = [name for name in STRICT if name != "environment.sh"]
+WITH_FLAGS = [name for name in STRICT if name not in ("environment.sh", "gpu_check.sh")]
+"""Those that take options of the experiment."""
 
 
 class Copy:
@@ -34,7 +36,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.root, self.programs, self.started = folder / "tree", folder / "programs", folder / "started"
-        for name in ("exec", "option"):
+        for name in ("exec", "option", "bench"):
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "LICENSE"):
             shutil.copy(ROOT / name, self.root / name)
@@ -53,7 +55,7 @@ class Copy:
             "PATH": f"{self.programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHON": str(self.programs / "python3"),
         }
-        command = ["bash", str(self.root / "exec" / script), *arguments]
+        command = ["bash", str(self.root / FOLDERS[script] / script), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, cwd=self.root.parent, timeout=60
         )
@@ -90,7 +92,7 @@ def test_help_is_printed_and_nothing_is_done(script: str, tree: Copy) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert tree.untouched()
     named = "reproduce_ucm" if script == "reproduce.sh" else script
-    assert re.search(rf"^(.*\. )?Usage: .*bash exec/{named}", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(rf"^(.*\. )?Usage: .*bash {FOLDERS[script]}/{named}", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"^#|shellcheck", done.stdout, re.MULTILINE) is None
     if script in WITH_FLAGS:
         assert "--set" in done.stdout
@@ -102,7 +104,7 @@ def test_help_is_printed_and_nothing_is_done(script: str, tree: Copy) -> None:
 def test_an_unknown_argument_is_refused(script: str, tree: Copy) -> None:
     assert "--no-such-flag" in tree.refused(script, "--no-such-flag")
     assert "--no-such-flag" in tree.refused(script, *WORDS.get(script, []), "--no-such-flag")
-    if script != "environment.sh":
+    if script in WITH_FLAGS:
         settings = ["--set", "optim.epochs=2", "k_fold.nums=2"]
         assert "--no-such-flag" in tree.refused(script, *WORDS.get(script, []), *settings, "--no-such-flag=3")
     assert "'word'" in tree.refused(script, *WORDS.get(script, []), "word")

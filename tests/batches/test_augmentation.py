@@ -286,7 +286,7 @@ def test_draws_do_not_depend_on_the_device(augmentation: Augmentation) -> None:
     assert torch.equal(*states)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("augmentation", [PUBLISHED, ALL_CHANGES])
 def test_a_view_is_the_same_on_a_gpu(augmentation: Augmentation) -> None:
     images = _noise(4, 278)

@@ -17,7 +17,7 @@ from torch import Tensor
 from metrics.limits import chance
 from metrics.ranks import Ranks, mean_and_deviation, rank, rank_blocks, recalls
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 RECALL_KEYS = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR"]
 
 
