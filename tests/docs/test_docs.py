@@ -34,7 +34,8 @@ from tests.markdown import PAGES, anchors, blocks, commands, inline_code, links,
 from tests.tiny import make_precomp
 from utils import InputError
 
-SCRIPTS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "exec").glob("*.sh")}
+SCRIPT_FILES = {path.name: path for room in ("exec", "bench") for path in (ROOT / room).glob("*.sh")}
+SCRIPTS = {name: path.read_text(encoding="utf-8") for name, path in SCRIPT_FILES.items()}
 YAMLS = sorted((ROOT / "option").glob("*.yaml"))
 MADE_BY_PAGES = {block.file for path in PAGES for block in blocks(path) if block.file}
 SYSTEM = {"sudo apt install espeak-ng", "source .venv/bin/activate"}
@@ -142,10 +143,10 @@ def check_python(words: Sequence[str]) -> None:
 
 
 def check_script(script: str, arguments: Sequence[str]) -> None:
-    """Check `bash exec/SCRIPT.sh ...`, whose arguments are train.py's, or its own."""
+    """Check `bash exec/SCRIPT.sh ...`, or one of bench/, whose arguments are train.py's, or its own."""
     folder, _, name = script.rpartition("/")
-    assert folder == "exec"
     assert name in SCRIPTS, script
+    assert folder == SCRIPT_FILES[name].parent.name
     if name == "environment.sh":
         extras = read(ROOT / "pyproject.toml").partition("[project.optional-dependencies]")[2]
         assert all(re.search(rf"^{extra} = \[", extras, re.MULTILINE) for extra in arguments)
@@ -155,6 +156,8 @@ def check_script(script: str, arguments: Sequence[str]) -> None:
     elif name == "run_multi_gpu.sh":
         assert arguments[0].isdigit()
         check_python(["train.py", "--path_opt", arguments[1], *arguments[3:]])
+    elif name == "gpu_check.sh":
+        assert all(re.search(rf"^#   {word} ", SCRIPTS[name], re.MULTILINE) for word in arguments if word[:2] == "--")
     elif name not in ("run_tests.sh", "run_experiment.sh"):
         parsed("train.py", ["--path_opt", "x", *arguments])
 
@@ -198,6 +201,8 @@ def test_a_command_is_read_by_its_program(page_name: str, words: list[str]) -> N
         "python -m data.nothing",
         "bash exec/nothing.sh",
         "bash exec/environment.sh nothing",
+        "bash exec/gpu_check.sh",
+        "bash bench/gpu_check.sh --tiny",
         "rm x",
     ],
 )
@@ -332,7 +337,7 @@ def test_a_script_is_well_formed(script: str) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("no bash here")
-    subprocess.run([bash, "-n", ROOT / "exec" / script], check=True)
+    subprocess.run([bash, "-n", SCRIPT_FILES[script]], check=True)
 
 
 def test_the_page_of_options_is_up_to_date() -> None:
