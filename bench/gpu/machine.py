@@ -28,7 +28,7 @@ def machine(setting: Setting, section: Section) -> None:
     """What it is, and how fast it multiplies and copies."""
     device = setting.device
     section.add(machine_line(description(device, torch.get_num_threads())) + ".")
-    rows = [["", ""], *([name, version(name)] for name in OPTIONAL)]
+    rows = [["what", "found"], *([name, version(name)] for name in OPTIONAL)]
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         rows += [["memory, MiB", f"{total / 2**20:.0f}"], ["CUDA", str(torch.version.cuda)]]

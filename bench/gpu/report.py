@@ -49,7 +49,7 @@ def report(folder: Path, command: str) -> tuple[str, str]:
     outcomes = read_outcomes(folder)
     head = f"Commit {commit()}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, `{command}`: {verdict(outcomes)}."
     sections = [f"## {outcome.name}\n\n{section(outcome, folder)}" for outcome in outcomes]
-    rows = [["part", "result", "s", "at most"]]
+    rows = [["part", "result", "seconds", "at most"]]
     rows += [[outcome.name, outcome.result, str(outcome.seconds), str(outcome.limit)] for outcome in outcomes]
     total = sum(outcome.seconds for outcome in outcomes)
     last = f"{markdown(rows)}\n\n{verdict(outcomes)}, {total} s."

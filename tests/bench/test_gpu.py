@@ -71,7 +71,7 @@ def test_the_small_form_writes_a_whole_report(tmp_path: Path, capsys: pytest.Cap
     cuda = "passed" if torch.cuda.is_available() else "skipped"
     assert results == dict.fromkeys(PARTS, "passed") | {"tests": cuda}
     assert f"| tests       | {cuda} |" in capsys.readouterr().out  # the last lines are printed, too
-    rates = {row[""]: row for row in found["machine"]}
+    rates = {row["what"]: row for row in found["machine"]}
     assert numbers(rates["GEMM, bf16, GFLOP/s"])[0] > 1
     assert [row["captions"] for row in found["data"]] == ["160", "80"]
     for part, pairs in (("epoch-amfmn", 160), ("epoch-dual", 32)):
