@@ -29,6 +29,7 @@ from reports.html.findings import (
 from reports.html.markup import Markup, join, tag
 from reports.html.sights import examples_section, plane_section, queries_section
 from reports.tables import LIMITS, Table
+from runs.record import read_record
 from runs.scoring import TestSet
 
 STYLE = Path(__file__).with_name("style.css")
@@ -245,13 +246,21 @@ def _confused(names: Sequence[str], shares: torch.Tensor) -> Markup:
     return join([tag("p", "Most often confused:"), tag("ul", *said)]) if said else tag("p", "No class was confused.")
 
 
+def _trained(fold: Fold) -> str:
+    """When a fold was trained and at which commits, as far as its run's record says."""
+    entries = read_record(fold.checkpoint.parent)
+    dates = sorted({str(entry["started"])[:10] for entry in entries if "started" in entry})
+    commits = dict.fromkeys(str(entry["commit"]) for entry in entries if "commit" in entry)
+    return "".join(f", {word} {', '.join(said)}" for word, said in (("trained", dates), ("commit", commits)) if said)
+
+
 def _made(outcome: Outcome) -> list[Markup]:
     """Checkpoints, command, environment and options."""
     device = outcome.subject.loader.device
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     facts = {
         "command": outcome.command,
-        **{fold.label: f"{fold.checkpoint}, epoch {fold.epoch}" for fold in outcome.folds},
+        **{fold.label: f"{fold.checkpoint}, epoch {fold.epoch}{_trained(fold)}" for fold in outcome.folds},
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",

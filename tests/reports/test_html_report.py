@@ -126,6 +126,8 @@ def save_random(path: Path) -> None:
         torch.manual_seed(fold)
         state = {"model": build_model(options, vocabulary).state_dict(), "epoch": 7 + fold}
         save_checkpoint(best_checkpoint(options, fold), state | {"vocabulary": vocabulary.digest}, options)
+        entries = [{"started": f"2026-03-0{day}T10:00:00+00:00", "commit": "0123456789+"} for day in (1, 1 + fold)]
+        (run_folder(options, fold) / "record.json").write_text(json.dumps(entries))
         history = run_folder(options, fold) / "history.csv"
         history.write_text(f"epoch,loss,val_mR\n1.0,{3 + fold},\n2.0,2.0,40.5\n")
 
@@ -201,7 +203,8 @@ def test_all_folds_have_curves_and_are_named(saved: Path, page: Node) -> None:
     assert [len(line.attributes["points"].split()) for line in score.all("polyline")] == [1, 1]
     assert "fold 0" in section(page, "training").text
     made = section(page, "made").text
-    assert "AMFMN_best.pth.tar, epoch 8" in made
+    assert "AMFMN_best.pth.tar, epoch 7, trained 2026-03-01, commit 0123456789+" in made
+    assert "AMFMN_best.pth.tar, epoch 8, trained 2026-03-01, 2026-03-02, commit 0123456789+" in made
     assert f"python test.py --path_opt {saved} --report" in made
     assert "experiment_name: tiny" in made
 
