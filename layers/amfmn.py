@@ -42,6 +42,7 @@ class CrossAttentionParameters(Parameters):
     block_mib: int = Field(
         default=256,
         ge=1,
+        le=2**20,
         description="memory that one block of pairs may take; larger score matrices are made in blocks [MiB]",
     )
 

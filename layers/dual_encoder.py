@@ -18,7 +18,7 @@ from layers.registry import register
 from layers.text import PlainGru
 from layers.towers import SentenceTower, TimmTower, Tower, Trained, word_pieces
 from option.architecture import Architecture
-from option.parameters import ModelParameters, Parameters
+from option.parameters import MOST_LAYERS, MOST_WIDTH, ModelParameters, Parameters
 from utils import InputError
 from vocab import Vocabulary
 
@@ -32,7 +32,7 @@ GRU = "gru"
 class LastBlocks(Parameters):
     """`train: {last: N}`."""
 
-    last: int = Field(ge=1, description="blocks that learn, counted from the output")
+    last: int = Field(ge=1, le=MOST_LAYERS, description="blocks that learn, counted from the output")
 
 
 Train = Literal["none", "all"] | LastBlocks
@@ -78,8 +78,10 @@ class TextTowerParameters(TowerParameters):
         "own tokenizer, or gru: a GRU over dataset.vocab_path",
     )
     pooling: Literal["mean", "cls"] = Field(default="mean", description="of an encoder's tokens; cls: the first one")
-    word_dim: int = Field(default=300, ge=1, description="encoder gru: length of a word vector [numbers]")
-    hidden_dim: int = Field(default=1024, ge=1, description="encoder gru: width of the state [numbers]")
+    word_dim: int = Field(
+        default=300, ge=1, le=MOST_WIDTH, description="encoder gru: length of a word vector [numbers]"
+    )
+    hidden_dim: int = Field(default=1024, ge=1, le=MOST_WIDTH, description="encoder gru: width of the state [numbers]")
     dropout: float = Field(default=0.25, ge=0, lt=1, description="encoder gru: dropout on word vectors [probability]")
 
 
@@ -87,7 +89,7 @@ class HeadParameters(Parameters):
     """`model.head`: what brings a tower's features into the common space, one on each side."""
 
     kind: Literal["linear", "mlp"] = Field(default="mlp", description="one layer, or two with a GELU between them")
-    width: int = Field(default=1024, ge=1, description="kind mlp: width of the layer between [numbers]")
+    width: int = Field(default=1024, ge=1, le=MOST_WIDTH, description="kind mlp: width of the layer between [numbers]")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer [probability]")
 
 
@@ -98,7 +100,7 @@ class DualEncoderParameters(ModelParameters):
     image: ImageTowerParameters = ImageTowerParameters()
     text: TextTowerParameters = TextTowerParameters()
     head: HeadParameters = HeadParameters()
-    embed_dim: int = Field(default=512, ge=1, description="width of the common space, D [numbers]")
+    embed_dim: int = Field(default=512, ge=1, le=MOST_WIDTH, description="width of the common space, D [numbers]")
 
     def without_effect(self) -> dict[str, str]:
         """See `Parameters.without_effect`: what belongs to other kinds of tower and head, and frozen towers' rates."""

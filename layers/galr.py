@@ -20,7 +20,7 @@ from layers.multiscale_model import MultiscaleModel, build_encoders
 from layers.registry import register
 from layers.single_token import PostNormBlock, released_block_names
 from layers.text import EmbedParameters, Seq2VecParameters
-from option.parameters import ModelParameters, Parameters
+from option.parameters import MOST_WIDTH, ModelParameters, Parameters
 
 if TYPE_CHECKING:
     from batches.batch import Batch
@@ -38,20 +38,28 @@ class FusionParameters(Parameters):
         default="released", description="released: both parts count the same; paper: weights learned per image"
     )
     dynamic_fusion_dim: int = Field(
-        default=512, ge=1, description="dynamic_weights paper: hidden width of the weights [numbers]"
+        default=512, ge=1, le=MOST_WIDTH, description="dynamic_weights paper: hidden width of the weights [numbers]"
     )
     dynamic_fusion_drop: float = Field(
         default=0.2, ge=0, lt=1, description="dynamic_weights paper: dropout before the weights [probability]"
     )
     mca_DROPOUT_R: float = Field(default=0.1, ge=0, lt=1, description="dropout in the attention blocks [probability]")
     mca_HIDDEN_SIZE: int = Field(
-        default=512, ge=1, description="width of the attention blocks; must equal embed.embed_dim [numbers]"
+        default=512,
+        ge=1,
+        le=MOST_WIDTH,
+        description="width of the attention blocks; must equal embed.embed_dim [numbers]",
     )
-    mca_FF_SIZE: int = Field(default=1024, ge=1, description="hidden width of their feed-forward parts [numbers]")
+    mca_FF_SIZE: int = Field(
+        default=1024, ge=1, le=MOST_WIDTH, description="hidden width of their feed-forward parts [numbers]"
+    )
     mca_MULTI_HEAD: int = Field(
-        default=8, ge=1, description="attention heads; heads times mca_HIDDEN_SIZE_HEAD must be mca_HIDDEN_SIZE [heads]"
+        default=8,
+        ge=1,
+        le=MOST_WIDTH,
+        description="attention heads; heads times mca_HIDDEN_SIZE_HEAD must be mca_HIDDEN_SIZE [heads]",
     )
-    mca_HIDDEN_SIZE_HEAD: int = Field(default=64, ge=1, description="width of a head [numbers]")
+    mca_HIDDEN_SIZE_HEAD: int = Field(default=64, ge=1, le=MOST_WIDTH, description="width of a head [numbers]")
 
 
 class GalrParameters(ModelParameters):

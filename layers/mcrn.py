@@ -23,7 +23,7 @@ from layers.registry import register
 from layers.released import load_fitting
 from layers.shared_pattern import HEADS, SharedPatternTransfer, ShareParameters, released_share_names
 from layers.text import RELEASED_CAPTIONS, EmbedParameters, Seq2VecParameters
-from option.parameters import ModelParameters, Parameters
+from option.parameters import MOST_LAYERS, MOST_WIDTH, ModelParameters, Parameters
 from runtime.weights import read_checkpoint
 from utils import InputError
 
@@ -46,7 +46,11 @@ class McrnEmbedParameters(EmbedParameters):
     """`model.embed`: the common space."""
 
     embed_dim: int = Field(
-        default=512, ge=HEADS, multiple_of=HEADS, description="width of the common space, D; 8 heads share it [numbers]"
+        default=512,
+        ge=HEADS,
+        le=MOST_WIDTH,
+        multiple_of=HEADS,
+        description="width of the common space, D; 8 heads share it [numbers]",
     )
     share_dropout: float = Field(
         default=0.3, ge=0, lt=1, description="dropout on features before the shared module [probability]"
@@ -57,9 +61,12 @@ class DiscriminatorParameters(Parameters):
     """`model.discriminator`: tells the modalities apart in pretraining."""
 
     in_size: int = Field(
-        default=512, ge=1, description="pretraining: width of its input; must equal embed.embed_dim [numbers]"
+        default=512,
+        ge=1,
+        le=MOST_WIDTH,
+        description="pretraining: width of its input; must equal embed.embed_dim [numbers]",
     )
-    mid_size: int = Field(default=128, ge=1, description="pretraining: its hidden width [numbers]")
+    mid_size: int = Field(default=128, ge=1, le=MOST_WIDTH, description="pretraining: its hidden width [numbers]")
     out_size: int = Field(default=3, ge=3, le=3, description="pretraining: modalities that it tells apart [modalities]")
     dropout_r: float = Field(
         default=0.1, ge=0, lt=1, description="pretraining: dropout before its last layer [probability]"
@@ -76,7 +83,10 @@ class McrnParameters(ModelParameters):
     embed: McrnEmbedParameters = McrnEmbedParameters()
     share: ShareParameters = ShareParameters()
     num_modal: int = Field(
-        default=3, ge=1, description="patterns of the shared module, each a matrix of D x D numbers [patterns]"
+        default=3,
+        ge=1,
+        le=MOST_LAYERS,
+        description="patterns of the shared module, each a matrix of D x D numbers [patterns]",
     )
     discriminator: DiscriminatorParameters = DiscriminatorParameters()
     backbone: ChosenBackboneParameters = ChosenBackboneParameters()

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from layers.backbone import TimmBackbone, resnet
 from option.architecture import TIMM
-from option.parameters import Parameters
+from option.parameters import MOST_WIDTH, Parameters
 
 
 class MultiscaleParameters(Parameters):
     """`model.multiscale`: widths of the self-attention's maps."""
 
     multiscale_input_channel: int = Field(
-        default=3, ge=1, description="channels that the fine and the coarse map are reduced to [channels]"
+        default=3,
+        ge=1,
+        le=MOST_WIDTH,
+        description="channels that the fine and the coarse map are reduced to [channels]",
     )
     multiscale_output_channel: int = Field(
-        default=1, ge=1, description="channels of the map that both are attended to [channels]"
+        default=1, ge=1, le=MOST_WIDTH, description="channels of the map that both are attended to [channels]"
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layers.base import l2norm, normalise_rows
 from layers.single_token import PreNormEncoder, released_encoder_names
-from option.parameters import Parameters
+from option.parameters import MOST_LAYERS, Parameters
 
 HEADS = 8
 ATTENTION_HIDDEN = 768
@@ -21,7 +21,12 @@ CLASSIFIER_HIDDEN = 1024
 class ShareParameters(Parameters):
     """`model.share`: the shared pattern transfer module."""
 
-    n_sa: int = Field(default=1, ge=1, description="self-attention layers before the patterns, and after them [layers]")
+    n_sa: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_LAYERS,
+        description="self-attention layers before the patterns, and after them [layers]",
+    )
     sa_drop: float = Field(default=0.3, ge=0, lt=1, description="dropout in the self-attention layers [probability]")
     attention_drop: float = Field(
         default=0.1, ge=0, lt=1, description="dropout on the attention weights of these layers [probability]"

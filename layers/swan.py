@@ -18,7 +18,7 @@ from layers.registry import register
 from layers.swan_image import RELEASED_IMAGE, SceneImageEncoder, SceneStages
 from layers.swan_text import RELEASED_TEXT, ContextCaptionEncoder
 from layers.text import load_glove
-from option.parameters import ModelParameters, Parameters
+from option.parameters import MOST_LAYERS, MOST_WIDTH, ModelParameters, Parameters
 from utils import logger
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ class SwanEmbedParameters(Parameters):
     """`model.embed`: the common space and the word vectors."""
 
     embed_dim: int = Field(
-        default=512, ge=8, multiple_of=8, description="width of the common space, D; 8 heads share it [numbers]"
+        default=512,
+        ge=8,
+        le=MOST_WIDTH,
+        multiple_of=8,
+        description="width of the common space, D; 8 heads share it [numbers]",
     )
     glove: Path | None = Field(default=None, description="GloVe text file for the word vectors; absent: random")
 
@@ -71,8 +75,8 @@ class SwanParameters(ModelParameters):
     image_step = STEPS[-1]
     name: Literal["SWAN"]
     embed: SwanEmbedParameters = SwanEmbedParameters()
-    word_dim: int = Field(default=300, ge=1, description="length of a word vector [numbers]")
-    num_layers: int = Field(default=1, ge=1, description="layers of the GRU [layers]")
+    word_dim: int = Field(default=300, ge=1, le=MOST_WIDTH, description="length of a word vector [numbers]")
+    num_layers: int = Field(default=1, ge=1, le=MOST_LAYERS, description="layers of the GRU [layers]")
     use_bidirectional_rnn: bool = Field(default=True, description="read captions from both ends, directions averaged")
     is_finetune: bool = Field(default=False, description="train the backbone; false: its weights stay as they start")
     freeze_statistics: bool = Field(

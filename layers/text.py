@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.skip_thoughts import RELEASED_GATES, SKIP_THOUGHTS, last_gru_states, load_skip_thoughts
-from option.parameters import Parameters
+from option.parameters import MOST_WIDTH, Parameters
 from utils import InputError, logger
 
 LONGEST_LINE = 2**20  # bytes
@@ -37,8 +37,8 @@ class Seq2VecParameters(Parameters):
     )
     dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout inside the recurrent encoder [probability]")
     fixed_emb: bool = Field(default=False, description="true: the word vectors stay as they start")
-    word_dim: int = Field(default=300, ge=1, description="arch gru: length of a word vector [numbers]")
-    hidden_dim: int = Field(default=1024, ge=1, description="arch gru: width of the state [numbers]")
+    word_dim: int = Field(default=300, ge=1, le=MOST_WIDTH, description="arch gru: length of a word vector [numbers]")
+    hidden_dim: int = Field(default=1024, ge=1, le=MOST_WIDTH, description="arch gru: width of the state [numbers]")
 
     def without_effect(self) -> dict[str, str]:
         """See `Parameters.without_effect`: what belongs to the other encoder."""
@@ -50,7 +50,7 @@ class Seq2VecParameters(Parameters):
 class EmbedParameters(Parameters):
     """`model.embed`: the common space."""
 
-    embed_dim: int = Field(default=512, ge=1, description="width of the common space, D [numbers]")
+    embed_dim: int = Field(default=512, ge=1, le=MOST_WIDTH, description="width of the common space, D [numbers]")
     glove: Path | None = Field(
         default=None, description="arch gru: GloVe text file for the word vectors; absent: random"
     )

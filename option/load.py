@@ -58,7 +58,7 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     options, given, known = _load(path, overrides, Options, published_keys())
     valued = {key for key, item in given.items() if item.value is not None}
     published = published_without_effect(valued, known.keys(), options.model.name)
-    warn_of_unread(str(path), [*unread(options, known), *published])
+    warn_of_unread(str(path), [*_worth_a_word(path, options, given, known, published_keys()), *published])
     return options
 
 
@@ -72,10 +72,10 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
         )
     options: PretrainingOptions
     if "backbone" in tree:
-        options, _, known = _load(path, overrides, BackboneOptions, ())
+        options, given, known = _load(path, overrides, BackboneOptions, ())
     else:
-        options, _, known = _load(path, overrides, ModalityOptions, ())
-    warn_of_unread(str(path), unread(options, known))
+        options, given, known = _load(path, overrides, ModalityOptions, ())
+    warn_of_unread(str(path), _worth_a_word(path, options, given, known, ()))
     return options
 
 
@@ -132,6 +132,31 @@ def _load(
     if faults:
         raise InputError(_report(faults))
     return kind(**values), given, known
+
+
+def _worth_a_word(
+    path: str | Path,
+    options: Kind,
+    given: Mapping[str, Given],
+    known: Mapping[str, FieldInfo],
+    published: Iterable[str],
+) -> list[tuple[str, str]]:
+    """The keys that nothing reads although somebody wrote them down to be read.
+
+    Passed over are those of a file that holds every key, as a run's `options.yaml` does, and those of a file in which
+    they do have an effect, until an override of another key takes it away.
+    """
+    told = dict(unread(options, known))
+    of_file = {key for key in told if given[key].source != OVERRIDES}
+    if all(key in given for key in known):
+        told = {key: reason for key, reason in told.items() if key not in of_file}
+    elif of_file and any(item.source == OVERRIDES for item in given.values()):
+        try:
+            alone = {key for key, _ in unread(_load(path, (), type(options), published)[0], known)}
+        except InputError:  # without the overrides it is no whole experiment
+            alone = set()
+        told = {key: reason for key, reason in told.items() if key not in of_file or key in alone}
+    return list(told.items())
 
 
 def _settings(overrides: Iterable[str]) -> tuple[list[Tree], list[Fault]]:

@@ -7,17 +7,34 @@ the two rooms imports the other.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
+
+# The most of what sizes something: far above any use, and far below what would never end or overflow.
+MOST_WIDTH = 2**16
+"""Numbers in a layer or a vector."""
+MOST_LAYERS = 1000
+MOST_EPOCHS = 1_000_000
+MOST_STEPS = 10**9
 
 
 class Parameters(BaseModel):
     """Base of every typed block of a YAML: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        """Expand `~` at the start of a path, which no shell does inside of a YAML or behind `--set`."""
+        if isinstance(value, Path):
+            return Path(os.path.expanduser(value))
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
     def without_effect(self) -> dict[str, str]:
         """Dotted keys, from the root of the YAML, that nothing reads beside the values of this block -> the reason."""

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SerializeAsAny, model_validator
 
 from option.architecture import Architecture
-from option.parameters import ModelParameters, Parameters
+from option.parameters import MOST_EPOCHS, MOST_STEPS, ModelParameters, Parameters
 from option.schema import AugmentedReading, Descent, FolderName, GivenPath, ImageReading, Logs, Training
 
 
@@ -111,9 +111,11 @@ class AdversarialTraining(Descent):
 
     lr_D: float = Field(default=2e-4, gt=0, description="learning rate of the discriminator's Adam at the start")
     lr_D_decay_param: float = Field(default=0.7, gt=0, le=1, description="factor on lr_D at each decay")
-    lr_D_update_epoch: int = Field(default=20, ge=1, description="epochs from one decay of lr_D to the next [epochs]")
+    lr_D_update_epoch: int = Field(
+        default=20, ge=1, le=MOST_EPOCHS, description="epochs from one decay of lr_D to the next [epochs]"
+    )
     generator_every: int = Field(
-        default=3, ge=1, description="steps of the discriminator per step of the generator [steps]"
+        default=3, ge=1, le=MOST_STEPS, description="steps of the discriminator per step of the generator [steps]"
     )
     word_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="share of a caption's words hidden in each view [share]"

@@ -16,6 +16,7 @@ DEEPEST_NESTING = 20
 LONGEST_SHOWN = 60
 MOST_BYTES = 2**20
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+BACKSLASHES = "In double quotes a backslash begins an escape: write a path with / or in single quotes"
 NULLS = ("", "~", "null", "Null", "NULL")
 
 Tree = dict[str, Any]
@@ -93,7 +94,9 @@ def parse(text: str) -> tuple[Any, list[str]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"not valid YAML{where}: {', '.join(filter(None, (error.context, error.problem)))}") from error
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        hint = f". {BACKSLASHES}" if "escape" in problem else ""
+        raise InputError(f"not valid YAML{where}: {problem}{hint}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise InputError(
@@ -117,7 +120,8 @@ def _plain(node: yaml.Node, problems: list[str]) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         return [_plain(item, problems) for item in node.value]
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in node.value):
-        problems.append(f"line {line}: {shown(node.value)} holds a line break or another control character")
+        hint = f". {BACKSLASHES}" if node.style == '"' else ""
+        problems.append(f"line {line}: {shown(node.value)} holds a line break or another control character{hint}")
     # "None" is what published files write for null
     return None if node.value == "None" or (node.style is None and node.value in NULLS) else node.value
 

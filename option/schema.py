@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from option.parameters import ModelParameters, Parameters
+from option.parameters import MOST_EPOCHS, MOST_STEPS, ModelParameters, Parameters
 
 Angles = Literal["published", "overhead", "right_angles", "none"]
 Views = Literal["one", "right_angles"]
@@ -27,6 +27,9 @@ Batching = Literal["pairs", "images", "one_caption"]
 
 # numpy takes seeds below 2**32, and a fold adds its number to the seed
 LARGEST_SEED = 2**31 - 1
+MOST_ITEMS = 2**16  # of a batch
+MOST_SIDE = 4096  # pixels
+MOST_FOLDS = 1000
 # bytes; file systems take 255
 LONGEST_NAME = 200
 
@@ -69,18 +72,20 @@ class ImageReading(Parameters):
     batch_size: int = Field(
         default=100,
         ge=2,
+        le=MOST_ITEMS,
         description="items per training batch, of each device; where they are pairs, every other pair of the batch is "
         "a negative [items]",
     )
     batch_size_val: int = Field(
-        default=70, ge=1, description="images or captions encoded at a time in evaluation [items]"
+        default=70, ge=1, le=MOST_ITEMS, description="images or captions encoded at a time in evaluation [items]"
     )
     workers: int = Field(
-        default=2, ge=0, description="processes that read images; 0: the main process does [processes]"
+        default=2, ge=0, le=256, description="processes that read images; 0: the main process does [processes]"
     )
     image_size: int = Field(
         default=256,
         ge=64,
+        le=MOST_SIDE,
         description="side of the images that the model sees; AMFMN, GaLR, SWAN, MCRN: a multiple of 32; CLIP: its "
         "architecture's [pixels]",
     )
@@ -90,7 +95,7 @@ class ImageReading(Parameters):
         "auto: the fastest place with room for them",
     )
     max_pixels: int = Field(
-        default=100_000_000, ge=1, description="images with more pixels are refused undecoded [pixels]"
+        default=100_000_000, ge=1, le=10**9, description="images with more pixels are refused undecoded [pixels]"
     )
 
 
@@ -177,7 +182,7 @@ class Dataset(AugmentedReading):
 class Descent(Parameters):
     """What the `optim` block of every entry point says about optimisers and their schedules."""
 
-    epochs: int = Field(default=70, ge=1, description="passes over the training items [epochs]")
+    epochs: int = Field(default=70, ge=1, le=MOST_EPOCHS, description="passes over the training items [epochs]")
     optimizer: Literal["adam", "adamw"] = Field(
         default="adam", description="torch.optim's; adamw keeps the weight decay out of the gradient"
     )
@@ -186,19 +191,25 @@ class Descent(Parameters):
     )
     lr: float = Field(default=2e-4, gt=0, description="learning rate at the start")
     warmup_steps: int = Field(
-        default=0, ge=0, description="optimiser steps over which learning rates rise from 0 to the schedule [steps]"
+        default=0,
+        ge=0,
+        le=MOST_STEPS,
+        description="optimiser steps over which learning rates rise from 0 to the schedule [steps]",
     )
     lr_decay_param: float = Field(
         default=0.7, gt=0, le=1, description="factor on the learning rate at each decay (schedule step)"
     )
     lr_update_epoch: int = Field(
-        default=20, ge=1, description="epochs from one decay to the next (schedule step) [epochs]"
+        default=20, ge=1, le=MOST_EPOCHS, description="epochs from one decay to the next (schedule step) [epochs]"
     )
     schedule: Literal["step", "cosine"] = Field(
         default="step", description="step: lr_decay_param every lr_update_epoch; cosine: to 0 over schedule_epochs"
     )
     schedule_epochs: int | None = Field(
-        default=None, ge=1, description="schedule cosine: epochs from the start to 0; null: as many as epochs [epochs]"
+        default=None,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="schedule cosine: epochs from the start to 0; null: as many as epochs [epochs]",
     )
     grad_clip: float = Field(default=0.0, ge=0, description="largest norm of the gradient, clipped above it; 0: off")
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="root of all randomness but the splits")
@@ -211,7 +222,10 @@ class Training(Descent):
     """What the `optim` block says where one loss is brought down and a validation score chooses the best epoch."""
 
     accumulate: int = Field(
-        default=1, ge=1, description="batches whose gradients are summed for one optimiser step [batches]"
+        default=1,
+        ge=1,
+        le=MOST_ITEMS,
+        description="batches whose gradients are summed for one optimiser step [batches]",
     )
     on_oom: Literal["stop", "halve"] = Field(
         default="stop",
@@ -219,7 +233,10 @@ class Training(Descent):
         "negatives of their own",
     )
     patience: int = Field(
-        default=0, ge=0, description="validations without a better score before stopping; 0: never [validations]"
+        default=0,
+        ge=0,
+        le=MOST_EPOCHS,
+        description="validations without a better score before stopping; 0: never [validations]",
     )
 
 
@@ -305,11 +322,16 @@ class Optim(Training):
 class Logs(Parameters):
     """Block `logs`: how often to report, and where runs are kept."""
 
-    eval_step: int = Field(default=1, ge=1, description="epochs from one validation to the next [epochs]")
-    print_freq: int = Field(default=10, ge=1, description="training steps from one report to the next [steps]")
+    eval_step: int = Field(
+        default=1, ge=1, le=MOST_EPOCHS, description="epochs from one validation to the next [epochs]"
+    )
+    print_freq: int = Field(
+        default=10, ge=1, le=MOST_STEPS, description="training steps from one report to the next [steps]"
+    )
     save_minutes: float = Field(
         default=10.0,
         ge=0,
+        le=1_000_000,
         description="time from one save inside an epoch to the next, by which a killed run goes on; 0: only after "
         "epochs and signals [minutes]",
     )
@@ -322,7 +344,7 @@ class KFold(Parameters):
     """Block `k_fold`: the experiment's name and the splits of its folds."""
 
     experiment_name: FolderName = Field(description="name of the experiment's folder below logs.ckpt_save_path")
-    nums: int = Field(default=1, ge=1, description="number of folds, each a training of its own [folds]")
+    nums: int = Field(default=1, ge=1, le=MOST_FOLDS, description="number of folds, each a training of its own [folds]")
     strategy: Literal["random", "kfold", "stratified", "blocks", "captions", "all", "fixed"] = Field(
         default="random",
         description="random: 80/20 (published); stratified: by class; captions: none on both sides; kfold; blocks; "
@@ -349,6 +371,7 @@ class Rerank(Parameters):
     candidates: int = Field(
         default=30,
         ge=10,
+        le=MOST_ITEMS,
         description="first items of each search that are ordered anew; R@10 looks at 10 of them [items]",
     )
     w1: float = Field(default=0.30, ge=0, description="multivariate: weight of the saliency, p1")

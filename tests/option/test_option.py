@@ -15,9 +15,11 @@ from pydantic import Field, ValidationError
 import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
+from layers.dual_encoder import LastBlocks
 from option import parameters
-from option.fields import leaves
+from option.fields import allowed, leaves
 from option.parameters import ModelBlock, ModelParameters, Parameters
+from option.pretraining import BackboneOptions, ModalityOptions
 from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank
 from option.unread import PUBLISHED_KEYS, blocks_of, published_keys
 from tests import ROOT
@@ -31,6 +33,8 @@ model: {name: AMFMN}
 dataset: {data_path: data/x_precomp, vocab_path: vocab/x.json}
 k_fold: {experiment_name: x}
 """
+
+BACKSLASH = ". In double quotes a backslash begins an escape: write a path with / or in single quotes"
 
 # The published files' keys, in their form: plain None and False, an empty data_split, trailing slashes.
 PUBLISHED_AMFMN = """
@@ -318,7 +322,11 @@ class TestValues:
         ("name", "overrides", "note"),
         [
             ("AID_RESNET50", ["optim.temperature=0.2"], "optim.temperature (optim.task is scenes)"),
-            ("AID_RESNET50", ["optim.task=views"], "optim.label_smoothing (optim.task is views)"),
+            (
+                "AID_RESNET50",
+                ["optim.task=views", "optim.label_smoothing=0.2"],
+                "optim.label_smoothing (optim.task is views)",
+            ),
             ("TOY_MCRN_PRETRAIN", ["model.seq2vec.dir_st=words"], "model.seq2vec.dir_st (model.seq2vec.arch is gru)"),
         ],
     )
@@ -327,6 +335,45 @@ class TestValues:
     ) -> None:
         option.load_pretraining_options(ALL[0].parent / f"{name}.yaml", overrides)
         assert [message.rpartition("without effect: ")[2] for message in caplog.messages] == [note]
+
+    def test_what_an_override_puts_out_of_use_is_not_named(self, caplog: pytest.LogCaptureFixture) -> None:
+        option.load_options(ROOT / "option" / "UCM_AMFMN.yaml", ["model.seq2vec.arch=gru"])
+        assert caplog.messages == []
+        option.load_options(ROOT / "option" / "UCM_AMFMN.yaml", ["model.seq2vec.arch=gru", "model.seq2vec.dir_st=x"])
+        assert "model.seq2vec.dir_st (model.seq2vec.arch is gru)" in caplog.messages[0]
+
+    def test_what_nothing_reads_in_a_file_is_named_whatever_is_overridden(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        load_text(MINIMAL.replace("AMFMN}", "AMFMN, seq2vec: {arch: gru, dir_st: a}}"), "optim.epochs=3")
+        assert "model.seq2vec.dir_st (model.seq2vec.arch is gru)" in caplog.messages[0]
+
+    def test_options_that_a_run_wrote_load_without_a_note(self, caplog: pytest.LogCaptureFixture) -> None:
+        options = option.load_options(ROOT / "option" / "UCM_AMFMN.yaml", ["model.seq2vec.arch=gru"])
+        assert load_text(option.to_yaml(options)) == options
+        assert caplog.messages == []
+
+    @pytest.mark.parametrize("root", [Options, BackboneOptions, ModalityOptions])
+    def test_every_whole_number_has_a_bound(self, root: type[Parameters]) -> None:
+        blocks = {name: field.annotation for name, field in root.model_fields.items() if name != "model"}
+        fields = [item for name, block in blocks.items() for item in leaves(block, name).items()]  # type: ignore[arg-type]
+        for name, registered in parameters.model_blocks().items():
+            fields += leaves(registered.parameters, f"model of {name}").items()
+        whole = {key: allowed(field) for key, field in fields if "an integer" in allowed(field)}
+        assert len(whole) > 20
+        assert [key for key, words in whole.items() if "at most" not in words] == []
+        assert allowed(LastBlocks.model_fields["last"]) == "an integer, at least 1, at most 1000"
+
+    def test_a_tilde_is_the_home_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/someone")
+        text = MINIMAL.replace("data/x_precomp", "~/sets/x").replace("AMFMN", "SWAN")
+        options = load_text(text, "optim.resume=~/a.pth", "model.resnet_ckpt=~/b.pth", "dataset.image_path='~'")
+        assert options.dataset.data_path == Path("/home/someone/sets/x")
+        assert options.dataset.image_path == Path("/home/someone")
+        assert options.optim.resume == Path("/home/someone/a.pth")
+        assert value_of(options, "model.resnet_ckpt") == Path("/home/someone/b.pth")
+        backbone = load_text(MINIMAL, "model.backbone.pretrained=~/c.pth")
+        assert value_of(backbone, "model.backbone.pretrained") == "/home/someone/c.pth"
 
     @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
     def test_every_key_that_a_block_calls_unread_exists(self, path: Path) -> None:
@@ -374,7 +421,7 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("key", "written", "fault"),
         [
-            ("optim.epochs", "ten", "optim.epochs: given 'ten'; allowed: an integer, at least 1"),
+            ("optim.epochs", "ten", "optim.epochs: given 'ten'; allowed: an integer, at least 1, at most 1000000"),
             ("optim.epochs", "true", "optim.epochs: given 'true'; allowed: an integer, at least 1"),
             ("optim.epochs", "2.5", "optim.epochs: given '2.5'; allowed: an integer, at least 1"),
             ("optim.epochs", "", "optim.epochs: given nothing; allowed: an integer, at least 1"),
@@ -443,6 +490,16 @@ class TestFaults:
                 "logs.ckpt_save_path",
             ),
             ("model.fusion", "3", "model.fusion: given '3'; allowed: a block of keys: none of this model"),
+            (
+                "dataset.batch_size",
+                "99999999999999999999",
+                "dataset.batch_size: given '99999999999999999999'; allowed: an integer, at least 2, at most 65536",
+            ),
+            (
+                "k_fold.nums",
+                "100000000",
+                "k_fold.nums: given '100000000'; allowed: an integer, at least 1, at most 1000",
+            ),
             ("model.seq2vec.dropout", "1", "model.seq2vec.dropout: given '1'; allowed: a number, at least 0, below 1"),
             ("model.name", "AMFM", "model.name: given 'AMFM'; allowed: one of NAMES; did you mean AMFMN?"),
             ("model.name", "[a]", "model.name: given ['a']; allowed: one of NAMES"),
@@ -480,7 +537,7 @@ class TestFaults:
             "  line 7: the key 'lr' is given twice, first on line 6",
             "  line 9: the tag !!python/name:os.system is not allowed: write plain text, numbers, lists or blocks",
             "  optim.epchs: unknown key, given '3'; did you mean optim.epochs?",
-            "  optim.epochs: given '0'; allowed: an integer, at least 1",
+            "  optim.epochs: given '0'; allowed: an integer, at least 1, at most 1000000",
             "  optim.lr: given 'fast'; allowed: a number, above 0",
             "--set: 6 faults",
             "  'lr': expected key=value, such as optim.lr=1e-4",
@@ -506,6 +563,11 @@ class TestFaults:
             ("[" * 10_000, "not valid YAML at line 1, column 21: blocks are nested deeper than 20 levels"),
             ("a: 1\n---\nb: 1", "not valid YAML at line 2, column 1: expected a single document in the stream"),
             ("a: 1\nb: \x01", "not valid YAML at line 2: the character U+0001 is not allowed"),
+            (
+                'a: "C:\\data"',
+                "not valid YAML at line 1, column 8: while scanning a double-quoted scalar, found unknown escape "
+                "character 'd'" + BACKSLASH,
+            ),
             ('a: "\\UFFFFFFFF"', "not valid YAML: a number in an escape or a % line is out of range"),
             ('a: "\\U00110000"', "not valid YAML: a number in an escape or a % line is out of range"),
         ],
@@ -520,8 +582,18 @@ class TestFaults:
             ("optim.lr: 3", "line 5: the key 'optim.lr' holds a dot: nest the blocks instead"),
             ("? [a]\n: 3", "line 5: a key must be a plain word"),
             ("'': 3", "line 5: a key must be a plain word"),
-            ('optim: {resume: "a\\0b"}', "line 5: 'a\\x00b' holds a line break or another control character"),
-            ('optim: {resume: "\\uD800"}', "line 5: '\\ud800' holds a line break or another control character"),
+            (
+                'optim: {resume: "a\\0b"}',
+                "line 5: 'a\\x00b' holds a line break or another control character" + BACKSLASH,
+            ),
+            (
+                'optim: {resume: "\\uD800"}',
+                "line 5: '\\ud800' holds a line break or another control character" + BACKSLASH,
+            ),
+            (
+                'optim: {resume: "C:\\new"}',
+                "line 5: 'C:\\new' holds a line break or another control character" + BACKSLASH,
+            ),
         ],
     )
     def test_what_keys_and_values_cannot_hold(self, line: str, fault: str) -> None:
