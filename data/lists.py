@@ -28,7 +28,7 @@ def read_lines(path: Path, given_by: str = "") -> list[str]:
         InputError: the file can't be read (the message names `given_by`, what says where it is, such as "--captions"),
             or some lines are not UTF-8, too long, or hold a NUL character, which it names.
     """
-    rows = read_content(path, given_by).removeprefix(codecs.BOM_UTF8).split(b"\n")
+    rows = read_content(path, given_by).split(b"\n")
     if not rows[-1]:
         rows.pop()
     lines, faults = [], []
@@ -50,17 +50,25 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def read_content(path: Path, given_by: str = "") -> bytes:
-    """The bytes of a file; an InputError says why it can't be read, and to check `given_by`, what says where it is."""
+    """The bytes of a UTF-8 text without a byte-order mark at its start.
+
+    An InputError says why it can't be read, and to check `given_by`, what says where it is.
+    """
     try:
-        return read_bytes(path)
+        return read_bytes(path).removeprefix(codecs.BOM_UTF8)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{path}: can't be read ({reason})" + (f"; check {given_by}" if given_by else "")) from error
 
 
 def read_names(path: Path, what: str = "image", given_by: str = "") -> list[str]:
-    """`read_lines` of file names, each checked to stay in its folder; `what` they name, messages say."""
+    """`read_lines` of file names, each checked to stay in its folder; `what` they name, messages say.
+
+    Blank lines at the end are passed over.
+    """
     names = [line.strip() for line in read_lines(path, given_by)]
+    while names and not names[-1]:
+        names.pop()
     faults = [f"line {number}: {fault}" for number, name in enumerate(names, 1) if (fault := name_fault(name, what))]
     refuse_faults(path, faults, f"Each line is one {what}'s file name, relative to the {what} folder.")
     return names
@@ -80,7 +88,9 @@ def absent_files(names: Sequence[str], lines: Iterable[int], folder: Path) -> li
             listings[place.parent] = _list_files(folder / place.parent, root)
         inside = listings[place.parent].get(place.name)
         if inside is None:
-            faults.append(f"line {line}: {shown(name)} is not there")
+            other = _in_other_letters(place.name, listings[place.parent]) if len(faults) < FAULTS_SHOWN else None
+            but = f", but {shown(other)} is: capital letters count" if other else ""
+            faults.append(f"line {line}: {shown(name)} is not there{but}")
         elif not inside:
             faults.append(f"line {line}: {shown(name)} leads outside of the folder by a symbolic link")
     return faults
@@ -152,6 +162,11 @@ def name_fault(name: str, what: str) -> str | None:
     if name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
         return f"{shown(name)} leaves the {what} folder"
     return None if PurePosixPath(name).name else f"{shown(name)} names no file"
+
+
+def _in_other_letters(name: str, names: Iterable[str]) -> str | None:
+    """One of the names that differs from a name in nothing but capital letters."""
+    return next((other for other in names if other.lower() == name.lower()), None)
 
 
 def _list_files(folder: Path, root: Path) -> dict[str, bool]:

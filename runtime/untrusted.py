@@ -44,9 +44,12 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """A UTF-8 text as JSON; one of a hundred thousand opening brackets is refused like any other fault."""
+    """A UTF-8 text as JSON, a byte-order mark at its start passed over.
+
+    One of a hundred thousand opening brackets is refused like any other fault.
+    """
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8-sig"))
     except RecursionError as fault:
         raise ValueError("its brackets are nested too deeply") from fault
 

@@ -127,6 +127,22 @@ def test_text_rules(tmp_path: Path) -> None:
     assert annotations.captions == ("grün ", "", "unit\x1fseparator\x85next\u2028line", "")
 
 
+def test_blank_lines_at_the_end_of_the_names_are_no_names(tmp_path: Path) -> None:
+    annotations = read_annotations(_write(tmp_path, "a.jpg\nb.jpg\n\n  \n", b"one\ntwo\nthree\nfour\n"), "train")
+    assert annotations.image_names == ("a.jpg", "b.jpg")
+    assert annotations.captions_of(1) == ("three", "four")
+
+
+def test_an_image_in_other_letters_is_named(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "p0.jpg").touch()
+    annotations = read_annotations(_write(tmp_path, "P0.JPG\nq.jpg\n", b"one\ntwo\n"), "train")
+    with pytest.raises(InputError) as caught:
+        check_images(annotations, tmp_path / "images")
+    assert "\n  line 1: 'P0.JPG' is not there, but 'p0.jpg' is: capital letters count\n" in str(caught.value)
+    assert "\n  line 2: 'q.jpg' is not there\n" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
@@ -143,7 +159,7 @@ def test_text_rules(tmp_path: Path) -> None:
     ],
 )
 def test_bad_names(tmp_path: Path, name: str, fault: str) -> None:
-    message = _message(tmp_path, f"x.jpg\n{name}\n", "one\ntwo\n")
+    message = _message(tmp_path, f"x.jpg\n{name}\ny.jpg\n", "one\ntwo\nthree\n")
     assert message == (
         f"{tmp_path}/train_filename.txt: 1 fault:\n  line 2: {fault}\n"
         "Each line is one image's file name, relative to the image folder."
@@ -151,7 +167,7 @@ def test_bad_names(tmp_path: Path, name: str, fault: str) -> None:
 
 
 def test_faults_are_counted_and_five_are_shown(tmp_path: Path) -> None:
-    message = _message(tmp_path, "\n" * 8, "one\n" * 8)
+    message = _message(tmp_path, "\n" * 8 + "a.jpg\n", "one\n" * 9)
     assert message.startswith(f"{tmp_path}/train_filename.txt: 8 faults:\n  line 1: blank file name\n  line 2")
     assert "line 5" in message
     assert "line 6" not in message
