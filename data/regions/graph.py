@@ -75,12 +75,14 @@ def region_arrays(
 
 def distinct(detections: Detections, max_iou: float, max_cosine: float) -> list[int]:
     """Indices of at most 20 objects, none of them too similar to a better one, the best score first."""
-    rows = detections.rows
-    overlaps, cosines = box_overlaps(detections.boxes), cosine(rows)
+    rows, boxes = detections.rows, detections.boxes
     kept: list[int] = []
     # A sort by all columns makes the result independent of the order that a detector happened to write.
     for index in np.lexsort((*rows.T[:SCORE], -detections.scores)).tolist():
-        if np.all(overlaps[index, kept] <= max_iou) and np.all(cosines[index, kept] <= max_cosine):
+        # Each is compared with those kept, not with all: a table of n x n would take any memory.
+        new = [index]
+        alone = np.all(box_overlaps(boxes[new], boxes[kept]) <= max_iou)
+        if alone and np.all(cosine(rows[new], rows[kept]) <= max_cosine):
             kept.append(index)
         if len(kept) == REGIONS:
             break
@@ -90,24 +92,32 @@ def distinct(detections: Detections, max_iou: float, max_cosine: float) -> list[
 def graph(rows: Floats) -> Floats:
     """Row-normalised similarity plus self-loops, weighted by saliency: [n, 20] -> [n, n]."""
     saliency = rows[:, SCORE] * rows[:, CLASSES + 2] * rows[:, CLASSES + 3]
-    weights = cosine(rows) * (saliency / max(float(saliency.max(initial=0)), 1e-12))
+    weights = cosine(rows, rows) * (saliency / max(float(saliency.max(initial=0)), 1e-12))
     np.fill_diagonal(weights, 1)  # an object never loses itself, however small
     adjacency: Floats = weights / weights.sum(axis=1, keepdims=True)
     return adjacency
 
 
-def cosine(rows: Floats) -> Floats:
-    """Cosine of each pair of rows, [n, 20] -> [n, n]; 0 where a row is zero."""
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    similarities: Floats = unit @ unit.T
+def cosine(rows: Floats, others: Floats) -> Floats:
+    """Cosine of each row with each of the others, [n, 20], [m, 20] -> [n, m]; 0 where one is zero."""
+    similarities: Floats = _unit(rows) @ _unit(others).T
     return similarities
 
 
-def box_overlaps(boxes: Floats) -> Floats:
-    """Intersection over union of each pair of boxes, [n, 4] centre and size -> [n, n]; 0 where both have no area."""
+def _unit(rows: Floats) -> Floats:
+    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def box_overlaps(boxes: Floats, others: Floats) -> Floats:
+    """Intersection over union of each box with each of the others, [n, 4], [m, 4] -> [n, m]; 0 without any area.
+
+    A box is its centre and its size.
+    """
     low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
-    sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)  # [n, n, 2]
+    other_low, other_high = others[:, :2] - others[:, 2:] / 2, others[:, :2] + others[:, 2:] / 2
+    sides = np.minimum(high[:, None], other_high) - np.maximum(low[:, None], other_low)  # [n, m, 2]
     shared = sides.clip(min=0).prod(axis=2)
-    areas = boxes[:, 2:].prod(axis=1)
-    overlaps: Floats = shared / np.maximum(areas[:, None] + areas - shared, 1e-12)
+    areas, other_areas = boxes[:, 2:].prod(axis=1), others[:, 2:].prod(axis=1)
+    overlaps: Floats = shared / np.maximum(areas[:, None] + other_areas - shared, 1e-12)
     return overlaps

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ from PIL import Image
 from data.regions import __main__ as commands
 from data.regions.coco import read_detections
 from data.regions.file import by_region_name, read_regions, region_fields, region_name, write_regions
-from data.regions.graph import CLASSES, SCORE, WIDTH, Detections, box_overlaps, graph, region_arrays
+from data.regions.graph import (
+    CLASSES,
+    SCORE,
+    WIDTH,
+    Detections,
+    box_overlaps,
+    cosine,
+    distinct,
+    graph,
+    region_arrays,
+)
 from data.regions.proposals import APPEARANCES, borders, describe, elongation, propose, segment
 from data.regions.published import read_published
 from utils import InputError
@@ -78,6 +89,27 @@ class TestGraph:
         assert np.allclose(adjacency.sum(axis=1), 1, atol=1e-6)
         assert (adjacency >= 0).all()
 
+    def test_any_number_of_detections_takes_little_memory(self) -> None:
+        many, one = random_detections(20_000), np.ones(20_000, np.float32)
+        alike = Detections(np.tile(many.boxes[:1], (20_000, 1)), np.zeros(20_000, np.int64), one)
+        tracemalloc.start()
+        nodes = [region_arrays(detections)[0] for detections in (many, alike)]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 50 * 2**20
+        assert [int((rows != 0).any(axis=1).sum()) for rows in nodes] == [20, 1]
+
+    @given(seed=st.integers(0, 10**6), count=st.integers(0, 60))
+    @settings(max_examples=25, deadline=None)
+    def test_kept_are_those_that_a_whole_table_keeps(self, seed: int, count: int) -> None:
+        found = random_detections(count, seed)
+        overlaps, cosines = box_overlaps(found.boxes, found.boxes), cosine(found.rows, found.rows)
+        kept: list[int] = []
+        for index in np.lexsort((*found.rows.T[:SCORE], -found.scores)).tolist():
+            if len(kept) < 20 and all(overlaps[index, k] <= 0.1 and cosines[index, k] <= 0.9 for k in kept):
+                kept.append(index)
+        assert distinct(found, 0.1, 0.9) == kept
+
     @given(seed=st.integers(0, 10**6), count=st.integers(0, 30))
     @settings(max_examples=25, deadline=None)
     def test_the_order_of_the_detections_does_not_matter(self, seed: int, count: int) -> None:
@@ -94,7 +126,7 @@ class TestGraph:
             mask[y - height // 2 : y + height // 2, x - width // 2 : x + width // 2] = True
         for i, j in itertools.product(range(4), repeat=2):
             expected = (masks[i] & masks[j]).sum() / (masks[i] | masks[j]).sum()
-            assert box_overlaps(boxes)[i, j] == pytest.approx(expected, abs=1e-6)
+            assert box_overlaps(boxes, boxes)[i, j] == pytest.approx(expected, abs=1e-6)
 
 
 def arrays(names: list[str]) -> dict[str, tuple[Any, Any]]:
