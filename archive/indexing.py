@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 import option
 from archive.encoder import Encoder
@@ -29,6 +28,7 @@ from option.schema import ImageReading
 from runs.ready.folder import is_ready
 from runtime.devices import choose_device
 from runtime.distributed import environment_number, ranks, told
+from runtime.progress import progress_bar
 from utils import InputError, file_sha256, logger, write_atomic
 
 
@@ -155,7 +155,7 @@ def _encode(
     store = open_store(target.folder, recipe) if target.store is not None else None
     faults: list[str] = []
     title = "images" if share.world == 1 else f"images of process {share.rank}"
-    with tqdm(total=len(names), desc=title, unit="image", disable=None) as bar:
+    with progress_bar(total=len(names), desc=title, unit="image") as bar:
         for shard in batches:
             kept: list[str] = []
             embeddings: list[Tensor] = []

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from archive.arguments import Kind
 from archive.exact import Ranked, Scorer, order
@@ -24,6 +23,7 @@ from archive.index_folder import IndexFolder
 from archive.shards import Shards
 from layers.base import l2norm
 from layers.registry import registered
+from runtime.progress import progress_bar
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line, import_extra, write_atomic, write_text_atomic
 
@@ -55,7 +55,7 @@ def build(kind: Kind, embeddings: Shards) -> Any:
         index.hnsw.efConstruction = BUILD_BREADTH
     else:
         index = _trained_ivfpq(faiss, embeddings)
-    with tqdm(total=count, desc=kind, unit="image", disable=None) as bar:
+    with progress_bar(total=count, desc=kind, unit="image") as bar:
         for block in embeddings.blocks():
             index.add(_unit(block))
             bar.update(len(block))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.images import decode, opened
+from runtime.progress import progress_bar
 from utils import InputError
 
 THREADS = 8
@@ -55,7 +55,7 @@ def read_headers(paths: Sequence[Path], max_pixels: int) -> tuple[list[Header], 
             return str(fault)
 
     with ThreadPoolExecutor(max(THREADS, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(look, paths), total=len(paths), desc="headers", unit="image", disable=None))
+        found = list(progress_bar(pool.map(look, paths), total=len(paths), desc="headers", unit="image"))
     headers = [entry for entry in found if isinstance(entry, Header)]
     return headers, [entry for entry in found if isinstance(entry, str)]
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.images import DECODING_RULES, load_square
 from data.lists import first_faults
 from runtime.locks import waiting_lock
+from runtime.progress import progress_bar
 from utils import InputError, remove_unfinished, write_atomic
 
 CACHES = ("device", "ram", "disk", "off")
@@ -93,7 +94,7 @@ class ImageStore:
 
         Args:
             indices: which images, each in [0, N), in any order.
-            progress: title of a progress bar, which shows in a terminal only; None for no bar.
+            progress: title of a progress bar, see `progress_bar`; None for none.
 
         Raises:
             InputError: some images can't be read; the others are kept. Names the first five and counts the rest.
@@ -105,8 +106,7 @@ class ImageStore:
         if not len(missing):
             return
         faults = []
-        disable = None if progress else True
-        with tqdm(total=len(missing), desc=progress, unit="image", disable=disable) as bar:
+        with progress_bar(total=len(missing), desc=progress, unit="image", quiet=progress is None) as bar:
             for start in range(0, len(missing), _CHUNK):
                 chunk = missing[start : start + _CHUNK]
                 pixels, chunk_faults = self._decode(chunk, bar)

@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from batches.augmentation import Augmentation, normalise, right_angle_views
 from batches.batch import Batch, Captions
@@ -23,6 +22,7 @@ from layers.base import RetrievalModel
 from layers.folding import folded
 from option import Options
 from runs.loaders import queries_of
+from runtime.progress import progress_bar
 from training.epoch import autocast
 from utils import file_sha256, logger
 from vocab import Vocabulary
@@ -233,7 +233,7 @@ def _fill(
     part.eval()
 
     def told(wanted: Sequence[int]) -> Iterable[Tensor]:
-        with tqdm(total=len(wanted), desc=title, unit="row", disable=None) as bar:
+        with progress_bar(total=len(wanted), desc=title, unit="row") as bar:
             for features in make(wanted):
                 yield features
                 bar.update(len(features))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.images import decode
+from runtime.progress import progress_bar
 from utils import InputError
 
 ROWS, COLUMNS = 16, 17  # of the thumbnail: a bit per pair of neighbours, 256 in all
@@ -46,7 +46,7 @@ def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fin
     """
     digests, thumbnails = [], []
     faults: dict[Place, str] = {}
-    for place, path in tqdm(paths.items(), desc="images", unit="image", disable=None):
+    for place, path in progress_bar(paths.items(), desc="images", unit="image", total=len(paths)):
         try:
             grey = decode(path, max_pixels).convert("L").resize((COLUMNS, ROWS), Image.Resampling.BOX)
             digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
@@ -68,7 +68,7 @@ def same_scene(prints: Fingerprints) -> list[tuple[int, int, bool]]:
         (earlier, later, whether the files are equal), ascending.
     """
     thumbnails = prints.thumbnails.astype(np.float32)
-    signs = np.where(thumbnails[:, :, 1:] > thumbnails[:, :, :-1], 1, -1).reshape(len(thumbnails), -1)
+    signs = np.where(thumbnails[:, :, 1:] > thumbnails[:, :, :-1], 1, -1).reshape(len(thumbnails), ROWS * (COLUMNS - 1))
     signs = signs.astype(np.float32)
     pairs = []
     for start in range(0, len(signs), BLOCK):

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from nltk.stem.porter import PorterStemmer
-from tqdm import tqdm
 
 import vocab
 from data.annotations import Annotations
 from data.lists import LONGEST_LINE
 from data.similarity.ragged import Ragged, shared
 from runtime.locks import waiting_lock
+from runtime.progress import progress_bar
 from runtime.untrusted import read_arrays
 from utils import InputError, first_line, logger, remove_unfinished, write_atomic
 
@@ -200,7 +200,7 @@ class PriorSimilarity:
         images = np.arange(len(self.image_words))
         captions = np.arange(len(self.lengths))
         chunks = np.split(captions, range(CAPTIONS_PER_BLOCK, len(captions), CAPTIONS_PER_BLOCK))
-        for chunk in tqdm(chunks, desc="prior similarity", unit="block", disable=None):
+        for chunk in progress_bar(chunks, desc="prior similarity", unit="block"):
             yield chunk, self.between(images, chunk)
 
     def _of_images(self, per_caption: np.ndarray, images: np.ndarray) -> np.ndarray:

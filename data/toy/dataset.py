@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from data.lists import write_lines
 from data.toy.classes import CLASSES, draw_scene
 from data.toy.speech import caption_image
+from runtime.progress import progress_bar
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_atomic, write_text_atomic
 
@@ -111,7 +111,7 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
     audio_names: dict[str, str] = {}
     tests = min(max(round(flags.images_per_class * flags.test_share), 1), flags.images_per_class - 1)
     count = len(flags.classes) * flags.images_per_class
-    with tqdm(total=count, unit="image", disable=None if progress else True) as bar:
+    with progress_bar(total=count, desc="images", unit="image", quiet=not progress) as bar:
         for scene_class in flags.classes:
             for number, name in enumerate(flags.images(scene_class), start=1):
                 image, five = draw_scene(scene_class, number, flags.size, flags.seed)
@@ -133,7 +133,9 @@ def _write(folder: Path, flags: _Flags, progress: bool) -> None:
 def _speak(folder: Path, audio_names: Mapping[str, str], progress: bool) -> None:
     """Draw the spectrogram of each different caption."""
     folder.mkdir(exist_ok=True)
-    for caption, name in tqdm(audio_names.items(), unit="spectrogram", disable=None if progress else True):
+    for caption, name in progress_bar(
+        audio_names.items(), desc="spectrograms", unit="spectrogram", total=len(audio_names), quiet=not progress
+    ):
         # Not one by one to the disk, which would take longer than all else: the marker says whether the set is whole.
         Image.fromarray(caption_image(caption)).save(folder / name)
 
