@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archive.searcher import Searcher, printable
-from data.lists import read_lines, refuse_faults, shown
-from data.scenes import UNNAMED_SCENE, numbered_scenes, scene_of
+from data.lists import read_lines, shown
+from data.scenes import UNNAMED_SCENE, listed_scenes, numbered_scenes, scene_of, scenes_in
+from data.scenes import read_scenes as read_scene_list
 from utils import InputError
 
 MOST_SCENES = 1000
@@ -68,8 +69,9 @@ def scenes_of(searcher: Searcher, file: Path | None) -> Scenes:
 def find_scenes(names: Sequence[str], images: Path) -> Scenes:
     """The scene classes that the images' names say.
 
-    It is the sub-folder, or else the file name up to the first `_`, as in scene pretraining. Where all names are plain
-    numbers and the folder above the images has a `classes.txt`, image k is of class (k - 1) // 100 of that file.
+    It is that of a list in the folder above the images, see `data.scenes.listed_scenes`; or the sub-folder, or else the
+    file name up to the first `_`, as in scene pretraining. Where all names are plain numbers and the folder above the
+    images has a `classes.txt`, image k is of class (k - 1) // 100 of that file.
     Names that give one class alone, more than `MOST_SCENES`, or less than two images to a class on average say none.
 
     Args:
@@ -77,11 +79,12 @@ def find_scenes(names: Sequence[str], images: Path) -> Scenes:
         images: that folder.
 
     Raises:
-        InputError: `classes.txt` can't be read.
+        InputError: a list or `classes.txt` can't be read.
     """
     classes_file = images.parent / "classes.txt"
-    found = None
-    if classes_file.is_file():
+    listed = listed_scenes(images.parent)
+    found: Sequence[str] | None = None if listed is None else scenes_in(listed, names)
+    if listed is None and classes_file.is_file():
         found = numbered_scenes(names, [line.strip() for line in read_lines(classes_file)])
     found = found or [scene_of(name) for name in names]
     scenes = _scenes([None if scene == UNNAMED_SCENE else scene for scene in found])
@@ -103,15 +106,7 @@ def read_scenes(file: Path, names: Sequence[str]) -> Scenes:
     """
     if not file.is_file():
         raise InputError(f"--scenes {file}: no such file.")
-    scene_by_name: dict[str, str] = {}
-    faults = []
-    for number, line in enumerate(read_lines(file, "--scenes"), start=1):
-        name, _, scene = (part.strip() for part in line.partition("\t"))
-        if name and scene:
-            scene_by_name[name] = scene
-        elif line.strip():
-            faults.append(f"line {number}: {shown(line)} is no name, a tab and a class")
-    refuse_faults(file, faults, "Each line is an image's name as the index has it, a tab, its scene class.")
+    scene_by_name = read_scene_list(file, "--scenes")
     found = [scene_by_name.get(name) for name in names]
     if not any(found):
         raise InputError(f"--scenes {file}: names no image of the index, whose first is {shown(names[0])}.")

@@ -29,7 +29,10 @@ from data.images import decode
 from data.keywords.file import read_keywords, write_keywords
 from data.lists import name_fault
 from data.polygons import read_places, write_places
-from data.prepare.captions import Entry, read_captions, read_csv, read_descriptions, read_json
+from data.prepare.captions import Captions, gather_entries
+from data.prepare.descriptions import read_descriptions
+from data.prepare.nested import read_json, read_json_lines
+from data.prepare.tables import read_table
 from data.regions.coco import read_detections
 from data.regions.file import read_regions, region_name, write_regions
 from data.regions.graph import CLASSES, region_arrays
@@ -180,6 +183,7 @@ _COCO = {
     "annotations": [{"image_id": 1, "category_id": 2, "bbox": [1, 2, 3.5, 4], "score": 0.5}],
     "categories": [{"id": 2, "name": "ship"}],
 }
+_COCO_CAPTIONS = {"images": _COCO["images"], "annotations": [{"image_id": 1, "caption": "a ship ."}]}
 _KARPATHY = {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a ship ."}]}]}
 _NWPU = {"port": [{"filename": "a.jpg", "split": "test", "raw": "a ship .", "raw_1": "two ships ."}]}
 
@@ -293,14 +297,17 @@ def _skip_thoughts(path: Path) -> None:
     b"\0" + _json(_NWPU),
     b'\1filepath,caption,split\na.jpg,"a ship, two",train\n',
     b"\2" + b"12 a ship .\n13 two ships .\n",
-    b"\3a.jpg#0\ta ship .\na.jpg#1\ttwo\n",
+    b"\1a.jpg#0\ta ship .\na.jpg#1\ttwo\n",
+    b"\1image;captions\na.jpg;\"['a ship .' \n 'two']\"\n",
+    b"\3" + _json({"filename": "a.jpg", "captions": ["a ship ."]}),
+    b"\0" + _json(_COCO_CAPTIONS),
 )
 def _captions(path: Path) -> None:
     """The forms in which captioned sets are published; the first byte chooses one."""
-    readers: Sequence[Callable[[Path], list[Entry]]] = (read_json, read_csv, read_descriptions, read_captions)
+    readers: Sequence[Callable[[Path], Captions]] = (read_json, read_table, read_descriptions, read_json_lines)
     content = path.read_bytes()
     path.write_bytes(content[1:])
-    entries = readers[content[0] % len(readers) if content else 0](path)
+    entries = gather_entries(path, readers[content[0] % len(readers) if content else 0](path).rows)
     assert 0 < len({entry.name for entry in entries}) == len(entries)
     for entry in entries:
         assert entry.captions

@@ -36,6 +36,7 @@ MAX_SIDE = 65_535
 ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 """Of the files that count as images where no list names them."""
 
+_LFS_POINTER = b"version https://git-lfs"
 _FORMATS = ("JPEG", "PNG", "TIFF")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
@@ -154,6 +155,9 @@ def _reason(path: Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return "the image is empty (0 bytes): copy it again"
     if isinstance(error, UnidentifiedImageError):
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                return "a pointer of Git LFS, not the image itself: fetch the images with git lfs pull"
         return (
             "not an image of a kind that is read: expected JPEG, PNG, or TIFF with at most four bands of 8 or 16 "
             "bits; convert it, or copy it again if it is damaged"

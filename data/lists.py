@@ -81,7 +81,7 @@ def absent_files(names: Sequence[str], lines: Iterable[int], folder: Path) -> li
     """
     root = folder.resolve()
     listings: dict[PurePosixPath, dict[str, bool]] = {}
-    faults = []
+    faults: list[str] = []
     for name, line in zip(names, lines, strict=True):
         place = PurePosixPath(name)
         if place.parent not in listings:

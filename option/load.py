@@ -22,6 +22,7 @@ from utils import InputError
 
 OVERRIDES = "--set"
 MOST_HINTS = 50
+Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,13 @@ def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) ->
             f"{path}: no pretraining: that names its run in logs.experiment_name, as option/AID_RESNET50.yaml does. "
             f"A retrieval model is trained by: python train.py --path_opt {path}"
         )
-    options: PretrainingOptions
     if "backbone" in tree:
-        options, given, known = _load(path, overrides, BackboneOptions, ())
-    else:
-        options, given, known = _load(path, overrides, ModalityOptions, ())
+        return _pretraining(path, overrides, BackboneOptions)
+    return _pretraining(path, overrides, ModalityOptions)
+
+
+def _pretraining(path: str | Path, overrides: Sequence[str], kind: type[Kind]) -> Kind:
+    options, given, known = _load(path, overrides, kind, ())
     warn_of_unread(str(path), _worth_a_word(path, options, given, known, ()))
     return options
 
@@ -91,9 +94,6 @@ def is_pretraining(path: str | Path) -> bool:
 def _pretrains(tree: Tree) -> bool:
     logs = tree.get("logs")
     return isinstance(logs, dict) and "experiment_name" in logs
-
-
-Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
 
 
 def _load(

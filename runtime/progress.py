@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -14,12 +15,19 @@ SECONDS = 30
 """From one line to the next, and before the first."""
 
 
-def progress_bar(*things: Any, desc: str | None, unit: str, total: int | None = None, quiet: bool = False) -> tqdm[Any]:
+def progress_bar(
+    things: Iterable[Any] | None = None,
+    *,
+    desc: str | None,
+    unit: str,
+    total: int | None = None,
+    quiet: bool = False,
+) -> tqdm[Any]:
     """A progress bar over things, or one to be updated by hand; `quiet` shows nothing at all."""
     if quiet or sys.stderr.isatty():
-        return tqdm(*things, desc=desc, unit=unit, total=total, disable=quiet)
+        return tqdm(things, desc=desc, unit=unit, total=total, disable=quiet)
     return tqdm(
-        *things,
+        things,
         desc=desc,
         unit=unit,
         total=total,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,16 @@ def build_file(folders: Sequence[Path], out: Path, min_count: int, stop_words: b
     )
 
 
+def next_command(folder: Path, name: str, vocabulary: Path) -> str:
+    """What to type once a vocabulary is made."""
+    options = [
+        f"dataset.data_path={folder}",
+        f"dataset.vocab_path={vocabulary}",
+        f"k_fold.experiment_name={name}_amfmn",
+    ]
+    return shlex.join(["python", "train.py", "--path_opt", "option/UCM_AMFMN.yaml", "--set", *options])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (0, or 2 for a fault in what was given)."""
     parser = argparse.ArgumentParser(prog="python -m vocab", description="Build a data set's vocabulary file.")
@@ -62,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = given.out or Path("vocab") / f"{given.data_name}_splits_vocab.json"
     try:
         print(build_file(given.data_path, out, given.min_count, stop_words=not given.keep_stop_words))
+        print(f"\nnext: {next_command(given.data_path[0], given.data_name, out)}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

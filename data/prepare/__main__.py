@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from data.annotations import SIDES, read_annotations
-from data.images import MAX_PIXELS
-from data.lists import first_faults, refuse_outside
-from data.prepare.captions import Entry
+from data.images import MAX_PIXELS, image_names
+from data.lists import first_faults
+from data.prepare.captions import Entry, Keys
 from data.prepare.checks import DROPS, Findings, describe, examine, leave_out
+from data.prepare.classes import put_classes
+from data.prepare.folders import holds_images
 from data.prepare.known_sets import compare_known
 from data.prepare.lists import Lists, counts, equal_counts, split_entries
-from data.prepare.parquet import write_images
 from data.prepare.sources import FORMS, Source, find_images, images_folder, open_source
 from data.prepare.writer import compare_record, new_folder, put_images, refuse_taken, write_lists
 from runtime.entry_point import run_entry_point
@@ -29,7 +30,7 @@ class Request:
     """What is to be made.
 
     Attributes:
-        source: file or folder of the captions, or `owner/name` on the Hugging Face hub.
+        source: file or folder of the captions, or `owner/name` on the Hugging Face hub; None where `by_split` has them.
         out: the new data set's folder.
         images: folder of the images; None for the one that belongs to the source.
         image_files: "copy" or "link" (hard links) them into the set, or "none" to make the lists alone.
@@ -37,9 +38,12 @@ class Request:
         seed: of that choice, 0 or more.
         drop: what to leave out, see `data.prepare.checks.leave_out`.
         max_pixels: larger images count as unreadable.
+        train: the source of the train images alone; the same for `val` and `test`.
+        image_key: column or key of the file names, None for the first that is known; the same for `caption_key`.
+        classes: scene classes, see `data.prepare.classes`; None for those beside the source.
     """
 
-    source: str
+    source: str | None
     out: Path
     images: Path | None = None
     image_files: str = "copy"
@@ -47,6 +51,18 @@ class Request:
     seed: int = 0
     drop: tuple[str, ...] = ()
     max_pixels: int = MAX_PIXELS
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    image_key: str | None = None
+    caption_key: str | None = None
+    classes: Path | None = None
+
+    @property
+    def sources(self) -> list[tuple[str, str | None]]:
+        """Every source, with the split of all that is in it."""
+        by_split = {None: self.source, "train": self.train, "val": self.val, "test": self.test}
+        return [(given, side) for side, given in by_split.items() if given is not None]
 
 
 def prepare(request: Request) -> str:
@@ -59,9 +75,9 @@ def prepare(request: Request) -> str:
         InputError: something is wrong with the source, its images, or the place of the new set.
     """
     refuse_taken(request.out)
-    source = open_source(request.source)
+    source = open_source(request.sources, Keys(request.image_key, request.caption_key), request.images)
     lists, note = split_entries(source.entries, request.test_share, request.seed, "val" not in request.drop)
-    report = [f"split: {note}", compare_known(request.out, **lists)]
+    report = [f"{source.words}\nsplit: {note}", compare_known(request.out, **lists)]
     with new_folder(request.out) as folder:
         lists, paths = _with_images(request, source, lists, folder)
         findings = examine(lists, paths, request.max_pixels)
@@ -71,13 +87,10 @@ def prepare(request: Request) -> str:
         lists, repeated = equal_counts(lists)
         if paths is not None:
             put_images(lists, paths, folder, link=request.image_files == "link")
-        classes = source.path.parent / "classes.txt"
-        if classes.is_file():
-            refuse_outside([classes], classes.parent)
-            shutil.copyfile(classes, folder / classes.name)
+        classes = put_classes(request.classes, source.beside, lists, folder)
         made_from = {"source": source.path.name, "split": note, "left_out": list(request.drop)}
         write_lists(lists, folder, made_from)
-    report += ["\n".join([*left_out, *repeated]), f"{request.out}: {counts(lists)}"]
+    report += ["\n".join(filter(None, [*left_out, *repeated, classes])), f"{request.out}: {counts(lists)}"]
     return "\n\n".join(filter(None, report))
 
 
@@ -107,16 +120,19 @@ def _with_images(request: Request, source: Source, lists: Lists, folder: Path) -
     """
     if request.image_files == "none":
         return lists, None
-    if not source.folders:
-        write_images(source.path, source.entries, folder / "images")
+    if source.packed:
+        source.write_images(folder / "images")
         return lists, {entry.name: folder / "images" / entry.name for entry in source.entries}
-    place = images_folder(request.images, source.folders)
-    if place is None:
+    found: dict[str, Path] = {}
+    names = [entry.name for entry in source.entries]
+    for place in source.places(request.images):
+        found |= find_images(place, [name for name in names if name not in found])
+    if not found:
+        there = f"its first image is {image_names(place)[0]}" if holds_images(place) else "it holds no image"
         raise InputError(
-            f"{source.path}: where are its images? {' or '.join(map(str, source.folders))} is not there; give "
-            "--images FOLDER, or --image_files none to make the lists alone"
+            f"{source.path}: none of its {len(names):,} images, such as {names[0]}, is in {place}: {there}. Check "
+            "--images"
         )
-    found = find_images(place, [entry.name for entry in source.entries])
     actual = {name: str(PurePosixPath(name).with_suffix(path.suffix)) for name, path in found.items()}
     renamed = {
         side: [replace(entry, name=actual.get(entry.name, entry.name)) for entry in entries]
@@ -145,10 +161,22 @@ def _drops(text: str) -> tuple[str, ...]:
     return names
 
 
+def next_command(folder: Path) -> str:
+    """What to type once a set is made."""
+    name = folder.resolve().name.removesuffix("_precomp")
+    words = ["--data_path", str(folder), "--data_name", name, "--out", str(folder / "vocab.json")]
+    return shlex.join(["python", "-m", "vocab", *words])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make or check a data set."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=__doc__)
     parser.add_argument("source", nargs="?", help=f"{FORMS}; or owner/name on the Hugging Face hub")
+    for side in ("train", "val", "test"):
+        parser.add_argument(f"--{side}", metavar="SOURCE", help=f"instead of SOURCE: the {side} images alone")
+    parser.add_argument("--image_key", metavar="NAME", help="column or key of the file names (default: the usual ones)")
+    parser.add_argument("--caption_key", metavar="NAME", help="column or key of the captions (likewise)")
+    parser.add_argument("--classes", type=Path, metavar="PATH", help="scene classes: CLASS.txt lists, a table, folders")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the new data set, such as data/rsicd_precomp")
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only report on a data set that is there")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="the images (default: images/ of the source)")
@@ -162,11 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.check is not None and given.source is None and given.out is None:
         print(check(given.check, given.images, given.max_pixels))
-    elif given.check is None and given.source is not None and given.out is not None:
+    elif given.check is None and given.out is not None and (given.source is None) == bool(given.train or given.test):
         options = {name: value for name, value in vars(given).items() if name != "check"}
         print(prepare(Request(**options)))
+        print(f"\nnext: {next_command(given.out)}")
     else:
-        parser.error("give SOURCE and --out FOLDER to make a data set, or --check FOLDER alone")
+        parser.error("give SOURCE, or --train and --test, and --out FOLDER to make a set; or --check FOLDER alone")
 
 
 if __name__ == "__main__":

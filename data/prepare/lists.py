@@ -13,6 +13,8 @@ from utils import InputError
 
 Lists = dict[str, list[Entry]]
 """The entries of "train" (val included) and of "test"."""
+MOST_REPEATED = 10_000_000
+"""Captions of a list whose images had unequal numbers of them."""
 
 
 def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_val: bool = True) -> tuple[Lists, str]:
@@ -54,23 +56,34 @@ def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_v
 
 
 def equal_counts(lists: Lists) -> tuple[Lists, list[str]]:
-    """The lists with as many captions for each image as the richest has, since the format holds no other number.
+    """Each list with as many captions for each image as its richest has, since the format holds no other number.
 
-    The captions of the others are repeated in their order, as RSICD's authors did.
+    The captions of the others are repeated in their order, as RSICD's authors did. A list alone decides its number: an
+    image of train adds nothing to test.
+
+    Returns:
+        The lists, and a line on each that was filled up.
 
     Raises:
-        InputError: a list is empty.
+        InputError: a list is empty, or would become too large.
     """
     if not all(lists.values()):
         raise InputError(f"{counts(lists)}: both lists need at least one image; leave less out (--drop)")
-    most = max(len(entry.captions) for entries in lists.values() for entry in entries)
-    fewer = sum(len(entry.captions) < most for entries in lists.values() for entry in entries)
-    filled = {
-        side: [replace(entry, captions=(entry.captions * most)[:most]) for entry in entries]
-        for side, entries in lists.items()
-    }
-    note = f"{fewer:,} images have fewer than {most} captions: theirs are repeated until there are {most}"
-    return filled, [note] if fewer else []
+    filled: Lists = {}
+    notes = []
+    for side, entries in lists.items():
+        richest = max(entries, key=lambda entry: len(entry.captions))
+        most, images = len(richest.captions), len(entries)
+        fewer = sum(len(entry.captions) < most for entry in entries)
+        if fewer and most * images > MOST_REPEATED:
+            raise InputError(
+                f"{side}: {richest.name} has {most:,} captions, so those of all {images:,} images would be repeated "
+                f"until there are {most * images:,}, at most {MOST_REPEATED:,} are made; take some of its captions out"
+            )
+        filled[side] = [replace(entry, captions=(entry.captions * most)[:most]) for entry in entries]
+        if fewer:
+            notes.append(f"{side}: {fewer:,} images have fewer than {most} captions: theirs are repeated to {most}")
+    return filled, notes
 
 
 def captions_of(entries: Sequence[Entry]) -> list[str]:

@@ -1,17 +1,19 @@
-"""Reads a data set in the Hugging Face form: parquet files with the columns image, filename and captions."""
+"""Reads data sets in the Hugging Face form: parquet files with the images in them, their names and captions."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.lists import refuse_faults
-from data.prepare.captions import SPLITS, Entry, Row, gather_entries
-from utils import InputError, write_atomic
+from data.prepare.captions import USUAL, Captions, Keys, Row
+from data.prepare.tables import NAMES, Columns, Record, find_columns, rows_of
+from utils import InputError
 
-ROWS_AT_ONCE = 64
+MOST_ROWS, MOST_BYTES = 1000, 2**25
+"""Of what is in memory at a time; a single row may be larger."""
+IMAGE = "image"
 INSTALL = "install the extra hub: bash exec/environment.sh hub"
 
 
@@ -36,80 +38,97 @@ def download(name: str) -> Path:
         ) from error
 
 
-def parquet_files(path: Path) -> list[Path]:
-    """The parquet files at or below a path, in the order of their names."""
-    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-
-
-def read_parquet(path: Path) -> list[Entry]:
-    """Read the names and captions; the split is told by a file's name or folder (`train-00000-of-00001.parquet`).
-
-    Folders are left out of file names as long as these stay different.
+def read_parquet(file: Path, keys: Keys = USUAL) -> Captions:
+    """Read names and captions; where no column has names, they are the paths that the images bring along.
 
     Raises:
-        InputError: pyarrow is missing, a file can't be read, or a row is faulty; the message names file and row.
+        InputError: pyarrow is missing, the file can't be read, or a row is faulty; the message names file and row.
     """
-    rows: list[Row] = []
-    for file in parquet_files(path):
-        faults = []
-        for number, row in enumerate(_rows(file, ["filename", "captions"]), 1):
-            name, captions = row["filename"], row["captions"]
-            captions = [captions] if isinstance(captions, str) else captions
-            if not isinstance(name, str):
-                faults.append(f"row {number}: filename is {name!r}, expected a text")
-            elif not (isinstance(captions, list) and captions and all(isinstance(text, str) for text in captions)):
-                faults.append(f"row {number}: captions is not a list of texts with at least one in it")
-            else:
-                rows.append((f"{file.name}, row {number}", name, captions, _side(path, file)))
-        refuse_faults(file, faults, "Expected the columns filename (text) and captions (list of texts).")
-    bare = [PurePosixPath(name).name for _, name, _, _ in rows]
-    if len(set(bare)) == len(bare):
-        rows = [(place, name, captions, split) for (place, _, captions, split), name in zip(rows, bare, strict=True)]
-    return gather_entries(path, rows)
+    columns = _columns(file, keys)
+    names = f"{IMAGE}.path" if columns.image == IMAGE else columns.image
+    wanted = [names, columns.caption, *([columns.split] if columns.split else [])]
+    records = (
+        Record(f"row {number}", row | {columns.image: _path_of(row[columns.image])})
+        for number, row in enumerate(_rows(file, wanted), 1)
+    )
+    return rows_of(file, records, columns)
 
 
-def write_images(path: Path, entries: list[Entry], folder: Path) -> None:
-    """Write the images of all rows, whose entries `read_parquet` returned, as files, byte for byte.
+def bare_names(rows: Sequence[Row]) -> list[Row]:
+    """The rows without folders in their names, as long as different names stay different."""
+    bare = {row.name: PurePosixPath(row.name).name for row in rows}
+    return [replace(row, name=bare[row.name]) for row in rows] if len(set(bare.values())) == len(bare) else list(rows)
+
+
+def parquet_images(file: Path) -> Iterator[bytes]:
+    """The image of each row, byte for byte.
 
     Raises:
-        InputError: a row holds no image; the message names file and row.
+        InputError: a row holds none; the message names file and row.
     """
-    names = iter(entries)
-    for file in parquet_files(path):
-        for number, row in enumerate(_rows(file, ["image"]), 1):
-            image = row["image"]
-            content = image.get("bytes") if isinstance(image, dict) else image
-            if not isinstance(content, bytes):
-                raise InputError(
-                    f"{file}, row {number}: no image in the column image: expected bytes, or a struct with the key "
-                    "bytes. A data set that only has paths is read from its folder: give a CSV or captions.txt"
-                )
-            write_atomic(folder / next(names).name, lambda out, content=content: out.write(content))  # type: ignore[misc]
+    for number, row in enumerate(_rows(file, [IMAGE]), 1):
+        image = row[IMAGE]
+        content = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(content, bytes):
+            raise InputError(
+                f"{file}, row {number}: no image in the column image: expected bytes, or a struct with the key "
+                "bytes. A data set that only has paths is read from its folder: give a CSV or captions.txt"
+            )
+        yield content
+
+
+def _columns(file: Path, keys: Keys) -> Columns:
+    """The columns of names and captions."""
+    with _opened(file) as opened:
+        names = opened.schema_arrow.names
+        texts = [name for name in names if name != IMAGE]
+        columns = find_columns(texts, keys) or find_columns(names, Keys(keys.image or IMAGE, keys.caption))
+        paths = opened.schema_arrow.field(IMAGE).type if IMAGE in names else None
+    by_path = columns is not None and columns.image == IMAGE
+    if columns is None or IMAGE not in names or (by_path and "path" not in [field.name for field in _fields(paths)]):
+        raise InputError(
+            f"{file}: no column of images, file names or captions; found {', '.join(names)}. Expected image (with the "
+            f"bytes), filename and captions. {NAMES}"
+        )
+    return columns
+
+
+def _fields(kind: Any) -> list[Any]:
+    """The fields of a struct's type; none of another."""
+    return [kind.field(place) for place in range(kind.num_fields)]
+
+
+def _path_of(value: Any) -> Any:
+    return value.get("path") if isinstance(value, dict) else value
 
 
 def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """The rows of a file as dicts; few are in memory at a time."""
+    import pyarrow
+
+    try:
+        with _opened(file) as opened:
+            for batch in opened.iter_batches(batch_size=_rows_at_once(opened.metadata), columns=columns):
+                yield from batch.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a text that is not UTF-8
+        raise InputError(f"{file}: not a whole parquet file ({error}); download it again") from error
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """As many rows as take little memory on average."""
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+    return max(1, min(MOST_ROWS, int(MOST_BYTES / max(largest, 1))))
+
+
+def _opened(file: Path) -> Any:
+    """A parquet file, read in pieces."""
     try:
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise InputError(f"{file}: reading parquet needs pyarrow: {INSTALL}") from error
     try:
-        with ParquetFile(file) as opened:
-            missing = [name for name in columns if name not in opened.schema_arrow.names]
-            if missing:
-                raise InputError(
-                    f"{file}: no column {', '.join(missing)}; found {', '.join(opened.schema_arrow.names)}. Expected "
-                    "image, filename and captions"
-                )
-            for batch in opened.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a text that is not UTF-8
+        return ParquetFile(file, buffer_size=2**20)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(f"{file}: not a whole parquet file ({error}); download it again") from error
-
-
-def _side(path: Path, file: Path) -> str | None:
-    """The split that a file's name, or else its folder's, begins with."""
-    places = [file.stem, *([] if file == path else [file.parent.name])]
-    words = [re.split(r"[-_.]", place)[0] for place in places]
-    return next((word for word in words if word.lower() in SPLITS), None)

@@ -36,8 +36,9 @@ from data.images import decode, image_names
 from data.lists import LONGEST_LINE, read_lines
 from data.polygons import read_places
 from data.prepare.__main__ import Request, prepare
-from data.prepare.captions import read_captions, read_csv, read_json
+from data.prepare.nested import read_json
 from data.prepare.sources import find_images
+from data.prepare.tables import read_table
 from data.prepare.writer import RECORD, compare_record
 from data.regions.coco import read_detections
 from data.regions.file import read_regions, write_regions
@@ -545,9 +546,9 @@ class TestPlaces:
         path.write_text(json.dumps({"images": [{"filename": name, "sentences": [{"raw": "a"}]}]}))
         said = [refused(read_json, path)]
         path.write_text(f"filepath,caption\n{name},a\n")
-        said.append(refused(read_csv, path))
+        said.append(refused(read_table, path))
         path.write_text(f"{name}\ta\n")
-        said.append(refused(read_captions, path))
+        said.append(refused(read_table, path))
         coco = json.loads(TARGETS["detections"].seeds[0])
         coco["images"][0]["file_name"] = name
         path.write_text(json.dumps(coco))
