@@ -36,6 +36,7 @@ from data.images import decode, image_names
 from data.lists import LONGEST_LINE, read_lines
 from data.polygons import read_places
 from data.prepare.__main__ import Request, prepare
+from data.prepare.captions import Captions, gather_entries
 from data.prepare.nested import read_json
 from data.prepare.sources import find_images
 from data.prepare.tables import read_table
@@ -89,6 +90,10 @@ def refused(read: Callable[..., object], path: Path, *arguments: object) -> str:
         read(path, *arguments)
     assert str(path) in str(caught.value)
     return str(caught.value)
+
+
+def gathered(path: Path, reader: Callable[[Path], Captions]) -> object:
+    return gather_entries(path, reader(path).rows)
 
 
 @contextmanager
@@ -544,11 +549,11 @@ class TestPlaces:
     def test_names_of_every_source(self, tmp_path: Path, name: str) -> None:
         path = tmp_path / "x"
         path.write_text(json.dumps({"images": [{"filename": name, "sentences": [{"raw": "a"}]}]}))
-        said = [refused(read_json, path)]
+        said = [refused(gathered, path, read_json)]
         path.write_text(f"filepath,caption\n{name},a\n")
-        said.append(refused(read_table, path))
+        said.append(refused(gathered, path, read_table))
         path.write_text(f"{name}\ta\n")
-        said.append(refused(read_table, path))
+        said.append(refused(gathered, path, read_table))
         coco = json.loads(TARGETS["detections"].seeds[0])
         coco["images"][0]["file_name"] = name
         path.write_text(json.dumps(coco))
