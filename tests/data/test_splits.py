@@ -66,9 +66,27 @@ def test_scene_classes(tmp_path: Path) -> None:
     )
 
 
+def test_lists_of_scene_classes(tmp_path: Path) -> None:
+    annotations = _annotations(tmp_path, ["airport_1.jpg", "00017.jpg", "x/2.jpg", "3.jpg"])
+    (tmp_path / "txtclasses_rsicd").mkdir()
+    (tmp_path / "txtclasses_rsicd" / "Airport.txt").write_text("airport_1.jpg\n00017.jpg\n")
+    (tmp_path / "txtclasses_rsicd" / "Bare Land.txt").write_text("2.tif\n")
+    assert scene_classes(annotations) == ("Airport", "Airport", "Bare Land", "noneclass")
+    (tmp_path / "scenes.txt").write_text("00017.jpg\tport\n\n3.jpg\tfarm\n")
+    assert scene_classes(annotations) == ("noneclass", "port", "noneclass", "farm")
+    (tmp_path / "scenes.txt").write_text("00017.jpg port\n")
+    with pytest.raises(
+        InputError, match=r"scenes\.txt: 1 fault:\n  line 1: '00017\.jpg port' is no name, a tab and a class"
+    ):
+        scene_classes(annotations)
+    (tmp_path / "scenes.txt").write_text("9.jpg\tport\n")
+    with pytest.raises(InputError, match=r"names no image of .*train_filename\.txt, whose first is 'airport_1\.jpg'"):
+        scene_classes(annotations)
+
+
 @pytest.mark.parametrize(
     ("name", "classes", "largest"),
-    [("rsitmd", 33, None), ("rsicd", 31, ("noneclass", 855)), ("ucm", 21, None)],
+    [("rsitmd", 33, None), ("rsicd", 31, ("playfields", 595)), ("ucm", 21, None)],
 )
 def test_published_classes(published: Path, name: str, classes: int, largest: tuple[str, int] | None) -> None:
     annotations = read_annotations(published / f"{name}_precomp", "train")
