@@ -76,7 +76,7 @@ def test_lists_of_scene_classes(tmp_path: Path) -> None:
     assert scene_classes(annotations) == ("noneclass", "port", "noneclass", "farm")
     (tmp_path / "scenes.txt").write_text("00017.jpg port\n")
     with pytest.raises(
-        InputError, match=r"scenes\.txt: 1 fault:\n  line 1: '00017\.jpg port' is no name, a tab and a class"
+        InputError, match=r"line 1: '00017\.jpg port' is no name, a tab and a class"
     ):
         scene_classes(annotations)
     (tmp_path / "scenes.txt").write_text("9.jpg\tport\n")

@@ -422,9 +422,9 @@ class TestFaults:
         ("key", "written", "fault"),
         [
             ("optim.epochs", "ten", "optim.epochs: given 'ten'; allowed: an integer, at least 1, at most 1000000"),
-            ("optim.epochs", "true", "optim.epochs: given 'true'; allowed: an integer, at least 1"),
-            ("optim.epochs", "2.5", "optim.epochs: given '2.5'; allowed: an integer, at least 1"),
-            ("optim.epochs", "", "optim.epochs: given nothing; allowed: an integer, at least 1"),
+            ("optim.epochs", "true", "optim.epochs: given 'true'; allowed: an integer, at least 1, at most 1000000"),
+            ("optim.epochs", "2.5", "optim.epochs: given '2.5'; allowed: an integer, at least 1, at most 1000000"),
+            ("optim.epochs", "", "optim.epochs: given nothing; allowed: an integer, at least 1, at most 1000000"),
             ("optim.lr", "[1]", "optim.lr: given ['1']; allowed: a number, above 0"),
             ("optim.lr", "{x: 1}", "optim.lr: given {'x': '1'}; allowed: a number, above 0"),
             ("optim.lr", ".nan", "optim.lr: given '.nan'; allowed: a number, above 0"),
