@@ -350,7 +350,7 @@ def test_the_page_of_options_names_every_key_with_a_purpose() -> None:
     assert {row[0].strip("|` ") for row in rows} == declared_keys() - {"model.name"}
     assert [row[0] for row in rows if len(row[4]) < 8] == []
     by_key = {row[0].strip("|` "): [cell.strip(" |") for cell in row[1:]] for row in rows}
-    assert by_key["dataset.image_size"][:3] == ["an integer, at least 64", "`256`", "pixels"]
+    assert by_key["dataset.image_size"][:3] == ["an integer, at least 64, at most 4096", "`256`", "pixels"]
     assert by_key["model.cross_attention.vgmf"][-1] == "AMFMN, eq. 15-17"
     assert by_key["k_fold.experiment_name"][1] == "needed"
 
