@@ -75,9 +75,7 @@ def test_lists_of_scene_classes(tmp_path: Path) -> None:
     (tmp_path / "scenes.txt").write_text("00017.jpg\tport\n\n3.jpg\tfarm\n")
     assert scene_classes(annotations) == ("noneclass", "port", "noneclass", "farm")
     (tmp_path / "scenes.txt").write_text("00017.jpg port\n")
-    with pytest.raises(
-        InputError, match=r"line 1: '00017\.jpg port' is no name, a tab and a class"
-    ):
+    with pytest.raises(InputError, match=r"line 1: '00017\.jpg port' is no name, a tab and a class"):
         scene_classes(annotations)
     (tmp_path / "scenes.txt").write_text("9.jpg\tport\n")
     with pytest.raises(InputError, match=r"names no image of .*train_filename\.txt, whose first is 'airport_1\.jpg'"):
