@@ -192,7 +192,12 @@ def test_the_command_writes_the_file_and_tells_its_numbers(
     path = Path("vocab/small_splits_vocab.json")
     assert list(Vocabulary.load(path).word2idx) == ["plane", "big", "<unk>"]
     # the, is, near, a, a, harbour of the 12 tokens
-    assert capsys.readouterr().out == f"{path}: 3 entries from 4 captions, 12 tokens, 50.0 % become <unk>\n"
+    first, blank, command = capsys.readouterr().out.splitlines()
+    assert (first, blank) == (f"{path}: 3 entries from 4 captions, 12 tokens, 50.0 % become <unk>", "")
+    assert command == (
+        f"next: python train.py --path_opt option/UCM_AMFMN.yaml --set dataset.data_path={captions_folder} "
+        f"dataset.vocab_path={path} k_fold.experiment_name=small_amfmn"
+    )
     options = ["--min_count", "1", "--keep_stop_words", "--out", "other.json"]
     assert main(["--data_path", str(captions_folder), "--data_name", "small", *options]) == 0
     words = ["the", "plane", "is", "big", "near", "a", "harbour", "<unk>"]
@@ -200,7 +205,8 @@ def test_the_command_writes_the_file_and_tells_its_numbers(
     assert sorted(captions_folder.iterdir()) == before
     capsys.readouterr()
     assert main(["--data_path", *[str(captions_folder)] * 2, "--data_name", "both", "--out", "both.json"]) == 0
-    assert capsys.readouterr().out == "both.json: 3 entries from 8 captions, 24 tokens, 50.0 % become <unk>\n"
+    said = capsys.readouterr().out
+    assert said.startswith("both.json: 3 entries from 8 captions, 24 tokens, 50.0 % become <unk>\n\nnext: ")
 
 
 def test_faults_of_the_command(captions_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
