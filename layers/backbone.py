@@ -21,7 +21,7 @@ from option.architecture import RESNETS, TIMM, Architecture
 from option.parameters import Parameters
 from runtime.untrusted import load_torch
 from runtime.weights import refuse_odd_weights
-from utils import InputError, first_line, logger
+from utils import InputError, file_sha256, first_line, logger
 
 STEPS = (4, 8, 16, 32)
 """A network's four stages give maps of these parts of an image's side."""
@@ -286,6 +286,11 @@ def _download(constructors: ModuleType, architecture: str) -> dict[str, Tensor]:
     """Torchvision's ImageNet weights, from its cache or its own download."""
     offered = next(kind for name, kind in vars(constructors).items() if name.lower() == f"{architecture}_weights")
     weights = next(iter(offered))  # the first release, which the published models started from
+    kept = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    digest = kept.stem.rpartition("-")[2]
+    # The library compares it after a download alone, not for what lies in its cache.
+    if kept.is_file() and not file_sha256(kept).startswith(digest):
+        raise InputError(f"{kept}: damaged: its SHA-256 does not begin with {digest}. Delete it: it is fetched again.")
     try:
         return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as fault:

@@ -191,6 +191,16 @@ class TestImageNet:
         assert_holds(resnet("resnet18", "imagenet"), weights)
         assert asked == [resnets.ResNet18_Weights.IMAGENET1K_V1]
 
+    def test_a_damaged_file_in_the_librarys_cache(
+        self, resnets: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        kept = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+        kept.parent.mkdir(parents=True)
+        torch.save(resnets.resnet18().state_dict(), kept)
+        message = fault(Path("imagenet"))
+        assert message.startswith(f"{kept}: damaged: its SHA-256 does not begin with f37072fd. Delete it")
+
     @pytest.mark.parametrize(
         "failure", [URLError("no route to host"), RuntimeError("invalid hash value"), PermissionError("read-only")]
     )

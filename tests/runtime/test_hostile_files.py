@@ -163,6 +163,21 @@ class TestCheckpoints:
                 short.writestr(member.filename, content[:4] if member.filename.endswith("data/0") else content)
         assert "can't be read as a checkpoint" in refused(read_checkpoint, cut)
 
+    @pytest.mark.parametrize("read", [read_checkpoint, read_backbone_file])
+    def test_a_flipped_bit_in_any_part(self, tmp_path: Path, read: Callable[[Path], object]) -> None:
+        path = save(tmp_path / "x.pth", {"model": {"a": torch.arange(64.0), "b": torch.arange(999)}, "epoch": 3})
+        sound = path.read_bytes()
+        read(path)
+        with zipfile.ZipFile(path) as parts:
+            names = [member.filename for member in parts.infolist() if member.file_size > 40]
+            places = [sound.index(parts.read(name)) for name in names]
+        assert [name.partition("/")[2] for name in names] == ["data.pkl", "data/0", "data/1"]
+        for name, place in zip(names, places, strict=True):
+            content = bytearray(sound)
+            content[place] ^= 4
+            path.write_bytes(content)
+            assert f"damaged: {name} in it does not match its checksum" in refused(read, path)
+
     @pytest.mark.parametrize(
         "weights",
         [
@@ -269,6 +284,16 @@ class TestArrays:
         (tmp_path / "x.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"CRC|no plain array"):
             read_arrays(tmp_path / "x.npz")
+
+    @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+    def test_a_flipped_bit(self, tmp_path: Path, write: Callable[..., None]) -> None:
+        path = tmp_path / "x.npz"
+        write(path, a=np.arange(1000))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"CRC|Error -3"):
+            read_arrays(path)
 
     def test_sound_arrays_are_read(self, tmp_path: Path) -> None:
         np.savez_compressed(tmp_path / "x.npz", a=np.arange(6).reshape(2, 3), b=np.float32(1))
