@@ -27,7 +27,7 @@ from layers.registry import registered
 from option import Options
 from option.parameters import Parameters
 from runs.checkpoints import typed_options
-from runtime.untrusted import parse_json, read_bytes
+from runtime.untrusted import file_crc32, parse_json, read_bytes
 from utils import InputError, first_line, write_text_atomic
 from vocab import Vocabulary
 
@@ -54,6 +54,8 @@ class Manifest(Parameters):
         keyword_ids: see `archive.encoder.keyword_ids`.
         count: images in the index.
         shards: id of each finished shard -> images in it.
+        crc32: id -> checksum of its embeddings, or of its names where a vector store holds those; indexes of earlier
+            versions have none.
     """
 
     format: Literal["rsretrieval-index-1"] = "rsretrieval-index-1"
@@ -70,6 +72,7 @@ class Manifest(Parameters):
     keyword_ids: list[int] | None = None
     count: int = 0
     shards: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
+    crc32: dict[str, int] = {}  # noqa: RUF012
 
     @model_validator(mode="after")
     def _adds_up(self) -> Manifest:
@@ -117,13 +120,15 @@ class IndexFolder:
         self.manifest = manifest
         self.embeddings: Shards | None = None
         if manifest.store is None:
-            self.embeddings = Shards(folder / "shards", manifest.shards, manifest.dim, manifest.dtype)
+            self.embeddings = Shards(folder / "shards", manifest.shards, manifest.dim, manifest.dtype, manifest.crc32)
         for shard in manifest.shards:
             if not (folder / "shards" / f"{shard}.json").is_file():
                 raise InputError(f"{folder / 'shards' / shard}.json: this part of the index is missing; {AGAIN}")
         self._starts = list(accumulate(manifest.shards.values(), initial=0))
         self._ids = list(manifest.shards)
         self._names = lru_cache(maxsize=OPEN_LISTS)(self._read_names)
+        if manifest.crc32.keys() != manifest.shards.keys():  # of an earlier version, whose runs could meet
+            refuse_repeated(folder, self.names())
         self._written = _stamp(folder)
 
     @classmethod
@@ -247,7 +252,20 @@ def read_names(path: Path, count: int | None = None) -> list[str]:
     for name in names:
         if fault_found := name_fault(name, "image"):
             raise IndexFault(f"{path}: {fault_found}.")
+    if shard_id(names) != path.stem:
+        raise IndexFault(f"{path}: damaged: its names are not those that it was made with; {AGAIN}")
     return names
+
+
+def refuse_repeated(folder: Path, names: Sequence[str]) -> None:
+    """Raise an InputError if an index holds an image more than once."""
+    if repeated := len(names) - len(set(names)):
+        raise InputError(f"{folder}: {repeated} of {len(names)} images are in the index more than once; {AGAIN}")
+
+
+def shard_id(names: Sequence[str]) -> str:
+    """What a shard of these images is called."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
 
 
 def check_recipe(folder: Path, manifest: Manifest) -> None:
@@ -272,12 +290,7 @@ def check_recipe(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def indexed_names(folder: Path, store: str | None) -> set[str]:
-    """The images of all finished shards of an index, whose embeddings a `store` may hold."""
-    return {name for shard in _finished(folder, store) for name in read_names(folder / "shards" / f"{shard}.json")}
-
-
-def _finished(folder: Path, store: str | None) -> list[str]:
+def finished_shards(folder: Path, store: str | None) -> list[str]:
     """Ids of the shards that have all their files, sorted."""
     listed = {path.stem for path in (folder / "shards").glob("*.json")}
     return sorted(listed if store is not None else listed & {path.stem for path in (folder / "shards").glob("*.npy")})
@@ -292,11 +305,10 @@ def add_shard(folder: Path, names: Sequence[str], embeddings: Tensor | None, dty
         embeddings: [n, D]; None where a vector store has taken them.
         dtype: of the file.
     """
-    listed = json.dumps(list(names))
-    shard = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    shard = shard_id(names)
     if embeddings is not None:
         write_shard(folder / "shards" / f"{shard}.npy", embeddings, dtype)
-    write_text_atomic(folder / "shards" / f"{shard}.json", listed)
+    write_text_atomic(folder / "shards" / f"{shard}.json", json.dumps(list(names)))
 
 
 def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
@@ -307,11 +319,17 @@ def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
     """
     while True:
         known = read_manifest(folder) or recipe
-        finished = _finished(folder, recipe.store)
+        finished = finished_shards(folder, recipe.store)
         counts = {
             shard: known.shards.get(shard) or len(read_names(folder / "shards" / f"{shard}.json")) for shard in finished
         }
-        manifest = recipe.model_copy(update={"shards": counts, "count": sum(counts.values()), "created": known.created})
+        ending = "npy" if recipe.store is None else "json"
+        checksums = {
+            shard: known.crc32[shard] if shard in known.crc32 else file_crc32(folder / "shards" / f"{shard}.{ending}")
+            for shard in finished
+        }
+        found = {"shards": counts, "count": sum(counts.values()), "crc32": checksums, "created": known.created}
+        manifest = recipe.model_copy(update=found)
         write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
-        if _finished(folder, recipe.store) == finished:
+        if finished_shards(folder, recipe.store) == finished:
             return manifest

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import option
 from archive.encoder import Encoder
-from archive.index_folder import Manifest, add_shard, check_recipe, indexed_names, update_manifest
+from archive.index_folder import Manifest, add_shard, check_recipe, update_manifest
+from archive.mending import mended_names
 from archive.shards import Dtype
-from archive.store import VectorStore, open_store
+from archive.store import VectorStore, open_full_store
 from data.images import image_names, load_square
 from data.lists import first_faults, name_fault
 from option.schema import ImageReading
@@ -29,7 +30,8 @@ from runs.ready.folder import is_ready
 from runtime.devices import choose_device
 from runtime.distributed import environment_number, ranks, told
 from runtime.progress import progress_bar
-from utils import InputError, file_sha256, logger, write_atomic
+from utils import file_sha256, logger, remove_unfinished, write_atomic, InputError
+from runtime.locks import folder_lock
 
 
 @dataclass(frozen=True)
@@ -102,20 +104,31 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
 
     Raises:
         InputError: no images, none that can be read, some without regions that the model reads, or the index was
-            made otherwise.
+            made otherwise, or another run is adding to it.
     """
     if not images.is_dir():
         raise InputError(f"--images {images}: no such folder.")
-    recipe = make_recipe(encoder, checkpoint, images, target)
-    check_recipe(target.folder, recipe)
     names = image_names(images)
-    done = indexed_names(target.folder, target.store)
+    recipe = make_recipe(encoder, checkpoint, images, target)
+    with folder_lock(target.folder, "give another --out", share.rank, share.world):
+        return _add(encoder, images, names, target, share, recipe)
+
+
+def _add(
+    encoder: Encoder, images: Path, names: Sequence[str], target: Target, share: Share, recipe: Manifest
+) -> Manifest:
+    """`index_archive` of an index that no other run writes."""
+    check_recipe(target.folder, recipe)
+    if share.world == 1:
+        remove_unfinished(target.folder)
+        remove_unfinished(target.folder / "shards")
+    done = mended_names(target.folder, recipe, share.world == 1)
     missing = share.of(name for name in names if name not in done)
     encoder.check_regions(missing)
     _say_start(len(names), done, set(names), len(missing), share)
     if encoder.model.own_vocabulary(encoder.options.model) is None:
         encoder.vocabulary.save(target.folder / "vocabulary.json")
-    faults = _encode(encoder, images, missing, target, recipe, share)
+    faults = _encode(encoder, images, missing, target, recipe, share, len(done))
     _report(faults, target.folder / f"skipped-{share.rank}.txt")
     manifest = update_manifest(target.folder, recipe) if len(faults) < len(missing) or done else recipe
     if not manifest.count and share.world == 1:
@@ -141,9 +154,13 @@ def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target
 
 
 def _encode(
-    encoder: Encoder, images: Path, names: Sequence[str], target: Target, recipe: Manifest, share: Share
+    encoder: Encoder, images: Path, names: Sequence[str], target: Target, recipe: Manifest, share: Share, done: int
 ) -> list[str]:
-    """Encode images and write their shards; returns what is wrong with those that can't be read."""
+    """Encode images and write their shards; returns what is wrong with those that can't be read.
+
+    Raises:
+        InputError: the vector store lacks some of the `done` images that it was given before.
+    """
     dataset = encoder.options.dataset
     shards = [names[start : start + target.shard] for start in range(0, len(names), target.shard)]
     batches = [
@@ -152,7 +169,7 @@ def _encode(
     ]
     decoded = _read([batch for shard in batches for batch in shard], images, dataset)
     # After the start of the processes that read: the client has threads, which must not be there when it forks.
-    store = open_store(target.folder, recipe) if target.store is not None else None
+    store = open_full_store(target.folder, recipe, done) if target.store is not None else None
     faults: list[str] = []
     title = "images" if share.world == 1 else f"images of process {share.rank}"
     with progress_bar(total=len(names), desc=title, unit="image") as bar:
@@ -174,7 +191,17 @@ def _encode(
 
 
 def _write(names: Sequence[str], embeddings: Tensor, target: Target, store: VectorStore | None) -> None:
-    """Keep a shard [n, D]."""
+    """Keep a shard [n, D].
+
+    Raises:
+        InputError: an embedding is not finite: it would be found first, or hide others.
+    """
+    broken = (~embeddings.isfinite().all(dim=1)).nonzero()
+    if len(broken):
+        raise InputError(
+            f"{names[int(broken[0])]}: the model gives an embedding that is not finite: its weights are damaged, or "
+            "its numbers too large for optim.amp; try --set optim.amp=off."
+        )
     if store is not None:
         store.add(names, embeddings.numpy())
     add_shard(target.folder, names, embeddings if store is None else None, target.dtype)

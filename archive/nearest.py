@@ -24,7 +24,8 @@ from archive.shards import Shards
 from layers.base import l2norm
 from layers.registry import registered
 from runtime.progress import progress_bar
-from runtime.untrusted import parse_json, read_bytes
+from runtime.untrusted import file_crc32, parse_json, read_bytes
+from runtime.locks import waiting_lock
 from utils import InputError, first_line, import_extra, write_atomic, write_text_atomic
 
 LINKS = 32  # of each vector in HNSW's graph
@@ -112,6 +113,8 @@ class Nearest:
             index = _faiss().read_index(str(path))
         except (OSError, ValueError, RuntimeError) as fault:
             raise InputError(f"{path}: damaged ({first_line(fault)}); {again}") from fault
+        if isinstance(built, dict) and built.get("crc32") not in (None, file_crc32(path)):
+            raise InputError(f"{path}: damaged: its checksum is not that of {about.name}; {again}")
         fits = built.get("shards_sha256") == folder.manifest.shards_sha256 if isinstance(built, dict) else False
         if not fits or index.ntotal != len(folder) or folder.embeddings is None:
             raise InputError(f"{path} was built before {folder.folder} changed; {again}")
@@ -172,9 +175,10 @@ def build_in(folder: IndexFolder, kind: Kind) -> str:
     seconds = time.perf_counter() - started
     path, about = _paths(folder.folder, kind)
     faiss = _faiss()
-    write_atomic(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
     content = {"kind": kind, "count": len(folder), "shards_sha256": folder.manifest.shards_sha256, "seconds": seconds}
-    write_text_atomic(about, json.dumps(content, indent=2) + "\n")
+    with waiting_lock(path):  # of two that build at once, one would describe the other's file
+        write_atomic(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
+        write_text_atomic(about, json.dumps(content | {"crc32": file_crc32(path)}, indent=2) + "\n")
     return f"{path}: {len(folder)} images, {path.stat().st_size / 2**20:.1f} MiB, built in {seconds:.1f} s"
 
 

@@ -97,7 +97,7 @@ class Searcher:
         self.kind = kind
         self._store_lock = Lock()  # Milvus Lite does not say that it takes threads
         self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
-        self._store = store.open_full_store(index.folder, index.manifest) if kind == "store" else None
+        self._store = store.open_full_store(index.folder, index.manifest, len(index)) if kind == "store" else None
 
     @classmethod
     def open(

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.untrusted import read_array
+from runtime.untrusted import file_crc32, read_array
 from utils import InputError, first_line, write_atomic
 
 Dtype = Literal["float32", "float16"]
@@ -24,7 +25,7 @@ BLOCK_NUMBERS = 2**25
 """Numbers of a block that is scored at once: 128 MiB of float32."""
 OPEN_FILES = 256
 """Files that stay mapped; most systems allow a process about a thousand."""
-AGAIN = "delete it where it is there, and run the command that made the index again: it mends what is missing."
+AGAIN = "run the command that made the index again: it mends that."
 
 
 def write_shard(path: Path, embeddings: Tensor, dtype: Dtype) -> None:
@@ -47,14 +48,22 @@ class IndexFault(InputError):
 class Shards:
     """N embeddings [N, D], in the order of their files."""
 
-    def __init__(self, folder: Path, counts: Mapping[str, int], dim: int, dtype: Dtype) -> None:
-        """Check that every file is there and has the form that is expected.
+    def __init__(
+        self,
+        folder: Path,
+        counts: Mapping[str, int],
+        dim: int,
+        dtype: Dtype,
+        checksums: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Check that every file is there and has the form that is expected; its content is checked as it is first read.
 
         Args:
             folder: of the files.
             counts: name of each file, without its ending -> rows in it.
             dim: D.
             dtype: of the files.
+            checksums: name -> CRC-32 of the file; one that has none is read without it.
 
         Raises:
             InputError: a file is missing, cut short or of another form.
@@ -64,7 +73,9 @@ class Shards:
         self.starts = list(itertools.accumulate(counts.values(), initial=0))
         self.dim = dim
         self.dtype = dtype
-        self._open = lru_cache(maxsize=OPEN_FILES)(self._map)
+        self.checksums = checksums
+        self._sound: set[int] = set()
+        self._open = lru_cache(maxsize=OPEN_FILES)(self._read)
         for place in range(len(self.names)):
             self._map(place)
 
@@ -89,6 +100,28 @@ class Shards:
             values = self._open(place)[numbers[mine] - self.starts[place]]
             found[torch.from_numpy(mine)] = torch.from_numpy(values).float()
         return found
+
+    def check(self, place: int) -> None:
+        """Read through one file.
+
+        Raises:
+            InputError: it is another one than was written, or holds numbers that are not finite.
+        """
+        name, values = self.names[place], self._map(place)
+        path = self.folder / f"{name}.npy"
+        if name in self.checksums and file_crc32(path) != self.checksums[name]:
+            raise InputError(f"{path}: damaged: its checksum is not that of index.json; {AGAIN}")
+        rows = max(1, BLOCK_NUMBERS // self.dim)
+        for start in range(0, len(values), rows):
+            if not np.isfinite(values[start : start + rows]).all():
+                raise InputError(f"{path}: damaged: it holds numbers that are not finite; {AGAIN}")
+        self._sound.add(place)
+
+    def _read(self, place: int) -> NDArray[np.floating]:
+        """The rows of one file, whose content is checked once."""
+        if place not in self._sound:
+            self.check(place)
+        return self._map(place)
 
     def _map(self, place: int) -> NDArray[np.floating]:
         """The rows of one file; mapped as copy on write, since torch warns of memory that can't be written."""

@@ -58,17 +58,17 @@ def open_store(folder: Path, manifest: Manifest) -> VectorStore:
     return MilvusStore(url, f"rsretrieval_{digest[:16]}", manifest.dim)
 
 
-def open_full_store(folder: Path, manifest: Manifest) -> VectorStore:
-    """`open_store` for searching.
+def open_full_store(folder: Path, manifest: Manifest, count: int) -> VectorStore:
+    """`open_store` of an index that has `count` images in it.
 
     Raises:
-        InputError: as `open_store`; or it lacks embeddings.
+        InputError: as `open_store`; or it lacks some.
     """
     store = open_store(folder, manifest)
-    if (found := store.count()) < manifest.count:
+    if (found := store.count()) < count:
         raise InputError(
-            f"the vector store of {folder} holds {found} of {manifest.count} images: another server, or its content "
-            f"was deleted. Delete {folder} and index again."
+            f"the vector store of {folder} holds {found} of {count} images: another server, or its content was "
+            f"deleted. Delete {folder} and index again."
         )
     return store
 

@@ -22,6 +22,7 @@ from option import AdversarialTraining, ModalityOptions
 from pretraining.unpaired import ViewLoader
 from pretraining.unpaired_sources import Sources
 from training.epoch import ScalarWriter, autocast, check_finite
+from training.fitting import refuse_unfit
 from training.state import TrainingState, optimiser_step
 from utils import derive_seed
 
@@ -73,7 +74,15 @@ class Adversaries:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it holds anything else.
+        """
+        for name in ("totals", "recent"):
+            for key, values in state.get(name, {}).items():
+                refuse_unfit(values, torch.zeros(len(values)), f"{name}.{key}")
+        refuse_unfit(state.get("discriminating"), {}, "discriminating")
         self.discriminating.load_state_dict(state["discriminating"])
         device = next(self.model.parameters()).device
         for entries, name in ((self.totals, "totals"), (self.recent, "recent")):

@@ -138,8 +138,10 @@ def scene_task(options: BackboneOptions, folder: Path, begun: dict[str, Any] | N
 
 
 def _refuse_other_classes(begun: dict[str, Any], classes: tuple[str, ...], folder: Path) -> None:
-    if tuple(begun["classes"]) != classes:
+    known = begun.get("classes")
+    if not isinstance(known, list) or tuple(known) != classes:
+        count = len(known) if isinstance(known, list) else "no"
         raise InputError(
-            f"{folder}/last.pth knows {len(begun['classes'])} classes, not the {len(classes)} that are found now: "
-            "restore the images, or choose another logs.experiment_name."
+            f"{folder}/last.pth knows {count} classes, not the {len(classes)} that are found now: restore the images, "
+            "or choose another logs.experiment_name."
         )

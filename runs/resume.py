@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from runs.checkpoints import FORMAT, flat_options, refuse_incomplete, save_check
 from runs.events import write_table
 from runs.provenance import start_of
 from runtime.distributed import World
+from runtime.untrusted import read_bytes
 from runtime.weights import read_checkpoint
-from training.state import TrainingState
+from training.fitting import read_progress
+from training.state import RANDOM, TrainingState
 from utils import InputError, as_csv, first_line, logger
 
 FREE = (
@@ -27,6 +30,8 @@ FREE = (
 )
 """How options begin that a run may go on with other values of: they change no step of it, or only how many there are,
 or only what it started from. Of `k_fold` counts what `data.splits.deciding` says."""
+BEST = ("*_best.pth.tar", "backbone.pth", "pretrained.pth.tar")
+"""Files of the weights that a training or a pretraining keeps."""
 
 
 def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) -> dict[str, Any] | None:
@@ -44,6 +49,7 @@ def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) ->
     """
     last = folder / "last.pth"
     if not last.is_file():
+        _refuse_remains(folder, last, name_key)
         return None
     if not resume:
         raise InputError(
@@ -56,10 +62,27 @@ def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) ->
             f"{last} was not written by this version of the project (format {FORMAT}): it can't be resumed."
         )
     refuse_incomplete(last, content)
-    if not isinstance(content.get("epoch"), int) or not isinstance(content.get("validations_since_best"), int):
-        raise InputError(f"{last} is damaged: it does not say how far it has come. Delete it to begin anew.")
+    try:
+        progress = read_progress(content)
+    except ValueError as fault:
+        raise InputError(
+            f"{last} is damaged: it does not say how far it has come ({first_line(fault)}). Delete {folder} to begin "
+            "anew."
+        ) from fault
     _refuse_other_options(content["options"], options, folder, name_key)
-    return content
+    return content | dict(progress)
+
+
+def _refuse_remains(folder: Path, last: Path, name_key: str) -> None:
+    """Raise an InputError where a new run would write over the weights of one whose `last.pth` is gone."""
+    if os.path.lexists(last):
+        raise InputError(f"{last} is no file (a folder, or a link to nothing). Move it away, and start again.")
+    if best := sorted(path for name in BEST for path in folder.glob(name)):
+        raise InputError(
+            f"{folder} holds the weights of a run ({best[0].name}), but its last.pth is gone: it can't be gone on "
+            "with, and a new run would write over them. Put last.pth back, or train under another name (--set "
+            f"{name_key}=NAME), or delete that folder."
+        )
 
 
 def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: Path, name_key: str) -> None:
@@ -68,8 +91,8 @@ def _refuse_other_options(stored: dict[str, Any], options: Parameters, folder: P
         before, now = (_that_matter(tree) for tree in (_with_defaults(stored, options), option.dump(options)))
     except (TypeError, AttributeError, LookupError) as fault:
         raise InputError(
-            f"{folder / 'last.pth'} is damaged: its options can't be read ({first_line(fault)}). Delete it to begin "
-            "anew."
+            f"{folder / 'last.pth'} is damaged: its options can't be read ({first_line(fault)}). Delete {folder} to "
+            "begin anew."
         ) from fault
     lines = [
         f"\n  {key}: {before[key]} when it was begun, {now[key]} now"
@@ -143,15 +166,15 @@ def is_settled(begun: dict[str, Any], folder: Path, best: Path) -> bool:
     Raises:
         InputError: the weights of the best epoch are gone, and the last checkpoint is of another one.
     """
-    at_best = begun.get("best_epoch") == begun["epoch"] and begun["batch"] == 0
-    if begun.get("best_epoch") and not at_best and not best.is_file():
+    at_best = begun["best_epoch"] == begun["epoch"] and begun["batch"] == 0
+    if begun["best_epoch"] and not at_best and not best.is_file():
         raise InputError(
             f"{best} is gone: the weights of epoch {begun['best_epoch']}, the best so far. {folder / 'last.pth'} is of "
             f"epoch {begun['epoch']} and can't make up for them. Put the file back, or delete {folder} to begin anew."
         )
     history = folder / "history.csv"
-    table = history.read_text(encoding="utf-8") if history.is_file() else ""
-    if begun["history"] and table != as_csv(begun["history"]):
+    table = read_bytes(history) if history.is_file() else b""  # not as text: a damaged one is written anew
+    if begun["history"] and table != as_csv(begun["history"]).encode():
         return False
     return not at_best or (best.is_file() and read_checkpoint(best)["epoch"] == begun["epoch"])
 
@@ -196,14 +219,14 @@ def own_random_states(begun: dict[str, Any], world: World, folder: Path) -> dict
     Raises:
         InputError: it was written by another number of ranks; names the run's folder.
     """
-    stored = begun.get("ranks", [{}])
+    stored = begun["ranks"]
     if len(stored) != world.size:
         raise InputError(
             f"{folder} was begun with {len(stored)} {'rank' if len(stored) == 1 else 'ranks'}, each with its own "
             f"random states and its share of a batch, and now there are {world.size}: go on with as many (torchrun's "
             "--nproc_per_node times --nnodes), or train under another name (--set k_fold.experiment_name=NAME)."
         )
-    return {**begun, **stored[world.rank]}
+    return begun | {key: value for key, value in stored[world.rank].items() if key in RANDOM}
 
 
 def save_best(path: Path, state: TrainingState, options: Parameters, extra: dict[str, Any]) -> None:

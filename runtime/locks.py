@@ -23,19 +23,35 @@ _UNKNOWN_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 @contextmanager
 def run_lock(folder: Path, name_key: str) -> Iterator[None]:
-    """Keep a run's folder, which is made, to this process, and clear away what a killed one left half-written.
+    """`folder_lock` of a training; the message names the option that names the folder."""
+    with folder_lock(folder, f"train under another name (--set {name_key}=NAME)"):
+        remove_unfinished(folder)
+        yield
+
+
+@contextmanager
+def folder_lock(folder: Path, otherwise: str, rank: int = 0, world: int = 1) -> Iterator[None]:
+    """Keep a folder, which is made, to this process, or to the processes of one job.
+
+    Args:
+        folder: to be written.
+        otherwise: what to do instead of waiting, for the message.
+        rank: which process of the job this is.
+        world: processes of the job.
 
     Raises:
-        InputError: another process has it; the message names that one, and the option that names the folder.
+        InputError: another process has it; the message names that one.
         OSError: nothing can be written there.
     """
     with _opened(folder / LOCK) as handle:
-        if not _lock(handle, folder, wait=False):
+        # A byte for each rank: two jobs meet at the first, and a process that is alone, which takes all, at any.
+        if not _lock(handle, folder, wait=False, size=0 if world == 1 else 1, start=rank):
             raise InputError(
-                f"{folder} is in use by another run: {_holder(folder)}. Wait for its end, or stop it, or train under "
-                f"another name (--set {name_key}=NAME)."
+                f"{folder} is in use by another run: {_holder(folder)}. Wait for its end, or stop it, or {otherwise}."
             )
-        remove_unfinished(folder)
+        if rank > 0:
+            yield
+            return
         with suppress(OSError):  # on a full disk the lock holds all the same
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps(_description()).encode())
@@ -68,11 +84,11 @@ def _opened(lock: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path, wait: bool) -> bool:
-    """Take the lock; False: another process has it."""
+def _lock(handle: int, folder: Path, wait: bool, size: int = 0, start: int = 0) -> bool:
+    """Take the lock, of `size` bytes (0: of all) from `start` on; False: another process has it."""
     try:
         # Not flock, which a killed run's worker processes would hold on to until they notice.
-        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.lockf(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), size, start)
     except OSError as fault:
         if fault.errno in _TAKEN:
             return False

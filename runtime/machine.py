@@ -13,7 +13,8 @@ SHARED_MEMORY = Path("/dev/shm")
 """Where Linux keeps what worker processes hand over."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR}
+_LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_OTHER_KIND = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _GONE = {errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENOTCONN}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _SHARED = ("Bus error", "shared memory", "unable to write to file </torch_", "unable to resize file </torch_")
@@ -75,6 +76,8 @@ def _explain_file(fault: OSError) -> str | None:
         return f"{name} can't be written: {fault.strerror}{room}. Free some space, or write to another disk"
     if fault.errno in _LOCKED:
         return f"{name}: {fault.strerror}. Make the folder writable for this user, or choose another"
+    if fault.errno in _OTHER_KIND:
+        return f"{name}: {fault.strerror}. Something else has that name: move it away, or choose another"
     if fault.errno in _GONE and place:
         return f"{name}: {fault.strerror}. Check that its folder is there and its disk is mounted"
     if fault.errno == errno.EMFILE:

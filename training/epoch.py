@@ -115,6 +115,11 @@ def train_epoch(
     state.model.train()
     state.begin_epoch()
     steps, done, meter = len(loader), state.batch, state.meter
+    if done and not (done <= steps and meter.items):
+        raise InputError(
+            f"the checkpoint says that {done} batches of an epoch of {steps} are done, with {meter.items} items: it is "
+            "damaged, or the train list is another than then. Train under another name."
+        )
     bar = tqdm(
         loader.epoch(state.epoch, skip=done),
         initial=done,

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from training.fitting import read_progress, refuse_unfit, refuse_unfit_optimizer, refuse_unfit_schedule
 from utils import logger
 
 Item = TypeVar("Item")
 PLAIN = ("parts", "epoch", "best", "best_epoch", "validations_since_best", "history", "batch", "row")
 """Attributes of a `TrainingState` that a checkpoint holds as they are."""
+RANDOM = ("random_cpu", "random_cuda")
+"""Keys of `random_states`."""
+PARTS = ("model", "average", "objective", "optimizer", "scaler", "scheduler", "warmup")
+"""Those that have states of their own."""
 
 
 class Meter:
@@ -73,7 +78,14 @@ class Meter:
         return {"sums": dict(self.sums), **counts, "waited": self.waited, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; the clock runs on from there."""
+        """Take over what `state_dict` gave; the clock runs on from there.
+
+        Raises:
+            ValueError: it holds anything else.
+        """
+        refuse_unfit(state, {"sums": {}, "items": 0, "waited": 0.0, "seconds": 0.0}, "meter")
+        for name, value in state["sums"].items():
+            refuse_unfit(value, torch.zeros(()) if isinstance(value, Tensor) else 0.0, f"meter.sums.{name}")
         self.sums = defaultdict(float, state["sums"])
         self.items, self.waited = state["items"], state["waited"]
         earlier = state.get("pictures", self.items)  # an older name; absent where each item had an image of its own
@@ -174,23 +186,41 @@ class TrainingState:
         """Take over what `state_dict` gave.
 
         Raises:
-            ValueError: it is of a run with other parts.
+            ValueError: it is of a run with other parts, or what they hold does not fit; nothing was changed.
             RuntimeError: it is of another model or objective.
         """
         for part in ("warmup", "average"):
             if (getattr(self, part) is None) != (part not in state):
                 raise ValueError(f"only one of both runs has a part {part!r}")
+        objective = state.get("objective", {})  # absent in runs begun before there was a choice
+        state = state | {"objective": objective}
+        self._refuse_unfit(state)
+        for part in ("model", "average", "objective", "optimizer", "scaler"):
             if part in state:
                 getattr(self, part).load_state_dict(state[part])
-        for part in ("model", "optimizer", "scheduler", "scaler"):
-            getattr(self, part).load_state_dict(state[part])
-        self.objective.load_state_dict(state.get("objective", {}))  # absent in runs begun before there was a choice
+        for part in ("scheduler", "warmup"):
+            if part in state:
+                known = getattr(self, part).state_dict().keys()  # another key could take the place of a method
+                getattr(self, part).load_state_dict({key: state[part][key] for key in known & state[part].keys()})
         for value in PLAIN:
             # Runs that an earlier version began lack some of them.
             setattr(self, value, state.get(value, getattr(self, value)))
         if "meter" in state:
             self.meter.load_state_dict(state["meter"])
         set_random_states(state, self.device)
+
+    def _refuse_unfit(self, state: dict[str, Any]) -> None:
+        """Raise a ValueError that names what differs in keys, type or shape."""
+        read_progress(state)
+        own = {part: getattr(self, part) for part in PARTS if getattr(self, part) is not None}
+        refuse_unfit({key: state.get(key) for key in own}, {key: {} for key in own}, "state")
+        for part in own.keys() - {"optimizer", "scheduler", "warmup"}:
+            refuse_unfit(state[part], own[part].state_dict(), part)
+        for part in own.keys() & {"scheduler", "warmup"}:
+            refuse_unfit_schedule(state[part], own[part].state_dict(), part)
+        refuse_unfit_optimizer(state["optimizer"], self.optimizer, "optimizer")
+        if "meter" in state:
+            Meter().load_state_dict(state["meter"])
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

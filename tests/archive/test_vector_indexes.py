@@ -23,7 +23,7 @@ from archive.index_folder import IndexFolder
 from archive.measure import recall
 from archive.searcher import Searcher
 from archive.shards import Shards
-from archive.store import MilvusStore
+from archive.store import MilvusStore, open_store
 from bench.search import Draw
 from option import Options
 from tests.archives import Trained, make_trained
@@ -217,6 +217,17 @@ class TestStore:
         (folder / "index.json").write_text(json.dumps(content | {"store": server}))
         with pytest.raises(InputError, match="holds 0 of 12 images"):
             Searcher.open(folder, "cpu")
+
+    def test_a_store_that_was_emptied(self, server: str, galr: Trained, tmp_path: Path) -> None:
+        folder = tmp_path / "index"
+        search.main(galr.arguments(folder, "--store", server, "--set", "dataset.image_size=96"))  # a collection apart
+        search.main(galr.arguments(folder, "--store", server, "--set", "dataset.image_size=96"))
+        store = open_store(folder, IndexFolder.open(folder).manifest)
+        assert isinstance(store, MilvusStore)
+        assert store.count() == 12
+        store.client.drop_collection(store.collection)
+        with pytest.raises(InputError, match=r"holds 0 of 12 images: .*Delete .* and index again"):
+            search.main(galr.arguments(folder, "--store", server, "--set", "dataset.image_size=96"))
 
     def test_nothing_answers(self, galr: Trained, tmp_path: Path) -> None:
         pytest.importorskip("pymilvus")
