@@ -55,11 +55,12 @@ from reports.results import Scores, results_folder, summary, write_results
 from reports.tables import as_markdown
 from runs.features import list_features, test_views
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
+from runs.resume import unfinished
 from runs.scoring import TestSet, load_scored, more_scores, open_test_set
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
 from runtime.entry_point import run_entry_point
-from utils import Gate, InputError, as_json, named_by, write_text_atomic
+from utils import Gate, InputError, as_json, logger, named_by, write_text_atomic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,6 +125,9 @@ def score_checkpoint(
     scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
     scores.ranks[label] = tasks[0]
     scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options") if key in content}
+    if (reached := unfinished(path.parent)) is not None:
+        logger.warning("%s: the training is unfinished, after %s.", path, reached)
+        scores.unfinished[label] = reached
     if given.export is not None:
         captions = texts.cpu()[loader.caption_row]  # [M, D]
         group = label if given.checkpoint is None else "checkpoint"

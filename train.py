@@ -35,6 +35,7 @@ from runs.checkpoints import ending_clearly
 from runs.features import list_features, quick_start, train_views
 from runs.fold import is_over, keeper_of, saved, validated, written
 from runs.folders import parse_folds, run_folder
+from runs.images import note_images
 from runs.loaders import evaluation_loader, pair_source, read_vocabulary, split_of, train_loader
 from runs.media import Media
 from runs.models import plan_of, refuse_ranks, start_model, start_state
@@ -93,6 +94,8 @@ def train_folds(given: argparse.Namespace, world: World, device: torch.device) -
                     train, val = split_of(options, fold, begun is not None or not world.leads)
                 if media is None or not (media.holds(train) and media.holds(val)):
                     media = Media.of(options, (train, val), device, world.local_size)
+                if world.leads:
+                    note_images(folder, media.files(train, val), begun is not None)
                 train_fold(options, fold, vocabulary, train, val, media, device, begun, given.force, world)
     chosen = [] if given.folds is None else ["--folds", given.folds]
     logger.info("Trained. Next: %s", command("test.py", given.path_opt, given.set, *chosen))

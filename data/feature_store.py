@@ -3,7 +3,8 @@
 A store belongs to one network and one way of preparing its input. Its rows are found by what they were made of (the
 digest of a file's content, the ids of a caption's tokens), so that a changed image has no row and equal images share
 one. Rows come in shards, each written whole or not at all: a killed run goes on where it was, and two runs that fill
-a store at once leave the same numbers.
+a store at once leave the same numbers. Beside a shard lies a checksum of each row, compared when a process first reads
+the row; shards of earlier versions have none.
 
 Letters: N keys, W numbers of a feature.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ KEY = 32  # hexadecimal digits
 SHARD = 1024
 SHARD_BYTES = 2**28
 """A shard has at most so many rows and bytes: what a killed run makes again, and what is held until it is written."""
+CHECKSUMS, CHECKSUM = ".crc32", "<u4"
 
 
 def key_of(content: bytes) -> str:
@@ -54,6 +57,7 @@ class FeatureStore:
         self.folder = root / key_of(text.encode())
         self.recipe = text
         self.shards: list[NDArray[np.float32]] = []
+        self.checksums: list[NDArray[np.uint32] | None] = []
         self.places: dict[str, tuple[int, int]] = {}
         self._known: set[str] = set()
         self._read_new()
@@ -69,6 +73,7 @@ class FeatureStore:
                 rows = read_array(keys_file.with_suffix(".npy"))
                 if len(keys) != len(rows) or rows.dtype != np.float32 or (self.shards and rows.shape[1:] != self.shape):
                     raise ValueError(f"{len(keys)} keys, {len(rows)} rows")
+                checksums = _checksums(keys_file.with_suffix(CHECKSUMS), len(rows))
             except (OSError, ValueError) as fault:
                 raise InputError(
                     f"{keys_file}: the kept features are damaged ({first_line(fault)}). Delete {self.folder}: they are "
@@ -76,6 +81,7 @@ class FeatureStore:
                 ) from fault
             self.places |= {key: (len(self.shards), row) for row, key in enumerate(keys)}
             self.shards.append(rows)
+            self.checksums.append(checksums)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,11 +145,15 @@ class FeatureStore:
         name = key_of("".join(keys).encode())
         array = rows.float().cpu().numpy()
         write_atomic(self.folder / f"{name}.npy", lambda file: np.save(file, array))
+        checksums = np.array([zlib.crc32(row) for row in array], CHECKSUM)
+        write_atomic(self.folder / f"{name}{CHECKSUMS}", lambda file: file.write(checksums.tobytes()))
         write_text_atomic(self.folder / f"{name}.keys", "\n".join(keys) + "\n")  # last: a shard counts once it is whole
 
     def table(self, keys: Sequence[str]) -> FeatureTable:
         """The features of some keys, all of which are there."""
-        return FeatureTable(self.shards, torch.tensor([self.places[key] for key in keys]).reshape(-1, 2))
+        return FeatureTable(
+            self.shards, self.checksums, torch.tensor([self.places[key] for key in keys]).reshape(-1, 2)
+        )
 
 
 class SequenceTable:
@@ -167,19 +177,54 @@ class SequenceTable:
 class FeatureTable:
     """Some rows of a store, in an order of their own."""
 
-    def __init__(self, shards: Sequence[NDArray[np.float32]], places: Tensor) -> None:
+    def __init__(
+        self, shards: Sequence[NDArray[np.float32]], checksums: Sequence[NDArray[np.uint32] | None], places: Tensor
+    ) -> None:
         """Keep where the rows lie: `places` [N, 2] holds shard and row."""
-        self.shards, self.places = shards, places
+        self.shards, self.checksums, self.places = shards, checksums, places
+        self._checked = np.zeros(len(places), bool)
 
     def __len__(self) -> int:
         """Rows, N."""
         return len(self.places)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """The features [B, W] of some rows [B]."""
+        """The features [B, W] of some rows [B].
+
+        Raises:
+            InputError: one is another than was written.
+        """
         places = self.places[ids]
         found = torch.empty(len(ids), *self.shards[0].shape[1:])
         for shard in places[:, 0].unique().tolist():
             here = (places[:, 0] == shard).nonzero().squeeze(1)
             found[here] = torch.from_numpy(self.shards[shard][places[here, 1].numpy()])
+        for place in (~torch.from_numpy(self._checked)[ids]).nonzero().squeeze(1).tolist():
+            self._check(int(ids[place]), found[place])
         return found
+
+    def _check(self, row: int, found: Tensor) -> None:
+        """Compare the checksum of one row, where there is one."""
+        shard, place = self.places[row].tolist()
+        checksums = self.checksums[shard]
+        if checksums is not None and zlib.crc32(found.numpy()) != checksums[place]:
+            path = Path(str(getattr(self.shards[shard], "filename", "")))
+            raise InputError(
+                f"{path}: the kept features are damaged: row {place} does not match its checksum. Delete "
+                f"{path.with_suffix('.*')}: they are made again."
+            )
+        self._checked[row] = True
+
+
+def _checksums(path: Path, count: int) -> NDArray[np.uint32] | None:
+    """The checksums of a shard's rows; None: an earlier version wrote it.
+
+    Raises:
+        ValueError: there are fewer or more than `count`.
+    """
+    if not path.exists():
+        return None
+    found = np.frombuffer(read_bytes(path), CHECKSUM)
+    if len(found) != count:
+        raise ValueError(f"{len(found)} checksums, {count} rows")
+    return found

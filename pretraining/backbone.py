@@ -31,6 +31,7 @@ from pretraining.run import NAME_KEY, folder_of, locked_run
 from pretraining.unpaired import ImageLoader, Schedule
 from runs.checkpoints import ending_clearly, refuse_diverged
 from runs.fold import written
+from runs.images import note_images
 from runs.models import plan_of, start_state
 from runs.resume import Keeper, carry_on, save_best
 from runtime.distributed import ALONE
@@ -174,6 +175,7 @@ def open_sides(
     dataset = options.dataset
     train, val = split_classes(labels.numpy(), dataset.val_share, derive_seed(options.optim.seed, "split"))
     logger.info("%d images to train on, %d held out", len(train), len(val))
+    note_images(folder, {name: images / name for name in names}, (folder / "last.pth").is_file())
     library = ImageLibrary(dataset, images, folder / "cache", names, device)
 
     def opened(places: Tensor, size: int, title: str) -> Side:

@@ -19,6 +19,7 @@ from layers.mcrn import Modality
 from option import ModalityOptions
 from option.pretraining import UnpairedSources
 from pretraining.unpaired import CaptionLoader, ImageLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
+from runs.images import note_images
 from runs.loaders import warn_of_blanks
 from utils import InputError, derive_seed, logger
 from vocab import UNKNOWN, Vocabulary
@@ -102,7 +103,9 @@ def open_sources(options: ModalityOptions, vocabulary: Vocabulary, cache_folder:
     Raises:
         InputError: a file is missing or at fault, or a modality has too few items.
     """
-    files = find_sources(options.dataset)
+    files, folder = find_sources(options.dataset), cache_folder.parent
+    named = {name: place / name for place, names in filter(None, (files.images, files.audio)) for name in names}
+    note_images(folder, named, (folder / "last.pth").is_file())
     items: dict[Modality, _Items] = {}
     if files.images is not None:
         items["image"] = _stored(ImageLoader, options, files.images, cache_folder, device)

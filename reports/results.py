@@ -33,12 +33,14 @@ class Scores:
         ranks: of images and captions.
         embeddings: where they are to be exported.
         origins: what the checkpoint says of its `epoch`, `fold` and `options`.
+        unfinished: how far the trainings have come that are not at their end.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     ranks: dict[str, metrics.Ranks] = field(default_factory=dict)
     embeddings: dict[str, Embeddings] = field(default_factory=dict)
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
 
 
 def summary(
@@ -101,7 +103,9 @@ def protocol_of(
     options, loader = test_set.options, test_set.loader
     views = "" if options.dataset.test_views == "one" else "each image in 8 right-angle views"
     model_note = registered()[options.model.name].model.protocol_note(options)
-    notes = "; ".join(filter(None, [views, model_note, *(f"FORCED: {text}" for text in forced)]))
+    warnings = [f"UNFINISHED: {label} after {reached}" for label, reached in scores.unfinished.items()]
+    warnings += [f"FORCED: {text}" for text in forced]
+    notes = "; ".join(filter(None, [views, model_note, *warnings]))
     return (
         f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
         f"{what_was_scored(options, scores, checkpoint)}; items of equal score in random order, of which the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from utils import logger, system_error, write_text_atomic
+
+EVENTS = "events.out.tfevents."
+"""How the names of TensorBoard's files begin; the second of their start follows, in ten digits."""
 
 
 class EventLog:
@@ -27,6 +31,7 @@ class EventLog:
         """Open the file, and keep the writer's thread from printing a traceback of its own."""
         self._hook, threading.excepthook = threading.excepthook, self._quiet
         try:
+            date_back(self.folder, int(time.time()))
             self._writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
         except Exception as fault:
             self._give_up(fault)
@@ -70,6 +75,22 @@ class EventLog:
     def _quiet(self, thrown: threading.ExceptHookArgs) -> None:
         if thrown.exc_value is None or system_error(thrown.exc_value) is None:
             self._hook(thrown)
+
+
+def date_back(folder: Path, now: int) -> None:
+    """Let the events of a folder be older than `now`, seconds since 1970, in the order that they have.
+
+    TensorBoard reads files by the time in their names, and what is purged is what it has read before: if the clock was
+    set back, or a run went on within a second, an earlier file would come last and purge the later epochs.
+    """
+    latest = now
+    for path in sorted(folder.glob(f"{EVENTS}*"), reverse=True):
+        written, _, rest = path.name.removeprefix(EVENTS).partition(".")
+        if not written.isdecimal():
+            continue
+        latest = min(int(written), latest - 1)
+        if latest < int(written):
+            path.rename(path.with_name(f"{EVENTS}{latest:010}.{rest}"))
 
 
 def write_table(path: Path, text: str) -> None:

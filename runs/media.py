@@ -57,6 +57,13 @@ class Media:
         heard = self.audio is None or self.audio.holds(annotations.audio_names or ())
         return heard and self.images.holds(annotations.image_names)
 
+    def files(self, *lists: Annotations) -> dict[str, Path]:
+        """All files that some lists are read from, by their names there."""
+        named = {name: self.images.folder / name for each in lists for name in each.image_names}
+        if self.audio is not None:
+            named |= {name: self.audio.folder / name for each in lists for name in each.audio_names or ()}
+        return named if self.region_file is None else named | {"regions": self.region_file.path}
+
     def spectrograms(self, annotations: Annotations, size: int) -> Spectrograms | None:
         """The spectrograms of a list's captions at a size, where there are any."""
         if self.audio is None or annotations.audio_names is None:

@@ -160,6 +160,21 @@ def is_finished(begun: dict[str, Any], epochs: int, patience: int = 0) -> bool:
     return bool(begun["epoch"] >= epochs or 0 < patience <= begun["validations_since_best"])
 
 
+def unfinished(folder: Path) -> str | None:
+    """How far the run of a folder has come, if that is not its end; None also where no `last.pth` says so."""
+    last = folder / "last.pth"
+    if not last.is_file():
+        return None
+    try:
+        content = read_checkpoint(last)
+        optim, progress = content["options"]["optim"], dict(read_progress(content))
+        if is_finished(progress, optim["epochs"], optim.get("patience", 0)):
+            return None
+        return f"{progress['epoch']} of {optim['epochs']} epochs"
+    except (InputError, LookupError, TypeError, AttributeError, ValueError):
+        return None
+
+
 def is_settled(begun: dict[str, Any], folder: Path, best: Path) -> bool:
     """Whether a run's other files are of its last checkpoint; not so if it was killed before it wrote them all.
 

@@ -215,7 +215,8 @@ class TrainingState:
         own = {part: getattr(self, part) for part in PARTS if getattr(self, part) is not None}
         refuse_unfit({key: state.get(key) for key in own}, {key: {} for key in own}, "state")
         for part in own.keys() - {"optimizer", "scheduler", "warmup"}:
-            refuse_unfit(state[part], own[part].state_dict(), part)
+            values = own[part].state_dict()  # what is missing a model may know to fill in
+            refuse_unfit(state[part], {key: values[key] for key in values.keys() & state[part].keys()}, part)
         for part in own.keys() & {"scheduler", "warmup"}:
             refuse_unfit_schedule(state[part], own[part].state_dict(), part)
         refuse_unfit_optimizer(state["optimizer"], self.optimizer, "optimizer")

@@ -83,6 +83,49 @@ def test_features_are_made_once_and_read_in_any_order(tmp_path: Path, shard: int
     assert json.loads((store.folder / "recipe.json").read_text()) == RECIPE
 
 
+def test_a_flipped_bit_is_found_as_its_row_is_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FeatureStore(tmp_path, RECIPE)
+    store.fill(KEYS, Maker(), BYTES, shard=4)
+    path = Path(str(getattr(store.shards[0], "filename")))  # noqa: B009 (mypy knows no memmap there)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # in its last row
+    path.write_bytes(content)
+    damaged = path.with_suffix(".keys").read_text().split()[-1]
+    opened = FeatureStore(tmp_path, RECIPE)
+    sound = [key for key in KEYS if key != damaged]
+    assert len(rows(opened, sound)) == 9
+    with pytest.raises(InputError, match=rf"{path}: the kept features are damaged: row \d .* Delete .*{path.stem}\.\*"):
+        rows(opened)
+    for file in store.folder.glob(f"{path.stem}.*"):
+        file.unlink()
+    again = FeatureStore(tmp_path, RECIPE)
+    again.fill(KEYS, Maker(), BYTES)
+    table = again.table(KEYS)
+    assert torch.equal(table.rows(torch.arange(10)), EXPECTED)
+    monkeypatch.setattr(table, "_check", lambda *_: pytest.fail("checked again"))
+    assert torch.equal(table.rows(torch.arange(10)), EXPECTED)
+
+
+def test_stores_of_an_earlier_version_are_read_and_those_of_this_one_by_it(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, RECIPE)
+    store.fill(KEYS, Maker(), BYTES, shard=4)
+    for keys_file in store.folder.glob("*.keys"):  # as an earlier version reads it
+        assert len(np.load(keys_file.with_suffix(".npy"))) == len(keys_file.read_text().split())
+    for file in store.folder.glob("*.crc32"):
+        file.unlink()
+    assert torch.equal(rows(FeatureStore(tmp_path, RECIPE)), EXPECTED)
+
+
+@pytest.mark.parametrize("size", [0, 3, 8])
+def test_checksums_that_are_cut_short(tmp_path: Path, size: int) -> None:
+    store = FeatureStore(tmp_path, RECIPE)
+    store.fill(KEYS, Maker(), BYTES)
+    (file,) = store.folder.glob("*.crc32")
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(InputError, match="the kept features are damaged"):
+        FeatureStore(tmp_path, RECIPE)
+
+
 def test_only_what_is_missing_is_made_and_equal_keys_once(tmp_path: Path) -> None:
     store, first, second = FeatureStore(tmp_path, RECIPE), Maker(), Maker()
     store.fill([KEYS[3], KEYS[1], KEYS[3]], first, BYTES)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import test as test_entry
 import train as train_entry
+from runs.events import EventLog
+from runs.images import FILE
 from runs.resume import begun_run
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
@@ -97,3 +106,68 @@ def test_a_loop_of_links(run: Run, tmp_path: Path, key: str, capsys: pytest.Capt
         run_entry_point(lambda: train_entry.main(given))
     assert ended.value.code in (2, 3)
     assert str(loop) in capsys.readouterr().err
+
+
+def test_a_clock_set_back_hides_no_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log(second: float, steps: range) -> None:
+        monkeypatch.setattr("time.time", lambda: second)
+        with EventLog(tmp_path, purge_step=steps.start) as events:
+            for step in steps:
+                events.add_scalar("loss", step, step)
+
+    log(2e9, range(1, 7))  # a save after step 4; the steps 5 and 6 were lost
+    log(1.5e9, range(5, 8))
+    log(1.5e9, range(8, 10))  # within the same second
+    log(1.4e9, range(10, 12))
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert [event.step for event in read.Scalars("loss")] == list(range(1, 12))
+
+
+class TestImages:
+    def warned(self, run: Run, caplog: pytest.LogCaptureFixture) -> list[str]:
+        """The warnings of one more epoch."""
+        caplog.clear()
+        run.train(read_checkpoint(run.last)["epoch"] + 1)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    def test_replaced_images_are_named(self, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+        names = (run.last.parent / "split" / "val.txt").read_text().split()
+        first, second = (run.data / "images" / name for name in names[:2])
+        assert self.warned(run, caplog) == []
+        os.utime(first, (10, 10))
+        (said,) = self.warned(run, caplog)
+        assert f"1 of 24 images have another date than when the run was begun: {first.name}. If" in said
+        Image.new("RGB", (9, 9)).save(second)
+        for _ in range(2):  # each start says so
+            (said,) = self.warned(run, caplog)
+            assert re.search(rf"1 of 24 images are others than .*: {second.name} \([\d,]+ bytes then, \d+ now\)", said)
+
+    @pytest.mark.parametrize("content", ["", "[1]", '{"a": 3}', '{"a": ["x", 1]}'])
+    def test_a_note_that_can_not_be_read_is_made_anew(
+        self, run: Run, content: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        note = run.last.parent / FILE
+        whole = note.read_text()
+        note.write_text(content)
+        assert self.warned(run, caplog) == []
+        assert note.read_text() == whole
+
+
+class TestUnfinished:
+    def protocol(self, run: Run) -> str:
+        test_entry.main(["--path_opt", str(run.path), "--folds", "0", "--json", str(run.folder / "found.json")])
+        return str(json.loads((run.folder / "found.json").read_text())["protocol"])
+
+    def test_a_run_that_is_not_at_its_end_says_so(self, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+        assert "UNFINISHED" not in self.protocol(run)  # all of the one epoch that was asked for
+        content = torch.load(run.last, weights_only=True)
+        content["options"]["optim"]["epochs"] = 3
+        torch.save(content, run.last)
+        assert "; UNFINISHED: fold 0 after 1 of 3 epochs" in self.protocol(run)
+        assert "the training is unfinished, after 1 of 3 epochs" in caplog.text
+        content["options"]["optim"]["patience"], content["validations_since_best"] = 2, 2
+        torch.save(content, run.last)
+        assert "UNFINISHED" not in self.protocol(run)  # it stopped early
+        run.last.write_bytes(b"nothing")
+        assert "UNFINISHED" not in self.protocol(run)
