@@ -207,7 +207,7 @@ class FeatureTable:
         """Compare the checksum of one row, where there is one."""
         shard, place = self.places[row].tolist()
         checksums = self.checksums[shard]
-        if checksums is not None and zlib.crc32(found.numpy()) != checksums[place]:
+        if checksums is not None and zlib.crc32(found.numpy().data) != checksums[place]:
             path = Path(str(getattr(self.shards[shard], "filename", "")))
             raise InputError(
                 f"{path}: the kept features are damaged: row {place} does not match its checksum. Delete "
