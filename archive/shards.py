@@ -110,11 +110,11 @@ class Shards:
         name, values = self.names[place], self._map(place)
         path = self.folder / f"{name}.npy"
         if name in self.checksums and file_crc32(path) != self.checksums[name]:
-            raise InputError(f"{path}: damaged: its checksum is not that of index.json; {AGAIN}")
+            raise IndexFault(f"{path}: damaged: its checksum is not that of index.json; {AGAIN}")
         rows = max(1, BLOCK_NUMBERS // self.dim)
         for start in range(0, len(values), rows):
             if not np.isfinite(values[start : start + rows]).all():
-                raise InputError(f"{path}: damaged: it holds numbers that are not finite; {AGAIN}")
+                raise IndexFault(f"{path}: damaged: it holds numbers that are not finite; {AGAIN}")
         self._sound.add(place)
 
     def _read(self, place: int) -> NDArray[np.floating]:

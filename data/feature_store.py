@@ -143,7 +143,7 @@ class FeatureStore:
         if not rows.isfinite().all():
             raise InputError("a frozen network gives numbers that are not finite: its weights are damaged.")
         name = key_of("".join(keys).encode())
-        array = rows.float().cpu().numpy()
+        array = np.ascontiguousarray(rows.float().cpu().numpy())
         write_atomic(self.folder / f"{name}.npy", lambda file: np.save(file, array))
         checksums = np.array([zlib.crc32(row) for row in array], CHECKSUM)
         write_atomic(self.folder / f"{name}{CHECKSUMS}", lambda file: file.write(checksums.tobytes()))
