@@ -29,9 +29,9 @@ from option.schema import ImageReading
 from runs.ready.folder import is_ready
 from runtime.devices import choose_device
 from runtime.distributed import environment_number, ranks, told
-from runtime.progress import progress_bar
-from utils import file_sha256, logger, remove_unfinished, write_atomic, InputError
 from runtime.locks import folder_lock
+from runtime.progress import progress_bar
+from utils import InputError, file_sha256, logger, remove_unfinished, write_atomic
 
 
 @dataclass(frozen=True)

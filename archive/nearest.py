@@ -23,9 +23,9 @@ from archive.index_folder import IndexFolder
 from archive.shards import Shards
 from layers.base import l2norm
 from layers.registry import registered
+from runtime.locks import waiting_lock
 from runtime.progress import progress_bar
 from runtime.untrusted import file_crc32, parse_json, read_bytes
-from runtime.locks import waiting_lock
 from utils import InputError, first_line, import_extra, write_atomic, write_text_atomic
 
 LINKS = 32  # of each vector in HNSW's graph
