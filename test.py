@@ -51,7 +51,7 @@ from engine import encode, rank_tasks, score_source
 from option import Options
 from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report
-from reports.results import Scores, results_folder, summary, write_results
+from reports.results import Scores, parameters_of, results_folder, summary, write_results
 from reports.tables import as_markdown
 from runs.features import list_features, test_views
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
@@ -116,6 +116,7 @@ def score_checkpoint(
     options, loader = test_set.options, test_set.loader
     fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
     model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)
+    scores.parameters = parameters_of(model)
     views = test_views(options)
     features = list_features(model, options, test_set.annotations, test_set.vocabulary, views, device)
     images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)

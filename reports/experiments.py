@@ -146,17 +146,17 @@ def spread_over_folds(experiments: Sequence[Experiment]) -> float:
     return (squares / freedom) ** 0.5
 
 
-def table(experiments: Sequence[Experiment]) -> list[list[str]]:
+def table(experiments: Sequence[Experiment], spread: float | None) -> list[list[str]]:
     """Cells: a row per experiment, with the options that differ, val, the recalls, and mR against the first row.
 
-    Where captions are equal word for word, also mR with the worst order of ties.
+    Where captions are equal word for word, also mR with the worst order of ties. Differences that are real by `spread`
+    (see `spread_over_folds`; None: unknown) are in bold.
 
     Raises:
-        InputError: they were tested on different lists, or all have one fold.
+        InputError: they were tested on different lists.
     """
     check_test_lists(experiments)
     keys = differing(experiments)
-    pooled = spread_over_folds(experiments)
     tied = any(TIED in scores for experiment in experiments for scores in experiment.folds.values())
     cells = [["experiment", *(key.rsplit(".", 1)[-1] for key in keys), "val mR", *RECALLS.values()]]
     cells[0] += ["against the first", *(["mR, worst order of ties"] if tied else [])]
@@ -165,7 +165,7 @@ def table(experiments: Sequence[Experiment]) -> list[list[str]]:
         row = [experiment.folder.resolve().name, *(short(experiment.options.get(key)) for key in keys)]
         row.append(f"{statistics.fmean(experiment.validation):.2f}")
         row += [_mean(experiment, name) for name in RECALLS if name != "mR"] + [_mean(experiment, "mR", spread=True)]
-        row.append("" if experiment is first else _against(experiment, first, pooled))
+        row.append("" if experiment is first else _against(experiment, first, spread))
         cells.append([*row, *([_mean(experiment, TIED, spread=True)] if tied else [])])
     return cells
 
@@ -181,11 +181,13 @@ def _mean(experiment: Experiment, name: str, spread: bool = False) -> str:
     return with_deviation(statistics.fmean(values), deviation) if values else ""
 
 
-def _against(experiment: Experiment, first: Experiment, spread: float) -> str:
+def _against(experiment: Experiment, first: Experiment, spread: float | None) -> str:
     """The difference in mR; in bold where it is more than twice its standard error."""
     means = [statistics.fmean(_values(one, "mR")) for one in (experiment, first)]
-    error = spread * sum(1 / len(one.folds) for one in (experiment, first)) ** 0.5
     difference = f"{means[0] - means[1]:+.2f}"
+    if spread is None:
+        return difference
+    error = spread * sum(1 / len(one.folds) for one in (experiment, first)) ** 0.5
     return f"**{difference}**" if abs(means[0] - means[1]) > 2 * error else difference
 
 
@@ -196,11 +198,13 @@ def short(value: Any) -> str:
 
 def text(experiments: Sequence[Experiment]) -> str:
     """The table as Markdown, with a line on how to read its last column."""
-    folds = sorted({len(experiment.folds) for experiment in experiments})
+    check_test_lists(experiments)
+    folds, spread = sorted({len(experiment.folds) for experiment in experiments}), spread_over_folds(experiments)
     return (
-        f"{markdown(table(experiments))}\n\nTest split, means over {' or '.join(map(str, folds))} folds in percent; "
-        "val mR chose each fold's epoch. The spread of mR over folds, pooled over all rows, is "
-        f"{spread_over_folds(experiments):.2f}; a difference to the first row that is more than twice its standard "
+        f"{markdown(table(experiments, spread))}\n\nTest split, means over "
+        f"{' or '.join(map(str, folds))} folds in percent; val mR chose each fold's "
+        "epoch. The spread of mR over folds, pooled over all rows, is "
+        f"{spread:.2f}; a difference to the first row that is more than twice its standard "
         "error (by that spread) is in bold.\n"
     )
 

@@ -44,3 +44,16 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
 def validation_score(history: Sequence[Mapping[str, float]]) -> str:
     """The first of `VALIDATION_SCORES` that a history has values of."""
     return next((name for name in VALIDATION_SCORES if any(name in row for row in history)), "val_mR")
+
+
+def training_time(history: Sequence[Mapping[str, float]]) -> float:
+    """Seconds that all epochs took with their validation; 0 where the history does not tell."""
+    return sum(row.get("seconds", 0.0) for row in history)
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 12.3 s, 5 min, 2 h 05 min."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

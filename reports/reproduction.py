@@ -25,6 +25,7 @@ from reports.experiments import (
     short,
     show,
 )
+from reports.history import training_time
 from reports.significance import compare, read_ranks
 from reports.tables import LIMITS, RECALLS, numbers, with_deviation
 from runs.checkpoints import dotted
@@ -139,7 +140,7 @@ def run_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
     cells = [[*head, "options that differ between the rows"]]
     for experiment in experiments:
         options, entries = experiment.options, _entries(experiment)
-        minutes = [sum(row.get("seconds", 0.0) for row in history) / 60 for history in experiment.histories]
+        minutes = [training_time(history) / 60 for history in experiment.histories]
         peaks = [entry["peak_memory_mib"] for entry in entries if "peak_memory_mib" in entry]
         commits = dict.fromkeys(str(entry.get("commit", UNKNOWN)) for entry in entries)
         cells.append(

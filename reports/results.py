@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import metrics
 import option
@@ -34,6 +35,7 @@ class Scores:
         embeddings: where they are to be exported.
         origins: what the checkpoint says of its `epoch`, `fold` and `options`.
         unfinished: how far the trainings have come that are not at their end.
+        parameters: of the model, `trained` and `all`.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -41,6 +43,13 @@ class Scores:
     embeddings: dict[str, Embeddings] = field(default_factory=dict)
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+
+def parameters_of(model: nn.Module) -> dict[str, int]:
+    """How many parameters a model has: those that are `trained`, and `all`."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return {"trained": sum(size for size, learns in sizes if learns), "all": sum(size for size, _ in sizes)}
 
 
 def summary(
@@ -73,6 +82,7 @@ def summary(
         "standard_deviation": {name: value for name, (_, value) in mean.items()},
         **compared,
         "rerank": method,
+        "parameters": scores.parameters,
         "options": option.dump(test_set.options),
     }
 

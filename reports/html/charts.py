@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reports.html.markup import Markup, join, tag
+from reports.html.markup import SWIPE, Markup, join, tag
 
 WIDTH, HEIGHT = 420, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
-CELL = 19
+CELLS = (22, 44)  # side of a matrix's cell: the least, with many classes, and the most
+MATRIX = 400  # side of all cells, between these bounds
+PHONE = 330  # width that a phone shows of a chart
+NAME, LETTER = 24, 7  # letters of a class name that are shown, and the width of one
 MARKED = 30  # points of a line that still get a dot each
 COLOURS = 6
 
@@ -106,27 +109,38 @@ def bar_chart(title: str, labels: Sequence[str], values: Sequence[float], x_labe
     return _figure(title, _svg(title, WIDTH, HEIGHT, drawn), [])
 
 
-def matrix(title: str, names: Sequence[str], shares: Sequence[Sequence[float]], x_label: str) -> Markup:
+def matrix(title: str, names: Sequence[str], shares: Sequence[Sequence[float]], x_label: str, y_label: str) -> Markup:
     """A square of cells, the fuller the larger the share, those of 5 % and more with their number.
 
     Args:
         title: what the chart shows.
-        names: of rows and columns; columns have their numbers.
+        names: of rows and columns.
         shares: rows in percent.
-        x_label: above the columns.
+        x_label: above the columns' names.
+        y_label: above the rows' names.
     """
-    left = 28 + 7.4 * max(map(len, names))
-    side = left + CELL * len(names)
-    drawn = [tag("text", x_label, x=left, y=11)]
-    for row, name in enumerate(names):
-        middle = 36 + (row + 0.5) * CELL + 4
-        drawn.append(tag("text", f"{name} {row + 1}", x=left - 5, y=middle, text_anchor="end"))
-        drawn.append(tag("text", str(row + 1), x=left + (row + 0.5) * CELL, y=30, text_anchor="middle"))
+    cell = min(max(MATRIX / len(names), CELLS[0]), CELLS[1])
+    shown = [name if len(name) <= NAME else f"{name[: NAME - 1]}…" for name in names]
+    edge = 14 + LETTER * max(len(y_label), *map(len, shown))  # of the cells, from the left and from the top
+    side = cell * len(names)
+    drawn = [
+        tag("text", y_label, x=0, y=edge - 8, class_="axis"),
+        tag("text", x_label, x=edge, y=11, class_="axis"),
+    ]
+    top = edge + 12
+    for row, name in enumerate(shown):
+        middle = (row + 0.5) * cell + 4
+        drawn.append(tag("text", name, x=edge - 5, y=top + middle, text_anchor="end"))
+        drawn.append(tag("text", name, transform=f"translate({edge + middle:.2f} {top - 5:.2f}) rotate(-90)"))
         for column, share in enumerate(shares[row]):
             if share > 0:
-                drawn.append(_cell(left + column * CELL, 36 + row * CELL, share, f"{name}, found {names[column]}"))
-    drawn.append(tag("rect", x=left, y=36, width=side - left, height=side - left, class_="outline"))
-    return _figure(title, _svg(title, side + 2, side - left + 38, drawn), [], "wide")
+                place = (edge + column * cell, top + row * cell)
+                drawn.append(_cell(*place, cell, share, f"{names[row]}, found {names[column]}"))
+    drawn.append(tag("rect", x=edge, y=top, width=side, height=side, class_="outline"))
+    width = edge + side + 2
+    # No scale of its own: letters stay as large as the page's, whatever the number of classes.
+    svg = _svg(title, width, top + side + 2, drawn, f"width:{width:.0f}px;max-width:none")
+    return _figure(title, svg, [], "matrix", [SWIPE] if width > PHONE else [])
 
 
 def scatter(
@@ -159,12 +173,12 @@ def scatter(
     return _figure(title, _svg(title, 2 * WIDTH, height, drawn), [], "plane", caption)
 
 
-def _cell(x: float, y: float, share: float, title: str) -> Markup:
+def _cell(x: float, y: float, side: float, share: float, title: str) -> Markup:
     name = tag("title", f"{title}: {share:.1f} %")
-    drawn = [tag("rect", name, x=x, y=y, width=CELL, height=CELL, class_="c0", fill_opacity=0.08 + 0.92 * share / 100)]
+    drawn = [tag("rect", name, x=x, y=y, width=side, height=side, class_="c0", fill_opacity=0.08 + 0.92 * share / 100)]
     if share >= 5:
         style = "inside" if share > 50 else "small"
-        across, down = x + CELL / 2, y + CELL / 2 + 3.5
+        across, down = x + side / 2, y + side / 2 + 3.5
         drawn.append(tag("text", f"{share:.0f}", x=across, y=down, text_anchor="middle", class_=style))
     return join(drawn)
 
@@ -174,8 +188,10 @@ def _rule(x1: float, y1: float, x2: float, y2: float, label: str) -> Markup:
     return join([line, tag("text", label, x=x1 - 5, y=y1 + 4, text_anchor="end")])
 
 
-def _svg(title: str, width: float, height: float, drawn: Sequence[str]) -> Markup:
-    return tag("svg", *drawn, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=title)
+def _svg(title: str, width: float, height: float, drawn: Sequence[str], style: str = "") -> Markup:
+    """A drawing that fills the width it is given, but for a `style` that says otherwise."""
+    given = {"style": style} if style else {}
+    return tag("svg", *drawn, viewBox=f"0 0 {width:.0f} {height:.0f}", role="img", aria_label=title, **given)
 
 
 def _figure(

@@ -16,7 +16,7 @@ from data.regions.drawing import draw_regions
 from data.regions.file import read_regions, region_fields
 from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
-from reports.html.findings import Query, answers, extremes, margins, principal_plane
+from reports.html.findings import Miss, Query, answers, extremes, margins, misses, principal_plane
 from runs.scoring import TestSet
 from training.epoch import autocast
 from vocab import UNKNOWN, tokenize
@@ -47,19 +47,19 @@ class Fold:
 
 @dataclass(frozen=True)
 class Example:
-    """What the model weighed in one pair.
+    """What the model weighed in an image and in captions of it.
 
     Attributes:
-        caption: its number.
-        attention: [H, W] over its image.
-        words: its words as the model reads them (`<unk>` for an unknown one), each with its share.
+        image: its number.
+        attention: [H, W] over it.
         regions: the image with its regions drawn.
+        captions: number of each, and its words as the model reads them (`<unk>` for an unknown one) with their shares.
     """
 
-    caption: int
+    image: int
     attention: Tensor | None
-    words: list[tuple[str, float]] | None
     regions: Image.Image | None
+    captions: list[tuple[int, list[tuple[str, float]] | None]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Gallery:
         image_points: [N, 2].
         caption_points: [U, 2].
         plane_shares: of the variance on each axis, in percent.
-        examples: pairs with what the model weighed in them; none where it has nothing to show.
+        examples: images with what the model weighed in them; none where it has nothing to show.
+        missed_captions: that don't find their image, see `findings.misses`.
+        missed_images: that don't find a caption of theirs.
     """
 
     captions: tuple[list[Query], list[Query]]
@@ -81,6 +83,8 @@ class Gallery:
     caption_points: Tensor
     plane_shares: list[float]
     examples: list[Example]
+    missed_captions: list[Miss]
+    missed_images: list[Miss]
 
 
 @torch.no_grad()
@@ -116,6 +120,8 @@ def examine(
         caption_points=caption_points,
         plane_shares=shares,
         examples=explain(subject, model, [query.number for side in captions for query in side[:EXAMPLES]]),
+        missed_captions=misses(scores.T, own.T, ranks["t2i"]),
+        missed_images=misses(scores, own, ranks["i2t"]),
     )
 
 
@@ -144,18 +150,39 @@ def explain(subject: TestSet, model: RetrievalModel, captions: Sequence[int]) ->
     with autocast(subject.loader.device, subject.options.optim.amp):
         explanation = model.explain(batch)
     maps, shares = explanation.image_attention, explanation.word_shares
-    drawn = _drawn_regions(subject, subject.loader.text_image[ids].tolist())
+    images = subject.loader.text_image[ids].tolist()
+    drawn = _drawn_regions(subject, images)
     if maps is None and shares is None and not drawn:
         return []
     return [
         Example(
-            caption,
-            None if maps is None else maps[row].float().cpu(),
-            None if shares is None else _words(subject, caption, shares[row].tolist()),
-            drawn[row] if drawn else None,
+            images[rows[0]],
+            None if maps is None else maps[rows[0]].float().cpu(),
+            drawn[rows[0]] if drawn else None,
+            [
+                (captions[row], None if shares is None else _words(subject, captions[row], shares[row].tolist()))
+                for row in rows
+            ],
         )
-        for row, caption in enumerate(captions)
+        for rows in _alike(images, maps)
     ]
+
+
+def _alike(images: Sequence[int], maps: Tensor | None) -> list[list[int]]:
+    """Rows of one image stand together, but for those that have another map [B, H, W] than the first of them."""
+    groups: list[list[int]] = []
+    for row, image in enumerate(images):
+        same = (
+            group
+            for group in groups
+            if images[group[0]] == image and (maps is None or torch.allclose(maps[group[0]], maps[row], atol=1e-3))
+        )
+        found = next(same, None)
+        if found is None:
+            groups.append([row])
+        else:
+            found.append(row)
+    return groups
 
 
 def _pairs(loader: EvaluationLoader, captions: Tensor) -> Batch:

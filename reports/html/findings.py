@@ -5,6 +5,7 @@ Letters: N images, M captions, Q queries, K items that are searched, C scene cla
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,10 @@ DIRECTIONS = {
 BINS = (1, 2, 6, 11, 21, 51, 101, 501)
 """First place of each bar of a rank histogram, counted from 1."""
 CURVE_POINTS = 60
+LENGTHS = (0, 6, 9, 12, 16)
+"""Least number of words in each group of captions."""
+BEYOND = 10
+"""A query whose match stands behind this place has missed it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,15 @@ class Query:
     number: int
     rank: int
     found: tuple[Found, ...]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A query whose match lies beyond `BEYOND`: its number, its rank from 0, and the wrong item that it found first."""
+
+    number: int
+    rank: int
+    first: int
 
 
 def by_direction(tasks: Tasks) -> dict[str, Tensor]:
@@ -106,6 +120,32 @@ def class_recalls(ranks: Mapping[str, Tensor], text_image: Tensor, scenes: Tenso
         + recall_curve(ranks["t2i"][text_scenes == scene], (1, 5, 10))
         for scene in scenes.unique().tolist()
     }
+
+
+def length_groups(words: Sequence[int]) -> dict[str, Tensor]:
+    """Numbers of the captions in each group of `LENGTHS` that has any, under its name (`up to 5`, `6-8`, `16+`)."""
+    lengths = torch.tensor(words)
+    group = torch.bucketize(lengths, torch.tensor(LENGTHS), right=True) - 1
+    between = [f"{low}-{high - 1}" for low, high in itertools.pairwise(LENGTHS[1:])]
+    names = [f"up to {LENGTHS[1] - 1}", *between, f"{LENGTHS[-1]}+"]
+    return {name: numbers for row, name in enumerate(names) if len(numbers := (group == row).nonzero()[:, 0])}
+
+
+def captions_found(ranks: Tensor, text_image: Tensor) -> dict[str, float]:
+    """Share in percent of the images that 0, 1, 2, ... of their captions find on the first `BEYOND` places.
+
+    From ranks [M] that count from 0 and `text_image` [M].
+    """
+    found = torch.bincount(text_image, weights=(ranks < BEYOND).double()).long()
+    shares = 100.0 * torch.bincount(found, minlength=int(torch.bincount(text_image).max()) + 1) / len(found)
+    return {str(count): share for count, share in enumerate(shares.tolist())}
+
+
+def misses(scores: Tensor, own: Tensor, ranks: Tensor) -> list[Miss]:
+    """The queries whose match lies beyond `BEYOND`, the worst first, from scores and own items [Q, K] and ranks [Q]."""
+    first = scores.masked_fill(own, float("-inf")).argmax(dim=1)
+    numbers = sorted((ranks >= BEYOND).nonzero()[:, 0].tolist(), key=lambda number: (-int(ranks[number]), number))
+    return [Miss(number, int(ranks[number]), int(first[number])) for number in numbers]
 
 
 def first_scenes(scores: Tensor, text_image: Tensor, scenes: Tensor) -> Tensor:

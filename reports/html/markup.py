@@ -42,3 +42,7 @@ def data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+SWIPE = tag("p", "Wider than this screen: swipe it sideways.", class_="cue")
+"""Under what a phone can't show at once; the style shows it there alone."""

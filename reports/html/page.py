@@ -7,16 +7,17 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
 import option
-from reports.history import VALIDATION_SCORES, read_history, validation_score
+from reports.history import VALIDATION_SCORES, duration, read_history, training_time, validation_score
+from reports.html.captions import captions_section, misses_section
 from reports.html.charts import Line, bar_chart, line_chart, matrix
 from reports.html.collect import Fold, Gallery
+from reports.html.document import Section, document
 from reports.html.findings import (
     DIRECTIONS,
     chance_curve,
@@ -28,12 +29,11 @@ from reports.html.findings import (
 )
 from reports.html.markup import Markup, join, tag
 from reports.html.sights import examples_section, plane_section, queries_section
-from reports.tables import LIMITS, Table
+from reports.html.tables import framed, recall_row, table
+from reports.tables import Table
 from runs.record import read_record
 from runs.scoring import TestSet
 
-STYLE = Path(__file__).with_name("style.css")
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 TILES = {
     "mR": "mR, mean of the six recalls",
     "i2t_R@10": "image → text, R@10",
@@ -67,25 +67,11 @@ class Outcome:
 
 
 def page(outcome: Outcome) -> str:
-    """The whole HTML document; it loads nothing and runs nothing."""
+    """The whole HTML document."""
     options = outcome.subject.options
     title = f"{options.model.name} on {options.dataset.data_path.name}"
     sections = [section for section in _sections(outcome) if section is not None]
-    links = [tag("li", tag("a", heading, href=f"#{name}")) for name, heading, _ in sections]
-    body = [tag("section", tag("h2", heading), *content, id=name) for name, heading, content in sections]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", title),
-        tag("style", Markup(STYLE.read_text(encoding="utf-8"))),
-    )
-    header = tag("header", tag("h1", title), _tiles(outcome.result), tag("nav", tag("ul", *links)))
-    return "<!doctype html>\n" + tag("html", head, tag("body", header, tag("main", *body)), lang="en") + "\n"
-
-
-Section = tuple[str, str, Sequence[Markup]]
+    return document(title, [_tiles(outcome.result), tag("p", _size(outcome))], sections)
 
 
 def _sections(outcome: Outcome) -> list[Section | None]:
@@ -96,7 +82,9 @@ def _sections(outcome: Outcome) -> list[Section | None]:
         ("ranks", "Where the matches are found", _rank_charts(outcome)),
         _training(outcome.folds),
         ("queries", "Best and worst queries", queries_section(subject, gallery, shown)),
+        ("misses", "All misses", misses_section(subject, gallery, shown)),
         _classes(outcome),
+        ("captions", "Captions", captions_section(subject, outcome.folds)),
         ("space", "The common space", plane_section(subject, gallery, shown)),
         ("weighed", "What the model weighed", examples_section(subject, gallery, shown)) if gallery.examples else None,
         ("made", "How it was made", _made(outcome)),
@@ -125,22 +113,6 @@ def _tables(outcome: Outcome) -> list[Markup]:
         content += [tag("h3", title)] if title else []
         content.append(table(cells))
     return [*content, tag("p", outcome.result["protocol"])]
-
-
-def table(cells: Sequence[Sequence[str]]) -> Markup:
-    """Rows of text as an HTML table; the first row and the first column are heads."""
-    head, *body = cells
-    rows = []
-    for name, *values in body:
-        style = "mean" if name == "mean ± sd" else "chance" if name in LIMITS.values() else ""
-        rows.append(tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in values), class_=style))
-    return _framed(head, rows)
-
-
-def _framed(heads: Sequence[str], rows: Sequence[Markup]) -> Markup:
-    """A table of rows under headlines, which scrolls where it is too wide."""
-    top = tag("tr", *(tag("th", head, scope="col") for head in heads))
-    return tag("div", tag("table", tag("thead", top), tag("tbody", *rows)), class_="scroll")
 
 
 def _rank_charts(outcome: Outcome) -> list[Markup]:
@@ -173,11 +145,7 @@ def _rank_charts(outcome: Outcome) -> list[Markup]:
 
 def _training(folds: Sequence[Fold]) -> Section | None:
     """Loss and validation score of every fold whose checkpoint has a history beside it."""
-    histories = {
-        fold.label: read_history(fold.checkpoint.parent)
-        for fold in folds
-        if (fold.checkpoint.parent / "history.csv").is_file()
-    }
+    histories = _histories(folds)
     if not histories:
         return None
     score = validation_score(next(iter(histories.values())))
@@ -211,6 +179,7 @@ def _classes(outcome: Outcome) -> Section | None:
         list(names.values()),
         shares.tolist(),
         "found",
+        "caption",
     )
     counts = {scene: int((scenes == scene).sum()) for scene in names}
     averaged = "; means of the folds" if len(outcome.folds) > 1 else ""
@@ -225,16 +194,7 @@ def _classes(outcome: Outcome) -> Section | None:
 def _class_table(names: Mapping[int, str], counts: Mapping[int, int], recalls: Mapping[int, Sequence[float]]) -> Markup:
     heads = ["class", "images", "I→T R@1", "R@5", "R@10", "T→I R@1", "R@5", "R@10"]
     order = sorted(names, key=lambda scene: (-fmean(recalls[scene]), scene))
-    rows = [
-        tag(
-            "tr",
-            tag("th", names[scene], scope="row"),
-            tag("td", str(counts[scene])),
-            *(tag("td", f"{value:.1f}", class_="heat", style=f"--share:{value:.1f}") for value in recalls[scene]),
-        )
-        for scene in order
-    ]
-    return _framed(heads, rows)
+    return framed(heads, [recall_row(names[scene], [counts[scene]], recalls[scene]) for scene in order])
 
 
 def _confused(names: Sequence[str], shares: torch.Tensor) -> Markup:
@@ -246,6 +206,24 @@ def _confused(names: Sequence[str], shares: torch.Tensor) -> Markup:
     return join([tag("p", "Most often confused:"), tag("ul", *said)]) if said else tag("p", "No class was confused.")
 
 
+def _histories(folds: Sequence[Fold]) -> dict[str, list[dict[str, float]]]:
+    """The epochs of every fold whose checkpoint has a history beside it."""
+    return {
+        fold.label: read_history(fold.checkpoint.parent)
+        for fold in folds
+        if (fold.checkpoint.parent / "history.csv").is_file()
+    }
+
+
+def _size(outcome: Outcome) -> str:
+    """Parameters of a model and how long its training took, as far as that is known."""
+    trained, held = (outcome.result["parameters"][key] for key in ("trained", "all"))
+    times = [training_time(history) for history in _histories(outcome.folds).values()]
+    each = " per fold" if len(times) > 1 else ""
+    took = f"; trained for {duration(fmean(times))}{each}" if times and all(times) else ""
+    return f"{held:,} parameters, of which {trained:,} are trained{took}."
+
+
 def _trained(fold: Fold) -> str:
     """When a fold was trained and at which commits, as far as its run's record says."""
     entries = read_record(fold.checkpoint.parent)
@@ -254,13 +232,23 @@ def _trained(fold: Fold) -> str:
     return "".join(f", {word} {', '.join(said)}" for word, said in (("trained", dates), ("commit", commits)) if said)
 
 
+def _took(history: Sequence[Mapping[str, float]]) -> str:
+    """Epochs of a training and their time, where the history has it."""
+    seconds = training_time(history)
+    return f", {len(history)} epochs" + (f" in {duration(seconds)}" if seconds else "")
+
+
 def _made(outcome: Outcome) -> list[Markup]:
     """Checkpoints, command, environment and options."""
     device = outcome.subject.loader.device
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    took = {label: _took(history) for label, history in _histories(outcome.folds).items()}
     facts = {
         "command": outcome.command,
-        **{fold.label: f"{fold.checkpoint}, epoch {fold.epoch}{_trained(fold)}" for fold in outcome.folds},
+        **{
+            fold.label: f"{fold.checkpoint}, epoch {fold.epoch}{_trained(fold)}{took.get(fold.label, '')}"
+            for fold in outcome.folds
+        },
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",

@@ -15,8 +15,7 @@ from reports.html.findings import Found, Query
 from reports.html.markup import Markup, data_uri, tag
 from runs.scoring import TestSet
 
-THUMBNAIL = 96
-LARGE = 176
+LARGE = 256  # side of an image in pixels, at most; the style shows most of them smaller
 POINTS = 1000  # of images and of captions in the plane, at most
 
 
@@ -25,7 +24,8 @@ def queries_section(subject: TestSet, gallery: Gallery, fold: str) -> list[Marku
     note = (
         f"Of {fold}, by rank and then by the distance to the nearest wrong answer"
         f"{', one of each scene class' if subject.scenes is not None else ''}. What is right is framed and has a ✓. "
-        "Of equal scores the wrong answers come first, as in the ranks."
+        "A place counts from 1, the highest score; of equal scores the wrong answers come first. Click an image to "
+        "enlarge it."
     )
     content = [tag("p", note)]
     for title, (best, worst), show in (
@@ -47,7 +47,9 @@ def _caption_query(subject: TestSet, query: Query, kind: str) -> Markup:
     if not any(answer.right for answer in query.found):
         shown.append(_thumb(subject, own, f"✓ right, place {query.rank + 1}", True))
     heading = tag("h5", f"“{subject.annotations.captions[query.number]}”")
-    content = tag("div", heading, _verdict(query, len(subject.annotations.image_names)))
+    content = tag(
+        "div", heading, tag("p", f"finds its image on place {query.rank + 1} of {len(subject.annotations.image_names)}")
+    )
     return tag("article", tag("div", content, tag("ul", *shown, class_="thumbs")), class_=f"query {kind}")
 
 
@@ -59,11 +61,12 @@ def _image_query(subject: TestSet, query: Query, kind: str) -> Markup:
         tag("li", *_sentence(captions[answer.items[0]], answer), class_="right" if answer.right else "")
         for answer in query.found
     ]
-    content = [_verdict(query, len(captions)), tag("ol", *shown, class_="answers")]
+    verdict = f"finds the first of its captions on place {query.rank + 1} of {len(captions)}"
+    content = [tag("p", verdict), tag("ol", *shown, class_="answers")]
     if not any(answer.right for answer in query.found):
         mine = dict.fromkeys(captions[int(own)] for own in (subject.loader.text_image == query.number).nonzero())
         content.append(tag("p", "Its own: ", " / ".join(mine)))
-    thumb = _image(_square(subject, query.number, THUMBNAIL), f"query image {name}", "thumb")
+    thumb = _image(_square(subject, query.number), f"query image {name}", "thumb")
     return tag("article", thumb, tag("div", tag("h5", name), *content), class_=f"query {kind}")
 
 
@@ -80,23 +83,23 @@ def _sentence(text: str, answer: Found) -> tuple[str, Markup]:
     return f"{'✓ ' if answer.right else ''}{text}{times} ", tag("small", f"{answer.score:.3f}")
 
 
-def _verdict(query: Query, items: int) -> Markup:
-    return tag("p", f"match on place {query.rank + 1} of {items}")
-
-
 def _thumb(subject: TestSet, image: int, text: str, right: bool) -> Markup:
     name = subject.annotations.image_names[image]
-    thumb = _image(_square(subject, image, THUMBNAIL), f"{name}, {text}", "thumb")
+    thumb = _image(_square(subject, image), f"{name}, {text}", "thumb")
     return tag("li", thumb, text, class_="right" if right else "")
 
 
-def _square(subject: TestSet, image: int, side: int) -> Image.Image:
-    """The image squeezed into a square, as the model sees it."""
-    return subject.decoded(image).resize((side, side), Image.Resampling.BILINEAR)
+def _square(subject: TestSet, image: int) -> Image.Image:
+    """The image squeezed into a square, as the model sees it, and never larger than it is."""
+    decoded = subject.decoded(image)
+    side = min(LARGE, max(decoded.size))
+    return decoded.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def _image(image: Image.Image, alt: str, style: str) -> Markup:
-    return tag("img", src=data_uri(image), alt=alt, class_=style, width=image.width, height=image.height)
+    """An image that a click, or Enter, enlarges and makes small again."""
+    shown = tag("img", src=data_uri(image), alt=alt, class_=style, width=image.width, height=image.height)
+    return tag("details", tag("summary", shown), class_="zoom")
 
 
 def plane_section(subject: TestSet, gallery: Gallery, fold: str) -> list[Markup]:
@@ -140,36 +143,37 @@ def _points(points: Tensor) -> Sequence[tuple[float, float]]:
 
 
 def examples_section(subject: TestSet, gallery: Gallery, fold: str) -> list[Markup]:
-    """What the model of one fold weighed in some pairs."""
+    """What the model of one fold weighed in some images and their captions."""
+    first = gallery.examples[0]
     notes = {
         "Yellow is where the most of the image passes the sigmoid of multiscale self-attention, dark blue where the "
-        "least does, stretched from each map's lowest to its highest value.": "attention",
+        "least does, stretched from each map's lowest to its highest value. A map is of the image alone: no caption "
+        "changes it.": first.attention,
         "The stronger the shade of a word and its number (%), the more of it the last word takes, which becomes the "
-        "caption's vector; <unk> is a word that the vocabulary lacks.": "words",
+        "caption's vector; <unk> is a word that the vocabulary lacks.": first.captions[0][1],
         "Numbered boxes are the regions that the graph is made of; a line joins a region with those it takes most "
-        "from.": "regions",
+        "from.": first.regions,
     }
-    shown = [note for note, part in notes.items() if getattr(gallery.examples[0], part) is not None]
-    text = f"Of {fold}, in the best captions above and the worst, with their own images. {' '.join(shown)}"
+    shown = [note for note, part in notes.items() if part is not None]
+    text = f"Of {fold}, in the images of the best captions above and of the worst. {' '.join(shown)}"
     return [tag("p", text), tag("div", *(_example(subject, example) for example in gallery.examples), class_="grid")]
 
 
 def _example(subject: TestSet, example: Example) -> Markup:
-    image = int(subject.loader.text_image[example.caption])
-    name = subject.annotations.image_names[image]
-    plain = _square(subject, image, LARGE)
-    images = [_image(plain, name, "")]
+    name = subject.annotations.image_names[example.image]
+    plain = _square(subject, example.image)
+    images = [_image(plain, name, "shown")]
     note = []
     if example.attention is not None:
-        images.append(_image(overlay(plain, example.attention), f"attention over {name}", ""))
+        images.append(_image(overlay(plain, example.attention), f"attention over {name}", "shown"))
         low, high = float(example.attention.min()), float(example.attention.max())
         note.append(tag("p", f"attention from {low:.2f} to {high:.2f}"))
-    if example.words is not None:
-        note.append(tag("p", *_shaded(example.words), class_="words"))
     if example.regions is not None:
         note.append(_image(example.regions, f"regions of {name}", ""))
-    caption = tag("figcaption", subject.annotations.captions[example.caption])
-    return tag("figure", caption, tag("div", *images, class_="pair"), *note)
+    for caption, words in example.captions:
+        note.append(tag("p", f"“{subject.annotations.captions[caption]}”"))
+        note += [] if words is None else [tag("p", *_shaded(words), class_="words")]
+    return tag("figure", tag("figcaption", name), tag("div", *images, class_="pair"), *note)
 
 
 def _shaded(words: Sequence[tuple[str, float]]) -> list[Markup]:

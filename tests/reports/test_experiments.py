@@ -48,7 +48,7 @@ def test_the_table_by_hand(folders: list[Path]) -> None:
     experiments = [read_experiment(folder) for folder in folders]
     # Sums of squares around the means: 8, 0.5 and 0, with one degree of freedom each
     assert spread_over_folds(experiments) == pytest.approx((8.5 / 3) ** 0.5)
-    head, first, second, third = table(experiments)
+    head, first, second, third = table(experiments, spread_over_folds(experiments))
     assert head[:4] == ["experiment", "loss", "mask", "val mR"]
     assert head[-2:] == ["mR", "against the first"]
     assert (first[0], first[3], first[-2], first[-1]) == ("a", "21.00", "12.00 ± 2.83", "")
@@ -63,7 +63,7 @@ def test_the_worst_order_of_ties_has_a_column_in_older_results_too(folders: list
     for number, row in enumerate(content["rows"].values()):
         row |= {f"random_ties_{name}": 15.0 + 2 * number for name in RECALLS}
     path.write_text(json.dumps(content))
-    head, first, second, _ = table([read_experiment(folder) for folder in folders])
+    head, first, second, _ = table([read_experiment(folder) for folder in folders], 1.0)
     assert head[-2:] == ["against the first", "mR, worst order of ties"]
     assert (first[-1], second[-1]) == ("", "13.50 ± 0.71")
     assert second[-3] == "16.00 ± 1.41"
@@ -76,7 +76,7 @@ def test_different_test_lists_are_refused(folders: list[Path]) -> None:
 
     for folder in folders[:2]:  # the third is older and tells nothing
         tested(folder, "Protocol: test split, 210 images, 1050 captions; 2 folds.")
-    assert len(table([read_experiment(folder) for folder in folders])) == 4
+    assert len(table([read_experiment(folder) for folder in folders], 1.0)) == 4
     tested(folders[1], "Protocol: test split, 128 images, 640 captions; 2 folds.")
     with pytest.raises(InputError, match=r"a and .*b are not of the same test list \(210 images, 1050 captions; 128"):
         main(list(map(str, folders)))
@@ -91,9 +91,9 @@ def test_lists_of_equal_length_are_told_apart_by_their_names(folders: list[Path]
     ranked(folders[0], ["1.jpg", "2.jpg"])
     ranked(folders[1], ["1.jpg", "2.jpg"])
     ranked(folders[2], ["1.jpg", "3.jpg"])
-    assert len(table([read_experiment(folder) for folder in folders[:2]])) == 3
+    assert len(table([read_experiment(folder) for folder in folders[:2]], 1.0)) == 3
     with pytest.raises(InputError, match=r"not of the same test list .*image 1 differs"):
-        table([read_experiment(folder) for folder in folders])
+        table([read_experiment(folder) for folder in folders], 1.0)
 
 
 def test_losses_are_one_column() -> None:

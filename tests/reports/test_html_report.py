@@ -32,28 +32,36 @@ from metrics import limits
 from metrics.ranks import rank, recalls
 from metrics.scenes import scene_recalls, scene_shares
 from option import Options
-from reports.html.charts import Line, line_chart
+from reports.history import duration
+from reports.html.charts import Line, line_chart, matrix
+from reports.html.collect import explain
 from reports.html.findings import (
+    Miss,
     answers,
+    captions_found,
     chance_curve,
     confusion,
     cutoffs,
     extremes,
     first_scenes,
     histogram,
+    length_groups,
     margins,
+    misses,
     principal_plane,
     recall_curve,
 )
 from reports.html.markup import VOID, tag
+from reports.results import parameters_of
 from runs.checkpoints import save_checkpoint
 from runs.folders import best_checkpoint, experiment_folder, run_folder
 from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
 from runs.models import load_model
+from runs.scoring import open_test_set
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError
-from vocab import Vocabulary
+from vocab import Vocabulary, tokenize
 
 EVIL = """<script>alert("1")</script> & 'it' """
 
@@ -129,7 +137,7 @@ def save_random(path: Path) -> None:
         entries = [{"started": f"2026-03-0{day}T10:00:00+00:00", "commit": "0123456789+"} for day in (1, 1 + fold)]
         (run_folder(options, fold) / "record.json").write_text(json.dumps(entries))
         history = run_folder(options, fold) / "history.csv"
-        history.write_text(f"epoch,loss,val_mR\n1.0,{3 + fold},\n2.0,2.0,40.5\n")
+        history.write_text(f"epoch,loss,val_mR,seconds\n1.0,{3 + fold},,100\n2.0,2.0,40.5,{140 + 120 * fold}\n")
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +211,8 @@ def test_all_folds_have_curves_and_are_named(saved: Path, page: Node) -> None:
     assert [len(line.attributes["points"].split()) for line in score.all("polyline")] == [1, 1]
     assert "fold 0" in section(page, "training").text
     made = section(page, "made").text
-    assert "AMFMN_best.pth.tar, epoch 7, trained 2026-03-01, commit 0123456789+" in made
-    assert "AMFMN_best.pth.tar, epoch 8, trained 2026-03-01, 2026-03-02, commit 0123456789+" in made
+    assert "AMFMN_best.pth.tar, epoch 7, trained 2026-03-01, commit 0123456789+, 2 epochs in 4 min" in made
+    assert "epoch 8, trained 2026-03-01, 2026-03-02, commit 0123456789+, 2 epochs in 6 min" in made
     assert f"python test.py --path_opt {saved} --report" in made
     assert "experiment_name: tiny" in made
 
@@ -226,7 +234,7 @@ def test_framed_answers_and_places_are_the_true_ones(saved: Path, page: Node) ->
         own = names[caption // 2]
         place = int(ranks.text_to_image[caption]) + 1
         seen.append(place)
-        assert f"match on place {place} of 12" in query.text
+        assert f"finds its image on place {place} of 12" in query.text
         shown = query.all("li")
         best = [names[image] for image in scores[:, caption].argsort(descending=True)[:5]]
         assert [item.all("img")[0].attributes["alt"].split(", ")[0] for item in shown[:5]] == best
@@ -238,10 +246,66 @@ def test_framed_answers_and_places_are_the_true_ones(saved: Path, page: Node) ->
     assert max(seen[:3]) <= min(seen[3:])
     for query in by_image.all("article"):
         image = names.index(query.all("h5")[0].text)
-        assert f"match on place {int(ranks.image_to_text[image]) + 1} of 24" in query.text
+        place = int(ranks.image_to_text[image]) + 1
+        assert f"finds the first of its captions on place {place} of 24" in query.text
         for item in query.all("li"):
             text = item.text.removeprefix("✓ ").rsplit(" ", 1)[0]
             assert (captions.index(text) // 2 == image) == ("right" in item.attributes["class"])
+
+    missed = section(page, "misses")
+    for what, places in (
+        ("captions find their image", ranks.text_to_image),
+        ("images find a caption of theirs", ranks.image_to_text),
+    ):
+        beyond = sorted((int(place) + 1 for place in places if place >= 10), reverse=True)
+        assert f"{len(beyond)} of {len(places)} {what} beyond place 10" in missed.text
+        tables = [table for node in missed.all("details") if what in node.text for table in node.all("table")]
+        listed = [int(row.all("th")[0].text) for table in tables for row in table.all("tbody")[0].all("tr")]
+        assert listed == beyond
+
+
+def test_parameters_and_time_are_said(saved: Path, page: Node) -> None:
+    options = option.load_options(saved)
+    model = build_model(options, Vocabulary.load(options.dataset.vocab_path))
+    sizes = [weight.numel() for weight in model.parameters()]
+    said = page.all("header")[0].all("p")[0].text
+    assert said == f"{sum(sizes):,} parameters, of which {sum(sizes):,} are trained; trained for 5 min per fold."
+    model.requires_grad_(False)
+    next(model.parameters()).requires_grad_(True)
+    assert parameters_of(model) == {"trained": sizes[0], "all": sum(sizes)}
+
+
+def test_captions_are_grouped_by_length(saved: Path, page: Node) -> None:
+    captions = read_annotations(option.load_options(saved).dataset.data_path, "test").captions
+    (table,) = section(page, "captions").all("table")
+    rows = {row.all("th")[0].text: int(row.all("td")[0].text) for row in table.all("tbody")[0].all("tr")}
+    lengths = [len(tokenize(caption)) for caption in captions]
+    assert sum(rows.values()) == len(captions) == 24
+    assert rows.get("9-11", 0) == sum(9 <= length <= 11 for length in lengths)
+
+
+def test_an_image_is_enlarged_by_a_click(page: Node) -> None:
+    folded = page.all("details", class_="zoom")
+    assert len(folded) == len(page.all("img"))
+    assert all(len(image.all("summary")[0].all("img")) == 1 for image in folded)
+    assert ".zoom[open]" in page.all("style")[0].text
+
+
+def test_the_last_column_of_scores_stays_in_sight(page: Node) -> None:
+    frames = section(page, "scores").all("div", class_="scroll")
+    assert ["kept" in frame.attributes["class"].split() for frame in frames] == [True, False]  # mR; scene recall
+    assert len(section(page, "scores").all("p", class_="cue")) == len(frames)
+
+
+def test_an_image_with_several_captions_has_its_map_once(saved: Path) -> None:
+    options = option.load_options(saved)
+    subject = open_test_set(options, torch.device("cpu"))
+    model, _ = load_model(options, subject.vocabulary, best_checkpoint(options, 0), torch.device("cpu"))
+    examples = explain(subject, model, [4, 0, 5, 1])
+    assert [(example.image, [caption for caption, _ in example.captions]) for example in examples] == [
+        (2, [4, 5]),
+        (0, [0, 1]),
+    ]
 
 
 def test_what_was_given_stays_text(saved: Path, page: Node) -> None:
@@ -300,7 +364,7 @@ def test_without_classes_there_is_no_word_of_them(tmp_path: Path) -> None:
     test_entry.main(["--path_opt", str(path), "--report", str(tmp_path / "out.html")])
     page = parse((tmp_path / "out.html").read_text(encoding="utf-8"))
     assert [node.attributes["id"] for node in page.all("section")] == [
-        *("scores", "ranks", "training", "queries", "space", "weighed", "made")
+        *("scores", "ranks", "training", "queries", "misses", "captions", "space", "weighed", "made")
     ]
     assert "class" not in section(page, "queries").text + section(page, "space").text
     assert len(section(page, "queries").all("article")) == 16  # four best and worst of both directions
@@ -360,9 +424,8 @@ def test_words_of_swan_are_shaded(tmp_path: Path) -> None:
     page = parse((tmp_path / "out.html").read_text(encoding="utf-8"))
     examples = section(page, "weighed").all("figure")
     assert examples
-    for example in examples:
-        words = example.all("p", class_="words")[0].all("span")
-        caption = example.all("figcaption")[0].text
+    for captioned, shaded in (example.all("p") for example in examples):
+        words, caption = shaded.all("span"), captioned.text.strip("“”")
         expected = [
             word if word not in ("a", "that", "is", "there", "here") else "<unk>" for word in caption.split()[:-1]
         ]
@@ -447,6 +510,24 @@ class TestFindings:
         bins = histogram(torch.tensor([0, 0, 4, 5, 9, 10, 199, 100]), 200)
         assert bins == {"1": 25, "2-5": 12.5, "6-10": 25, "11-20": 12.5, "21-50": 0, "51-100": 0, ">100": 25}
 
+    def test_lengths_by_hand(self) -> None:
+        groups = length_groups([5, 6, 8, 0, 15, 16, 40])
+        assert {name: numbers.tolist() for name, numbers in groups.items()} == {
+            **{"up to 5": [0, 3], "6-8": [1, 2], "12-15": [4], "16+": [5, 6]}
+        }
+
+    def test_captions_found_by_hand(self) -> None:
+        ranks = torch.tensor([0, 9, 10, 99, 3, 50])
+        assert captions_found(ranks, torch.tensor([0, 0, 1, 1, 2, 2])) == pytest.approx(
+            {"0": 100 / 3, "1": 100 / 3, "2": 100 / 3}
+        )
+
+    def test_misses_by_hand(self) -> None:
+        scores = torch.arange(12.0).repeat(3, 1)  # item 11 is found first
+        own = torch.zeros(3, 12, dtype=torch.bool)
+        own[0, 1] = own[1, 2] = own[2, 0] = True  # places 11, 10, 12
+        assert misses(scores, own, torch.tensor([10, 9, 11])) == [Miss(2, 11, 11), Miss(0, 10, 11)]
+
     def test_the_diagonal_is_scene_recall(self) -> None:
         first = first_scenes(self.scores, self.text_image, self.scenes)
         shares = confusion(first, self.text_image, self.scenes)
@@ -504,6 +585,21 @@ class TestMarkup:
         for x, y in places:
             assert 46 <= float(x) <= 408
             assert 11.9 <= float(y) <= 230
+
+    @pytest.mark.parametrize("count", [2, 3, 21, 30])
+    def test_letters_of_a_matrix_keep_their_size(self, count: int) -> None:
+        names = [f"class{number}" for number in range(count)]
+        chart = parse(matrix("t", names, torch.eye(count).mul(100).tolist(), "found", "caption")).all("svg")[0]
+        width = int(chart.attributes["viewbox"].split()[2])
+        assert chart.attributes["style"] == f"width:{width}px;max-width:none"
+        texts = [text.text for text in chart.all("text")]
+        assert all(texts.count(name) == 2 for name in names)  # of its row and of its column
+
+    @pytest.mark.parametrize(
+        ("seconds", "said"), [(0.123, "0.123 s"), (99, "99 s"), (100, "2 min"), (3540, "59 min"), (7500, "2 h 05 min")]
+    )
+    def test_durations(self, seconds: float, said: str) -> None:
+        assert duration(seconds) == said
 
     def test_overlay_is_yellow_at_the_highest(self) -> None:
         plain = Image.new("RGB", (8, 8), "black")

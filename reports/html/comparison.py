@@ -1,0 +1,117 @@
+"""Several experiments on one page: their scores, curves, and what each was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from reports.experiments import Experiment, spread_over_folds, table
+from reports.history import VALIDATION_SCORES, duration, training_time, validation_score
+from reports.html.charts import COLOURS, Line, line_chart
+from reports.html.document import document
+from reports.html.findings import DIRECTIONS, chance_curve, cutoffs, recall_curve
+from reports.html.markup import Markup, tag
+from reports.html.tables import framed
+from reports.significance import QueryRanks, read_ranks
+from runs.record import read_record
+
+
+def comparison(experiments: Sequence[Experiment], command: str) -> str:
+    """The whole HTML document.
+
+    Args:
+        experiments: tested ones; the first is what the others are compared with.
+        command: that made the page.
+
+    Raises:
+        InputError: they were tested on different lists, or their `ranks.h5` is damaged.
+    """
+    sections = [("scores", "Scores", _scores(experiments)), ("training", "Training", _training(experiments))]
+    ranked = {name_of(one): read_ranks(one.folder) for one in experiments if (one.folder / "ranks.h5").is_file()}
+    if ranked:
+        sections.insert(1, ("ranks", "Where the matches are found", _rank_charts(ranked)))
+    sections.append(("made", "How they were made", [_facts(experiments), tag("pre", command)]))
+    return document(" · ".join(map(name_of, experiments)), [], sections)
+
+
+def name_of(experiment: Experiment) -> str:
+    """The name of its folder."""
+    return experiment.folder.resolve().name
+
+
+def _scores(experiments: Sequence[Experiment]) -> list[Markup]:
+    several = any(len(experiment.folds) > 1 for experiment in experiments)
+    head, *rows = table(experiments, spread_over_folds(experiments) if several else None)
+    note = "Test split, means over the folds in %; val mR chose each fold's epoch."
+    if several:
+        note += " A difference in bold is more than twice its standard error, by the spread over folds."
+    else:
+        note += " Every experiment has one fold: how real a difference is, its spread can't tell."
+    return [tag("p", note), framed(head, [_row(cells) for cells in rows])]
+
+
+def _row(cells: Sequence[str]) -> Markup:
+    """A row whose cells in Markdown's bold are bold."""
+    name, *values = cells
+    shown = [tag("td", tag("b", cell.strip("*")) if cell.startswith("**") else cell) for cell in values]
+    return tag("tr", tag("th", name, scope="row"), *shown)
+
+
+def _rank_charts(ranked: dict[str, QueryRanks]) -> list[Markup]:
+    """Recall over K of both directions, a line per experiment: the mean of its folds."""
+    first = next(iter(ranked.values()))
+    images, captions = len(first.image_names), len(first.captions)
+    charts = []
+    for direction, items, own in (("i2t", captions, captions // images), ("t2i", images, 1)):
+        at = cutoffs(items)
+        lines = [Line("chance", list(zip(at, chance_curve(items, own, at), strict=True)), "chance")]
+        for number, (name, found) in enumerate(ranked.items()):
+            places = [ranks.image_to_text if direction == "i2t" else ranks.text_to_image for ranks in found.folds]
+            curves = [recall_curve(each, at) for each in places]
+            mean = [fmean(values) for values in zip(*curves, strict=True)]
+            lines.append(Line(name, list(zip(at, mean, strict=True)), f"c{number % COLOURS}"))
+        title = f"{DIRECTIONS[direction]}: recall over K"
+        charts.append(line_chart(title, lines, f"K, of {items} items", "R@K, %", log_x=True))
+    return [tag("div", *charts, class_="grid")]
+
+
+def _training(experiments: Sequence[Experiment]) -> list[Markup]:
+    """Loss and validation score over the epochs: the mean of the folds that have the epoch."""
+    charts = []
+    score = validation_score(experiments[0].histories[0])  # column of the first; another kind of model may lack it
+    for title, column in (("Loss per item", "loss"), (VALIDATION_SCORES[score], score)):
+        lines = [
+            Line(name_of(experiment), list(_means(experiment, column)), f"c{number % COLOURS}")
+            for number, experiment in enumerate(experiments)
+        ]
+        lines = [line for line in lines if line.points]
+        charts += [line_chart(title, lines, "epoch", "")] if lines else []
+    return [tag("div", *charts, class_="grid")]
+
+
+def _means(experiment: Experiment, column: str) -> Iterator[tuple[float, float]]:
+    """Epoch and mean over the folds of a column."""
+    rows = [row for history in experiment.histories for row in history if column in row]
+    for epoch in sorted({row["epoch"] for row in rows}):
+        yield epoch, fmean(row[column] for row in rows if row["epoch"] == epoch)
+
+
+def _facts(experiments: Sequence[Experiment]) -> Markup:
+    heads = ["experiment", "parameters", "trained", "folds", "training per fold", "trained on", "commit"]
+    return framed(heads, [_row(_made(experiment)) for experiment in experiments])
+
+
+def _made(experiment: Experiment) -> list[str]:
+    """Cells; empty for what a result does not tell."""
+    sizes = experiment.test.get("parameters") or {}
+    entries = [entry for label in experiment.folds for entry in read_record(experiment.fold_folder(label))]
+    seconds = fmean(training_time(history) for history in experiment.histories)
+    dates = sorted({str(entry["started"])[:10] for entry in entries if "started" in entry})
+    return [
+        name_of(experiment),
+        *(f"{sizes[key]:,}" if key in sizes else "" for key in ("all", "trained")),
+        str(len(experiment.folds)),
+        duration(seconds) if seconds else "",
+        ", ".join(dates),
+        ", ".join(dict.fromkeys(str(entry["commit"]) for entry in entries if "commit" in entry)),
+    ]
