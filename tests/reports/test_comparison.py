@@ -65,6 +65,20 @@ def test_single_folds_have_a_page_too(tmp_path: Path) -> None:
     assert [node.attributes["id"] for node in page.all("section")] == ["scores", "training", "made"]
 
 
+def test_equal_names_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    folders = [finished(tmp_path / parent / "a", [10.0], [20.0]) for parent in ("one", "two")]
+    for folder in folders:
+        ranked(folder, [0, 1])
+    main([*map(str, folders), "--out", str(tmp_path / "page.html")])
+    page = parse((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for figure in section(page, "ranks").all("figure"):
+        assert [key.text for key in figure.all("li")] == ["chance", *map(str, folders)]
+    rows = section(page, "scores").all("tbody")[0].all("tr")
+    assert [row.all("th")[0].text for row in rows] == list(map(str, folders))
+
+
 def test_an_untested_experiment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not the result of a test"):
         main([str(tmp_path), "--out", str(tmp_path / "page.html")])
