@@ -393,7 +393,11 @@ def test_speech_has_tables_and_curves(tmp_path: Path) -> None:
         *("image → text", "text → image", "image → audio", "audio → image", "image → other view")
     ]
     assert "Spoken captions" in section(page, "scores").text
-    assert len(section(page, "weighed").all("img")) == 12
+    examples = section(page, "weighed").all("figure")
+    names = [example.all("figcaption")[0].text for example in examples]
+    assert len(names) == len(set(names))  # an image stands once, with all of the captions
+    assert [len(example.all("img")) for example in examples] == [2] * len(examples)
+    assert sum(paragraph.text.startswith("“") for example in examples for paragraph in example.all("p")) == 6
 
 
 def test_regions_are_drawn(tmp_path: Path) -> None:
@@ -424,7 +428,8 @@ def test_words_of_swan_are_shaded(tmp_path: Path) -> None:
     page = parse((tmp_path / "out.html").read_text(encoding="utf-8"))
     examples = section(page, "weighed").all("figure")
     assert examples
-    for captioned, shaded in (example.all("p") for example in examples):
+    paragraphs = [paragraph for example in examples for paragraph in example.all("p")]
+    for captioned, shaded in zip(paragraphs[::2], paragraphs[1::2], strict=True):
         words, caption = shaded.all("span"), captioned.text.strip("“”")
         expected = [
             word if word not in ("a", "that", "is", "there", "here") else "<unk>" for word in caption.split()[:-1]
