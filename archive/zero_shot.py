@@ -66,7 +66,9 @@ PHRASES = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print accuracy and precision at 10 on the images of a list."""
-    parser = argparse.ArgumentParser(description="Tell scene classes apart by sentences alone (docs/search.md).")
+    parser = argparse.ArgumentParser(
+        prog="python -m archive.zero_shot", description="Tell scene classes apart by sentences alone (docs/search.md)."
+    )
     add_model(parser)
     parser.add_argument("--data_path", type=Path, required=True, help="data set whose file names tell classes")
     parser.add_argument("--split", default="test", help="list of images (default %(default)s)")

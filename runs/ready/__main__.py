@@ -13,7 +13,9 @@ from utils import InputError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pack, and say what each part takes and loses."""
-    parser = argparse.ArgumentParser(description="Pack a dual encoder into at most 12 MB (docs/search.md).")
+    parser = argparse.ArgumentParser(
+        prog="python -m runs.ready", description="Pack a dual encoder into at most 12 MB (docs/search.md)."
+    )
     parser.add_argument("checkpoint", type=Path, help="the best file of a run")
     parser.add_argument("--out", type=Path, default=READY, metavar="FOLDER", help="default: the model of the project")
     parser.add_argument("--rank", type=int, default=128, help="of differences of matrices (default %(default)s)")
