@@ -30,11 +30,10 @@ class PreciseDepthwise(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         images, *others = args
         with torch.autocast("cpu", enabled=False):
-            wide = func(images.float(), *others, **(kwargs or {}))
-        return wide.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else wide
+            return func(images.float(), *others, **(kwargs or {})).to(torch.get_autocast_dtype("cpu"))
 
 
 def learns_depthwise(images: Tensor, weights: Tensor) -> bool:
-    """Whether each channel of [B, C, H, W] has weights [C, 1, k, k] of its own, and a gradient is wanted."""
+    """Whether each channel of [B, C, H, W] has weights [C, 1, k, k] of its own, and autocast meets a wanted gradient."""
     learns = torch.is_grad_enabled() and (images.requires_grad or weights.requires_grad)
-    return learns and images.device.type == "cpu" and weights.shape[1] == 1 < weights.shape[0]
+    return learns and torch.is_autocast_enabled("cpu") and images.device.type == "cpu" and weights.shape[1] == 1 < weights.shape[0]

@@ -124,8 +124,9 @@ def test_second_views_are_embedded_as_the_images_are(experiment: Path, monkeypat
     for choice, expected in choices:
         seen.clear()
         rank_tasks(model, loader, images, blocks, CPU, views=choice)
-        assert len(seen) == len(expected)
-        assert all(map(torch.equal, seen, expected))
+        whole = [batch for batch in seen if len(batch) > 1]  # a single one tries the folded copy out
+        assert len(whole) == len(expected)
+        assert all(map(torch.equal, whole, expected))
 
 
 @pytest.mark.parametrize(
