@@ -23,7 +23,7 @@ from data.images import to_square
 from data.regions.file import SHAPES, RegionFile, Regions, read_regions, region_fields
 from engine import embed, image_verb
 from layers.base import RetrievalModel
-from layers.folding import folded
+from layers.folding import folded, precast
 from layers.registry import registered
 from option import Options
 from utils import InputError
@@ -144,16 +144,7 @@ class Encoder:
         """
         for sentence in sentences:
             self.check_sentence(sentence)
-        queries = Captions.encode(sentences, self.vocabulary)
-        mode = self.model.query_mode(self.options.model)
-        if mode in ("keywords", "both"):
-            raise InputError(
-                "the index expects queries of an image's keywords (model.keywords.mode), which a sentence does not "
-                "have: index with --set model.keywords.mode=sentence."
-            )
-        if self.keyword_ids is not None:
-            queries = replace(queries, keywords=sentence_keywords(queries.tokens, torch.tensor(self.keyword_ids)))
-        return self._embed(self.model.encode_text, queries.batch(torch.arange(len(sentences))), "caption")
+        return self._embed(self._reader.encode_text, self._queries(sentences), "caption")
 
     def text(self, sentence: str) -> Tensor:
         """Embed a sentence, [1, D]; see `texts`."""
@@ -163,7 +154,7 @@ class Encoder:
         """Words of a sentence that the model reads as unknown, each once, but for stop words, which say little."""
         passed = english_stop_words()
         tokens = dict.fromkeys(tokenize(sentence))
-        return [word for word in tokens if not self.vocabulary.knows(word) and word not in passed]
+        return [word for word in tokens if word not in passed and not self.vocabulary.knows(word)]
 
     def sound(self, path: Path) -> Tensor:
         """Embed a WAV file, drawn as `python -m data.audio wav` draws it, [1, D].
@@ -176,6 +167,25 @@ class Encoder:
         drawn = Image.fromarray(to_image(mel_power(read_sound(path)))).convert("RGB")
         pixels = torch.from_numpy(to_square(drawn, self.options.dataset.image_size))[None]
         return self._embed(self.model.encode_audio, Batch(audio=normalise(pixels.to(self.device))), "audio")
+
+    def _queries(self, sentences: Sequence[str]) -> Batch:
+        """What the model reads of sentences; see `texts`."""
+        queries = Captions.encode(sentences, self.vocabulary)
+        mode = self.model.query_mode(self.options.model)
+        if mode in ("keywords", "both"):
+            raise InputError(
+                "the index expects queries of an image's keywords (model.keywords.mode), which a sentence does not "
+                "have: index with --set model.keywords.mode=sentence."
+            )
+        if self.keyword_ids is not None:
+            queries = replace(queries, keywords=sentence_keywords(queries.tokens, torch.tensor(self.keyword_ids)))
+        return queries.batch(torch.arange(len(sentences)))
+
+    @cached_property
+    def _reader(self) -> RetrievalModel:
+        """The model for sentences, its linear maps cast once where it computes in mixed precision."""
+        sample = self._queries(["a"])
+        return precast(self.model.eval(), lambda model: self._embed(model.encode_text, sample, "caption"))
 
     def _no_regions(self) -> Regions | None:
         """The regions of one image in which none were found; None for a model that reads no regions."""

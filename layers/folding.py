@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for networks that only infer."""
+"""What networks that only infer need not do again at each call: batch norms are folded, weights cast once."""
 
 from __future__ import annotations
 
@@ -42,6 +42,41 @@ def folded(network: Network, run: Callable[[Network], Tensor]) -> Network:
         setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
     expected, found = run(network), run(copy)
     return copy if float((expected - found).abs().max()) <= CLOSE * float(expected.abs().max()) else network
+
+
+@torch.no_grad()
+def precast(network: Network, run: Callable[[Network], object]) -> Network:
+    """A copy of a network whose linear maps hold their weights as autocast would cast them at each call.
+
+    Without a graph autocast casts all weights anew each time, which takes longer than a short sentence itself.
+
+    Args:
+        network: in evaluation mode. It stays as it is; the copy shares all other weights with it, so it is good for as
+            long as no weight changes.
+        run: what the copy is for, on a small input, under autocast. Maps that it leaves out, or calls in full
+            precision, stay as they are.
+
+    Returns:
+        The copy, which gives the very same numbers under the same autocast; the network itself where nothing is cast.
+    """
+    casts: dict[nn.Module, torch.dtype | None] = {}
+
+    def note(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kind = inputs[0].device.type
+        casts[part] = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    hooks = [part.register_forward_pre_hook(note) for part in network.modules() if isinstance(part, nn.Linear)]
+    run(network)
+    for hook in hooks:
+        hook.remove()
+    lower: dict[int, object] = {
+        id(held): nn.Parameter(held.to(dtype), requires_grad=False)
+        for part, dtype in casts.items()
+        if dtype is not None
+        for held in part.parameters()
+    }
+    shared = {id(held): held for held in (*network.parameters(), *network.buffers())}
+    return deepcopy(network, shared | lower) if lower else network
 
 
 def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

@@ -97,8 +97,9 @@ class Tower(nn.Module):
 
     def train(self, mode: bool = True) -> Tower:
         """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
-        super().train(mode and not self.is_frozen)
-        for part in self.modules():
+        learning = mode and not self.is_frozen
+        super().train(learning)
+        for part in self.modules() if learning else ():
             learns = [parameter.requires_grad for parameter in part.parameters()]
             if isinstance(part, nn.modules.batchnorm._BatchNorm) or (learns and not any(learns)):
                 for inner in part.modules():  # dropout has no parameters: it goes with what it lies in

@@ -135,6 +135,7 @@ def from_counts(counts: Mapping[str, int], min_count: int = 5, stop_words: bool 
     return Vocabulary({word: index for index, word in enumerate([*words, UNKNOWN], start=1)})
 
 
+@lru_cache(maxsize=1)
 def english_stop_words() -> frozenset[str]:
     """NLTK's classic English stop words (179); kept here as a file because NLTK would have to download them."""
     return frozenset(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split())

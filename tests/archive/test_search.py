@@ -22,6 +22,7 @@ from scipy.io import wavfile
 from torch import Tensor
 
 import search
+import vocab
 from archive import exact
 from archive.encoder import Encoder
 from archive.index_folder import IndexFolder
@@ -31,19 +32,21 @@ from archive.shards import Shards, write_shard
 from archive.sheet import GAP, write_sheet
 from archive.sheet import SIDE as THUMBNAIL
 from batches.augmentation import normalise
-from batches.batch import Batch
+from batches.batch import Batch, Captions
 from data.annotations import read_annotations
 from data.audio.spectrogram import mel_power, save_image, to_image
 from data.images import decode, load_square
 from data.keywords.file import write_keywords
 from data.regions.file import write_regions
-from engine import encode
+from engine import embed, encode
+from layers import build_model
 from option import Options, load_options
 from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
 from runs.models import load_model
 from tests import ROOT
-from tests.archives import Trained, make_trained
+from tests.archives import WORDS, Trained, make_trained
+from tests.tiny_bert import TINY_BERT
 from utils import InputError
 
 CPU = torch.device("cpu")
@@ -435,6 +438,36 @@ class TestSearcher:
         refused(lambda: searcher.text("two zeppelins", 3), "knows no word of 'two zeppelins'", "such as")
         refused(lambda: searcher.text("  ", 3), "knows no word")
         refused(lambda: searcher.text("<unk>", 3), "knows no word")
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "cast"),
+        [
+            ("DualEncoder", {"text.encoder": TINY_BERT}, 14),  # two layers of six maps, and the head's two
+            ("DualEncoder", {"text.encoder": "gru"}, 2),
+            ("CLIP", {}, None),
+            ("GaLR", {}, None),
+            ("SWAN", {}, None),  # whose attention is in full precision
+        ],
+    )
+    def test_sentences_in_mixed_precision(
+        self, name: str, changes: dict[str, Any], cast: int | None, tiny_options: Callable[..., Options], tmp_path: Path
+    ) -> None:
+        vocab.build(WORDS, min_count=1).save(tmp_path / "vocab.json")
+        given = {"optim.amp": "bf16", "dataset.vocab_path": str(tmp_path / "vocab.json"), "dataset.local_path": None}
+        options = tiny_options(name, given | changes)
+        words = read_vocabulary(options)
+        torch.manual_seed(0)
+        model = build_model(options, words)
+        encoder = Encoder(model, options, words, CPU)
+        batch = Captions.encode(WORDS, words).batch(torch.arange(4))
+        assert torch.equal(encoder.texts(WORDS), embed(model, model.encode_text, [batch], "caption", CPU, "bf16"))
+        exact_ones = embed(model, model.encode_text, [batch], "caption", CPU, "off")
+        torch.testing.assert_close(encoder.texts(WORDS), exact_ones, rtol=0, atol=0.02)
+        lower = {
+            part for part in encoder._reader.modules() for held in part.parameters(False) if held.dtype != torch.float32
+        }
+        assert cast is None or len(lower) == cast
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
 
     def test_no_sound_where_the_model_hears_nothing(self, made: Path, tmp_path: Path) -> None:
         refused(lambda: Searcher.open(made, "cpu").audio(tmp_path / "a.wav", 3), "GaLR has no audio encoder")

@@ -1,4 +1,4 @@
-"""Networks with folded batch norms give what the whole ones give."""
+"""Networks with folded batch norms, or weights that were cast once, give what they give without."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.backbone import build_backbone
-from layers.folding import folded
+from layers.folding import folded, precast
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
@@ -94,3 +94,49 @@ def test_a_network_of_another_order_stays_whole() -> None:
     torch.manual_seed(0)
     network = with_statistics(Crossed())
     assert folded(network, on_sample) is network
+
+
+class Mixed(nn.Module):
+    """A map in mixed precision, one in full precision, one that is left out, and a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.norm = (
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            nn.LayerNorm(8),
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        middle = self.norm(self.first(rows).float())
+        with torch.autocast("cpu", enabled=False):
+            result: Tensor = self.second(middle)
+        return result
+
+
+ROWS = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+
+
+def in_bfloat16(network: nn.Module) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        result: Tensor = network(ROWS)
+    return result
+
+
+def test_weights_are_cast_where_autocast_would() -> None:
+    torch.manual_seed(0)
+    network = Mixed().eval()
+    quick = precast(network, in_bfloat16)
+    assert torch.equal(in_bfloat16(quick), in_bfloat16(network))
+    assert not torch.equal(in_bfloat16(network), network(ROWS))
+    assert quick.first.weight.dtype == quick.first.bias.dtype == torch.bfloat16
+    assert network.first.weight.dtype == torch.float32
+    for name in ("second", "third", "norm"):
+        assert getattr(quick, name).weight is getattr(network, name).weight
+    assert not any(part._forward_pre_hooks for part in (*network.modules(), *quick.modules()))
+
+
+def test_in_full_precision_nothing_is_cast() -> None:
+    network = Mixed().eval()
+    assert precast(network, lambda model: model(ROWS)) is network

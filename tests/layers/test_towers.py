@@ -279,6 +279,13 @@ class TestTraining:
         assert modes == {"Chain": True, "Sequential": True, "Linear": True, "BatchNorm1d": False, "Dropout": True}
         assert not any(part.training for part in tower.eval().modules())
 
+    def test_evaluation_mode_takes_one_walk(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tower = Chain()
+        tower.freeze(2)
+        tower.train()
+        monkeypatch.delattr(nn.Module, "parameters")  # which walks the modules of each module
+        assert not any(part.training for part in tower.eval().modules())
+
     def test_a_learning_rate_decays_from_block_to_block(self) -> None:
         tower = Chain()
         tower.freeze("all")
