@@ -45,7 +45,7 @@ def folded(network: Network, run: Callable[[Network], Tensor]) -> Network:
 
 
 @torch.no_grad()
-def precast(network: Network, run: Callable[[Network], object]) -> Network:
+def precast(network: Network, run: Callable[[Network], Tensor]) -> Network:
     """A copy of a network whose linear maps hold their weights as autocast would cast them at each call.
 
     Without a graph autocast casts all weights anew each time, which takes longer than a short sentence itself.
@@ -57,7 +57,8 @@ def precast(network: Network, run: Callable[[Network], object]) -> Network:
             precision, stay as they are.
 
     Returns:
-        The copy, which gives the very same numbers under the same autocast; the network itself where nothing is cast.
+        The copy, which gives the very same numbers under the same autocast; the network itself where nothing can be
+        cast, or the numbers are others: OpenCLIP's blocks compute in the precision of their weights.
     """
     casts: dict[nn.Module, torch.dtype | None] = {}
 
@@ -66,7 +67,7 @@ def precast(network: Network, run: Callable[[Network], object]) -> Network:
         casts[part] = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     hooks = [part.register_forward_pre_hook(note) for part in network.modules() if isinstance(part, nn.Linear)]
-    run(network)
+    expected = run(network)
     for hook in hooks:
         hook.remove()
     lower: dict[int, object] = {
@@ -76,7 +77,8 @@ def precast(network: Network, run: Callable[[Network], object]) -> Network:
         for held in part.parameters()
     }
     shared = {id(held): held for held in (*network.parameters(), *network.buffers())}
-    return deepcopy(network, shared | lower) if lower else network
+    copy = deepcopy(network, shared | lower) if lower else network
+    return copy if torch.equal(run(copy), expected) else network
 
 
 def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

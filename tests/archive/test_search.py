@@ -444,7 +444,7 @@ class TestSearcher:
         [
             ("DualEncoder", {"text.encoder": TINY_BERT}, 14),  # two layers of six maps, and the head's two
             ("DualEncoder", {"text.encoder": "gru"}, 2),
-            ("CLIP", {}, None),
+            ("CLIP", {}, 0),  # whose blocks compute in the precision of their weights
             ("GaLR", {}, None),
             ("SWAN", {}, None),  # whose attention is in full precision
         ],
