@@ -67,9 +67,11 @@ def precast(network: Network, run: Callable[[Network], Tensor]) -> Network:
         casts[part] = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     hooks = [part.register_forward_pre_hook(note) for part in network.modules() if isinstance(part, nn.Linear)]
-    expected = run(network)
-    for hook in hooks:
-        hook.remove()
+    try:
+        expected = run(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
     lower: dict[int, object] = {
         id(held): nn.Parameter(held.to(dtype), requires_grad=False)
         for part, dtype in casts.items()

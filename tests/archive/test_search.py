@@ -461,8 +461,6 @@ class TestSearcher:
         encoder = Encoder(model, options, words, CPU)
         batch = Captions.encode(WORDS, words).batch(torch.arange(4))
         assert torch.equal(encoder.texts(WORDS), embed(model, model.encode_text, [batch], "caption", CPU, "bf16"))
-        exact_ones = embed(model, model.encode_text, [batch], "caption", CPU, "off")
-        torch.testing.assert_close(encoder.texts(WORDS), exact_ones, rtol=0, atol=0.02)
         lower = {
             part for part in encoder._reader.modules() for held in part.parameters(False) if held.dtype != torch.float32
         }
