@@ -34,6 +34,7 @@ class PreciseDepthwise(TorchFunctionMode):
 
 
 def learns_depthwise(images: Tensor, weights: Tensor) -> bool:
-    """Whether each channel of [B, C, H, W] has weights [C, 1, k, k] of its own, and autocast meets a wanted gradient."""
+    """Whether autocast meets a convolution that learns, whose channels [B, C, H, W] have own weights [C, 1, k, k]."""
     learns = torch.is_grad_enabled() and (images.requires_grad or weights.requires_grad)
-    return learns and torch.is_autocast_enabled("cpu") and images.device.type == "cpu" and weights.shape[1] == 1 < weights.shape[0]
+    lowered = images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return learns and lowered and weights.shape[1] == 1 < weights.shape[0]
