@@ -193,15 +193,17 @@ _NWPU = {"port": [{"filename": "a.jpg", "split": "test", "raw": "a ship .", "raw
     "x",
     b"a.jpg\nb.jpg" + SEPARATOR + b"one\ntwo\nthree\nfour\n",
     b"a.jpg\na.jpg\n" + SEPARATOR + b"one\r\ntwo",
+    b"a.jpg\nb.jpg" + SEPARATOR + b"one\ntwo\nthree\nthree\n" + SEPARATOR + b"4\n",
 )
 def _annotation_lists(path: Path) -> None:
     folder = path.parent
-    names, _, captions = path.read_bytes().partition(SEPARATOR)
-    (folder / "train_filename.txt").write_bytes(names)
-    (folder / "train_caps.txt").write_bytes(captions)
+    parts = path.read_bytes().split(SEPARATOR, 2)
+    for kind, content in zip(("filename", "caps", "copies"), [*parts, b"", b""], strict=False):
+        (folder / f"train_{kind}.txt").write_bytes(content)
     found = read_annotations(folder, "train")
     assert 0 < len(set(found.image_names)) == len(found.image_names)
-    assert len(found.captions) == len(found.image_names) * found.captions_per_image
+    assert len(found.caption_counts) == len(found.image_names)
+    assert (found.caption_counts > 0).all()
     assert all((folder / name).resolve().is_relative_to(folder.resolve()) for name in found.image_names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ FOLDER = "the data set's folder (in an option file: dataset.data_path)"
 class Annotations:
     """The images of one list and their captions.
 
-    Every image has the same number of captions, and they stand together in the order of the images.
+    Every image has a caption, and those of an image stand together, in the order of the images. Captions that the files
+    repeat to give each image as many are left out, where `data.prepare` recorded them.
 
     Attributes:
         folder: the data set's folder.
@@ -57,26 +59,27 @@ class Annotations:
     audio_names: tuple[str, ...] | None = None
 
     @property
-    def captions_per_image(self) -> int:
-        """How many captions every image has."""
-        return len(self.captions) // max(len(self.image_names), 1)
+    def caption_counts(self) -> np.ndarray:
+        """How many captions each image has, [N] int64."""
+        return np.bincount(self.caption_image, minlength=len(self.image_names))
 
     def captions_of(self, image: int) -> tuple[str, ...]:
         """The captions of one image, by its index."""
-        repeats = self.captions_per_image
-        return self.captions[image * repeats : (image + 1) * repeats]
+        start, stop = np.searchsorted(self.caption_image, [image, image + 1])
+        return self.captions[start:stop]
 
     def subset(self, images: Sequence[int] | np.ndarray, name: str | None = None) -> Annotations:
         """Some of the images, by indices in [0, N) and in their order, with all captions; `name` renames the list."""
         chosen = np.asarray(images, dtype=np.int64)
-        repeats = self.captions_per_image
-        captions = (chosen[:, None] * repeats + np.arange(repeats)).reshape(-1)
+        counts = self.caption_counts
+        starts = counts.cumsum() - counts
+        captions = [c for image in chosen for c in range(starts[image], starts[image] + counts[image])]
         return Annotations(
             folder=self.folder,
             name=name or self.name,
             image_names=tuple(self.image_names[image] for image in chosen),
             captions=tuple(self.captions[caption] for caption in captions),
-            caption_image=np.repeat(np.arange(len(chosen), dtype=np.int64), repeats),
+            caption_image=np.repeat(np.arange(len(chosen), dtype=np.int64), counts[chosen]),
             names_file=self.names_file,
             image_lines=self.image_lines[chosen],
             audio_names=self.audio_names and tuple(self.audio_names[caption] for caption in captions),
@@ -88,6 +91,11 @@ def list_files(folder: Path, split: Split) -> tuple[Path, Path]:
     return folder / _file_name(split, "filename"), folder / _file_name(split, "caps")
 
 
+def copies_file(folder: Path, split: Split) -> Path:
+    """The record of the captions of one list that are copies, see `read_copies`."""
+    return folder / _file_name(split, "copies")
+
+
 def _file_name(split: Split, kind: str) -> str:
     side, _, verify = split.partition("_")
     return f"{side}_{kind}_{verify}.txt" if verify else f"{side}_{kind}.txt"
@@ -97,7 +105,8 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
     """Read one list of a data set's folder.
 
     Two conventions for the file of names occur, and both are read: one line per image, or one line per caption (each
-    name as many times in a row as its image has captions). As many names as captions means the second.
+    name as many times in a row as its image has captions). As many names as captions means the second. Captions that
+    are recorded as copies are left out, with their spectrograms.
 
     Args:
         folder: the data set's folder, which is only read.
@@ -105,23 +114,66 @@ def read_annotations(folder: Path, split: Split, audio_folder: Path | None = Non
         audio_folder: of the captions' spectrograms, whose names are read, too; see `read_audio_names`.
 
     Raises:
-        InputError: a file is missing or not UTF-8, a name is blank, leaves the image folder or comes twice, or the
-            captions are not a whole multiple of the images; the message names file and line.
+        InputError: a file is missing or not UTF-8, a name is blank, leaves the image folder or comes twice, the
+            captions are not a whole multiple of the images, or the record of copies does not fit them; the message
+            names file and line.
     """
     names_file, captions_file = list_files(folder, split)
     names, captions = read_names(names_file, given_by=FOLDER), read_lines(captions_file, FOLDER)
     starts, repeats = _group_names(names, names_file, len(captions), captions_file)
+    caption_image = np.repeat(np.arange(len(starts), dtype=np.int64), repeats)
+    audio_names = read_audio_names(folder, split, audio_folder, len(captions)) if audio_folder else None
+    kept = np.flatnonzero(~read_copies(folder, split, captions, caption_image))
     side, _, verify = split.partition("_")
     return Annotations(
         folder=folder,
         name=f"{side} (verify)" if verify else side,
         image_names=tuple(names[start] for start in starts),
-        captions=tuple(captions),
-        caption_image=np.repeat(np.arange(len(starts), dtype=np.int64), repeats),
+        captions=tuple(captions[line] for line in kept),
+        caption_image=caption_image[kept],
         names_file=names_file,
         image_lines=np.asarray(starts, dtype=np.int64) + 1,
-        audio_names=read_audio_names(folder, split, audio_folder, len(captions)) if audio_folder else None,
+        audio_names=audio_names and tuple(audio_names[line] for line in kept),
     )
+
+
+def read_copies(folder: Path, split: Split, captions: Sequence[str], caption_image: np.ndarray) -> np.ndarray:
+    """Which captions of a list only fill up their image's to as many as the others have, [M] bool.
+
+    The record has one line for each: the number, from 1, of its line in the file of captions. Without a record there
+    are none: sentences that the authors of a data set repeated are theirs.
+
+    Args:
+        folder: the data set's folder.
+        split: the list.
+        captions: all M of the file.
+        caption_image: [M] index of each caption's image.
+
+    Raises:
+        InputError: a line is no such number, or no earlier caption of the image says the same.
+    """
+    path, copies = copies_file(folder, split), np.zeros(len(captions), dtype=bool)
+    if not os.path.lexists(path):
+        return copies
+    owned = list(zip(caption_image.tolist(), captions, strict=True))
+    first: dict[tuple[int, str], int] = {}
+    repeated = [first.setdefault(pair, line) != line for line, pair in enumerate(owned)]
+    faults, captions_file = [], list_files(folder, split)[1].name
+    for line, text in enumerate(map(str.strip, read_lines(path, FOLDER)), 1):
+        if not text:
+            continue
+        number = int(text) if text.isdecimal() and len(text) <= len(str(len(captions))) else 0
+        if not 1 <= number <= len(captions):
+            faults.append(f"line {line}: {shown(text)} is not the number of a line of {captions_file}")
+        elif not repeated[number - 1]:
+            faults.append(f"line {line}: {captions_file}, line {number} repeats no caption of its image before it")
+        else:
+            copies[number - 1] = True
+    advice = (
+        f"It lists the lines of {captions_file} that are copies: make the data set anew, with python -m data.prepare."
+    )
+    refuse_faults(path, faults, advice)
+    return copies
 
 
 def read_audio_names(folder: Path, split: Split, audio_folder: Path, count: int) -> tuple[str, ...]:

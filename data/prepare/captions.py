@@ -77,11 +77,18 @@ class Entry:
         name: file name, relative to the folder of images.
         captions: at least one, each without line breaks; may be blank.
         side: which list the source puts it in; None where it doesn't say.
+        copies: how many captions, the last ones, only repeat others to give each image of the list as many.
     """
 
     name: str
     captions: tuple[str, ...]
     side: Side | None = None
+    copies: int = 0
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The captions without copies."""
+        return self.captions[: len(self.captions) - self.copies]
 
 
 def gather_entries(path: Path, rows: Iterable[Row], folders: Sequence[Path] = ()) -> list[Entry]:

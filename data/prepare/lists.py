@@ -58,8 +58,8 @@ def split_entries(entries: Sequence[Entry], test_share: float, seed: int, keep_v
 def equal_counts(lists: Lists) -> tuple[Lists, list[str]]:
     """Each list with as many captions for each image as its richest has, since the format holds no other number.
 
-    The captions of the others are repeated in their order, as RSICD's authors did. A list alone decides its number: an
-    image of train adds nothing to test.
+    The captions of the others are repeated in their order, as RSICD's authors did, and counted as copies. A list alone
+    decides its number: an image of train adds nothing to test.
 
     Returns:
         The lists, and a line on each that was filled up.
@@ -80,9 +80,15 @@ def equal_counts(lists: Lists) -> tuple[Lists, list[str]]:
                 f"{side}: {richest.name} has {most:,} captions, so those of all {images:,} images would be repeated "
                 f"until there are {most * images:,}, at most {MOST_REPEATED:,} are made; take some of its captions out"
             )
-        filled[side] = [replace(entry, captions=(entry.captions * most)[:most]) for entry in entries]
+        filled[side] = [
+            replace(entry, captions=(entry.captions * most)[:most], copies=most - len(entry.captions))
+            for entry in entries
+        ]
         if fewer:
-            notes.append(f"{side}: {fewer:,} images have fewer than {most} captions: theirs are repeated to {most}")
+            notes.append(
+                f"{side}: {fewer:,} images have fewer than {most} captions: theirs are repeated to {most}; the copies, "
+                f"recorded in {side}_copies.txt, are neither trained on nor scored"
+            )
     return filled, notes
 
 
@@ -92,9 +98,9 @@ def captions_of(entries: Sequence[Entry]) -> list[str]:
 
 
 def counts(lists: Lists) -> str:
-    """Images and captions of both lists, in words."""
+    """Images and captions of both lists, copies left out, in words."""
     return ", ".join(
-        f"{side} {len(entries):,} images with {sum(len(entry.captions) for entry in entries):,} captions"
+        f"{side} {len(entries):,} images with {sum(len(entry.own) for entry in entries):,} captions"
         for side, entries in lists.items()
     )
 

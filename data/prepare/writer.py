@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-from data.annotations import Split, list_files, read_annotations
+from data.annotations import Split, copies_file, list_files, read_annotations
 from data.lists import read_lines, write_lines
 from data.prepare.captions import Entry
 from data.prepare.lists import Lists, list_digest
@@ -80,7 +80,7 @@ def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool
 def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
     """Write the lists, those of a val split, and the record of what the set was made from; then read the lists back.
 
-    Each image has as many captions.
+    Each image has as many captions. Where some are copies, their lines are recorded: `data.annotations.read_copies`.
 
     Raises:
         InputError: what is read back differs.
@@ -93,11 +93,15 @@ def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
     for split, entries in splits.items():
         names = [entry.name for entry in entries]
         captions = [caption for entry in entries for caption in entry.captions]
-        for file, lines in zip(list_files(folder, split), (names, captions), strict=True):
+        places = [place < len(entry.own) for entry in entries for place in range(len(entry.captions))]
+        copies = [str(line) for line, own in enumerate(places, 1) if not own]
+        files = dict(zip(list_files(folder, split), (names, captions), strict=True))
+        files |= {copies_file(folder, split): copies} if copies else {}
+        for file, lines in files.items():
             write_lines(file, lines)
             digests[file.name] = list_digest(lines)
-        back = read_annotations(folder, split)
-        if list(back.image_names) != names or list(back.captions) != captions:
+        back, own_captions = read_annotations(folder, split), [caption for entry in entries for caption in entry.own]
+        if list(back.image_names) != names or list(back.captions) != own_captions:
             raise InputError(f"{split}: the lists read back otherwise than they were written; please report the source")
     content = {"made_by": "data.prepare", **record, "lists": digests}
     write_text_atomic(folder / RECORD, json.dumps(content, indent=2) + "\n")
@@ -117,7 +121,8 @@ def compare_record(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
     # Only names that a list can have: the record may come from elsewhere.
-    known = {file.name for split in get_args(Split) for file in list_files(folder, split)}
+    splits = get_args(Split)
+    known = {file.name for split in splits for file in (*list_files(folder, split), copies_file(folder, split))}
     changed = [
         name
         for name in sorted(known & digests.keys())

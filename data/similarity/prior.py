@@ -82,7 +82,7 @@ class PriorSimilarity:
         """Count the n-grams and content stems of a list's captions."""
         text_of = [caption.strip() for caption in annotations.captions]
         stems_of = {text: stems(text) for text in dict.fromkeys(text_of)}
-        own = np.arange(len(text_of)).reshape(-1, annotations.captions_per_image)  # [N, C]
+        own = np.split(np.arange(len(text_of)), annotations.caption_counts.cumsum()[:-1])  # of each image
         grams = []
         for order in ORDERS:
             numbers: dict[tuple[tuple[str, ...], int], int] = {}
@@ -169,7 +169,8 @@ class PriorSimilarity:
             all(part.is_sound(rows) for side, rows in zip(sides, (captions, images), strict=True) for part in side)
             and all(column.dtype.kind == "i" and column.shape == (captions,) for column in columns)
             and 0 < images <= captions
-            and captions % images == 0
+            and np.array_equal(np.unique(self.caption_image), np.arange(images))
+            and bool((np.diff(self.caption_image) >= 0).all())
             and bool((self.lengths >= 0).all() and (self.lengths <= LONGEST_LINE).all())
             and self.word_shares.dtype.kind == "f"
             and self.word_shares.shape == self.image_words.values.shape
@@ -204,9 +205,11 @@ class PriorSimilarity:
             yield chunk, self.between(images, chunk)
 
     def _of_images(self, per_caption: np.ndarray, images: np.ndarray) -> np.ndarray:
-        """What each caption has, of the captions of some images: [n, C]."""
-        each = len(self.lengths) // max(1, len(self.image_words))
-        return per_caption.reshape(-1, each)[images]
+        """What each caption has, of the captions of some images: [n, C]; the last fills up rows of fewer than C."""
+        counts = np.bincount(self.caption_image)  # [N]
+        starts = counts.cumsum() - counts
+        places = np.minimum(np.arange(counts.max()), counts[images, None] - 1)  # [n, C]
+        return per_caption[starts[images, None] + places]
 
     def _brevity(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """BLEU's penalty for captions shorter than the image's caption of the nearest length, [n, m]."""
@@ -229,7 +232,7 @@ class PriorSimilarity:
 
 def captions_digest(annotations: Annotations) -> str:
     """SHA-256 (hexadecimal) of the captions, in order and by image, and of the rule that compares them."""
-    content = [RULE, annotations.captions_per_image, *annotations.captions]
+    content = [RULE, annotations.caption_counts.tolist(), *annotations.captions]
     return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
 
 

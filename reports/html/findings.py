@@ -85,11 +85,13 @@ def recall_curve(ranks: Tensor, at: Sequence[int]) -> list[float]:
     return [100.0 * int((ranks < cutoff).sum()) / len(ranks) for cutoff in at]
 
 
-def chance_curve(items: int, own: int, at: Sequence[int]) -> list[float]:
-    """`recall_curve` that a random order of `items`, of which `own` are right, has on average."""
+def chance_curve(items: int, own: Tensor, at: Sequence[int]) -> list[float]:
+    """`recall_curve` that a random order of `items` has on average; `own` of them [Q] are right for each query."""
     drawn = torch.arange(items, dtype=torch.float64)
-    misses = ((items - own - drawn) / (items - drawn)).clamp(min=0).cumprod(dim=0)
-    return [100.0 * (1.0 - float(misses[cutoff - 1])) for cutoff in at]
+    counts, queries = own.unique(return_counts=True)
+    misses = ((items - counts[:, None] - drawn) / (items - drawn)).clamp(min=0).cumprod(dim=1)
+    mean = (queries.double() / len(own)) @ misses  # [items]
+    return [100.0 * (1.0 - float(mean[cutoff - 1])) for cutoff in at]
 
 
 def histogram(ranks: Tensor, items: int) -> dict[str, float]:

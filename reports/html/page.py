@@ -124,7 +124,8 @@ def _rank_charts(outcome: Outcome) -> list[Markup]:
         items = len(annotations.captions if to_texts else annotations.image_names)
         at = cutoffs(items)
         curves = [recall_curve(fold.ranks[name], at) for fold in folds]
-        chance = chance_curve(items, annotations.captions_per_image if to_texts else 1, at)
+        counts = torch.from_numpy(annotations.caption_counts)
+        chance = chance_curve(items, counts if to_texts else torch.ones(1, dtype=torch.int64), at)
         lines = [Line("chance", list(zip(at, chance, strict=True)), "chance")]
         if len(folds) > 1:
             lines += [Line("", list(zip(at, curve, strict=True)), f"c{number} faint") for curve in curves]

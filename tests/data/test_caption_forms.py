@@ -387,9 +387,12 @@ def test_a_rich_train_image_leaves_test_as_it_is() -> None:
         "test": [Entry("c.png", ("7", "8")), Entry("d.png", ("9", "0"))],
     }
     filled, notes = equal_counts(lists)
-    assert filled["train"] == [lists["train"][0], Entry("b.png", ("5", "6", "5", "6"))]
+    assert filled["train"] == [lists["train"][0], Entry("b.png", ("5", "6", "5", "6"), copies=2)]
     assert filled["test"] == lists["test"]
-    assert notes == ["train: 1 images have fewer than 4 captions: theirs are repeated to 4"]
+    assert notes == [
+        "train: 1 images have fewer than 4 captions: theirs are repeated to 4; the copies, recorded in "
+        "train_copies.txt, are neither trained on nor scored"
+    ]
 
 
 def test_one_image_can_not_fill_the_memory() -> None:

@@ -498,8 +498,9 @@ class TestFindings:
         for name, items, own, places in (("i2t", 36, 3, ranks.image_to_text), ("t2i", 12, 1, ranks.text_to_image)):
             at = (1, 5, 10)
             assert recall_curve(places, at) == pytest.approx([table[f"{name}_R@{cutoff}"] for cutoff in at])
-            assert chance_curve(items, own, at) == pytest.approx([chance[f"{name}_R@{cutoff}"] for cutoff in at])
-            assert chance_curve(items, own, [items]) == recall_curve(places, [items]) == [100.0]
+            counts = torch.full((len(places),), own)
+            assert chance_curve(items, counts, at) == pytest.approx([chance[f"{name}_R@{cutoff}"] for cutoff in at])
+            assert chance_curve(items, counts, [items]) == recall_curve(places, [items]) == [100.0]
 
     @pytest.mark.parametrize("items", [1, 4, 12, 1050, 50_000])
     def test_cutoffs_and_bins_cover_all_items(self, items: int) -> None:
