@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
+import torch
+
 from reports.experiments import Experiment, spread_over_folds, table
 from reports.history import VALIDATION_SCORES, duration, training_time, validation_score
 from reports.html.charts import COLOURS, Line, line_chart
@@ -71,8 +73,8 @@ def _rank_charts(labels: Sequence[str], ranks: Mapping[str, QueryRanks]) -> list
     """Recall over K of both directions, a line per experiment that has ranks: the mean of its folds."""
     first = next(iter(ranks.values()))
     images, captions = len(first.image_names), len(first.captions)
-    charts = []
-    for direction, items, own in (("i2t", captions, captions // images), ("t2i", images, 1)):
+    charts, own_captions = [], torch.from_numpy(first.caption_image).bincount()
+    for direction, items, own in (("i2t", captions, own_captions), ("t2i", images, torch.ones(1, dtype=torch.int64))):
         at = cutoffs(items)
         lines = [Line("chance", list(zip(at, chance_curve(items, own, at), strict=True)), "chance")]
         for name, found in ranks.items():
