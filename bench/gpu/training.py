@@ -100,7 +100,7 @@ def epoch_of(model: str, setting: Setting, section: Section) -> None:
     ).row(
         f"{done} of {len(loader)}",
         f"{pairs:.0f}",
-        f"{seconds:.1f}",
+        f"{seconds:.3g}",
         f"{pairs / seconds:.1f}",
         f"{figures['data_wait_share']:.1%}",
         f"{peak_memory(setting.device):.0f}",

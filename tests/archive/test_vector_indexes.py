@@ -220,14 +220,16 @@ class TestStore:
 
     def test_a_store_that_was_emptied(self, server: str, galr: Trained, tmp_path: Path) -> None:
         folder = tmp_path / "index"
-        search.main(galr.arguments(folder, "--store", server, "--set", "dataset.image_size=96"))  # a collection apart
-        search.main(galr.arguments(folder, "--store", server, "--set", "dataset.image_size=96"))
+        search.main(
+            galr.arguments(folder, "--store", server, "--set", "dataset.test_views=right_angles")
+        )  # a collection apart
+        search.main(galr.arguments(folder, "--store", server, "--set", "dataset.test_views=right_angles"))
         store = open_store(folder, IndexFolder.open(folder).manifest)
         assert isinstance(store, MilvusStore)
         assert store.count() == 12
         store.client.drop_collection(store.collection)
         with pytest.raises(InputError, match=r"holds 0 of 12 images: .*Delete .* and index again"):
-            search.main(galr.arguments(folder, "--store", server, "--set", "dataset.image_size=96"))
+            search.main(galr.arguments(folder, "--store", server, "--set", "dataset.test_views=right_angles"))
 
     def test_nothing_answers(self, galr: Trained, tmp_path: Path) -> None:
         pytest.importorskip("pymilvus")

@@ -245,10 +245,7 @@ def test_a_made_set_reads_back_whatever_its_captions_are(captions: dict[str, lis
         prepare(Request(str(source), Path(folder) / "set", image_files="none"))
         made = lists_of(Path(folder) / "set")
         for names, texts in made.values():
-            most = max(len(captions[name]) for name in names)
-            for place, name in enumerate(names):
-                own = tuple(map(one_line, captions[name]))
-                assert texts[most * place : most * (place + 1)] == (own * most)[:most]
+            assert texts == tuple(one_line(caption) for name in names for caption in captions[name])
 
 
 # --- bad input: one clear message, nothing left --------------------------------------------------------------------
@@ -499,7 +496,7 @@ def test_troubles_are_left_out_on_request(tmp_path: Path) -> None:
     report = prepare(replace(request, out=tmp_path / "2", drop=("leaks",)))
     train = lists_of(tmp_path / "2")["train"]
     assert train[0] == ("a.png", "b.png", "c.jpg", "e.png", "f.png")
-    assert train[1][6:8] == ("the shore", "the shore")
+    assert train[1].count("the shore") == 1  # which is there twice in the file, and is read once
     assert "left out of train: 1 images, 3 captions" in report
     assert "1 images have fewer than 2 captions" in report
 
@@ -507,7 +504,7 @@ def test_troubles_are_left_out_on_request(tmp_path: Path) -> None:
     made = lists_of(tmp_path / "3")
     assert made["train"] == (
         ("a.png", "e.png", "f.png"),
-        ("roof one", "roof two", "the shore", "the shore", "a . tree", "a . tree"),
+        ("roof one", "roof two", "the shore", "a . tree"),
     )
     assert made["test"] == (("s.png", "t.jpg"), ("sea", "waves", "water", "a lake!"))
     assert remains(tmp_path / "3" / "images") == {"a.png", "e.png", "f.png", "s.png", "t.jpg"}

@@ -438,4 +438,4 @@ def test_a_folder_that_can_not_be_written_is_named(run: Run) -> None:
     message = explain(caught.value)
     assert message is not None
     assert f"{run.folder / 'file'}" in message
-    assert "Make the folder writable for this user, or choose another" in message
+    assert "Something else has that name: move it away, or choose another" in message
