@@ -183,7 +183,7 @@ def encode(
     """
     join = partial(loader.join, total=len(loader.image_ids))
     verb_of = partial(image_verb, views=views)
-    images = embed_folded(model, verb_of, loader.image_batches(), "image", device, amp, join)
+    images = embed(*with_folded_norms(model, verb_of, loader.image_batches()), "image", device, amp, join)
     join = partial(loader.join, total=len(loader.distinct.lengths))
     return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp, join)
 
@@ -203,30 +203,20 @@ def image_verb(model: RetrievalModel, views: Views) -> Verb:
     return mean
 
 
-def embed_folded(
-    model: RetrievalModel,
-    verb_of: Callable[[RetrievalModel], Verb],
-    batches: Iterable[Batch],
-    kind: str,
-    device: torch.device,
-    amp: str,
-    join: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """`embed` by a copy of the model as it is now, whose batch norms are folded into its convolutions.
+def with_folded_norms(
+    model: RetrievalModel, verb_of: Callable[[RetrievalModel], Verb], batches: Iterable[Batch]
+) -> tuple[RetrievalModel, Verb, Iterable[Batch]]:
+    """The first three arguments of `embed` for a copy of the model as it is now, batch norms folded into convolutions.
 
     Args:
         model: brought into evaluation mode, else left as it is.
         verb_of: from a model to the encoder in question.
-        batches: at least one.
-        kind: see `embed`, as the others.
-        device: likewise.
-        amp: likewise.
-        join: likewise.
+        batches: at least one, whose first item tries the copy out.
     """
     remaining = iter(batches)
     first = next(remaining)
     quick = folded(model.eval(), lambda network: verb_of(network)(first.first()))
-    return embed(quick, verb_of(quick), chain([first], remaining), kind, device, amp, join)
+    return quick, verb_of(quick), chain([first], remaining)
 
 
 @torch.no_grad()
@@ -328,13 +318,14 @@ def rank_tasks(
     audio = view = None
     if model.uses_audio:
         join = partial(loader.join, total=loader.spectrograms)
-        spoken = embed_folded(model, attrgetter("encode_audio"), loader.audio_batches(), "audio", device, amp, join)
+        quick = with_folded_norms(model, attrgetter("encode_audio"), loader.audio_batches())
+        spoken = embed(*quick, "audio", device, amp, join)
         heard = score_source(model, images, spoken, loader.caption_audio)
         audio = metrics.rank_blocks(heard, text_image)
     if model.uses_second_view:
         join = partial(loader.join, total=len(images))
         verb_of = partial(image_verb, views=views)
-        others = embed_folded(model, verb_of, loader.view_batches(), "image", device, amp, join)
+        others = embed(*with_folded_norms(model, verb_of, loader.view_batches()), "image", device, amp, join)
         own = torch.arange(len(images), device=device)
         view = metrics.rank_blocks(score_source(model, images, others, own), own)
     return metrics.Tasks(metrics.rank_blocks(blocks, text_image), audio, view)

@@ -19,7 +19,7 @@ from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant
 from dataloader import EvaluationLoader
-from engine import embed, embed_folded, image_verb, score_source
+from engine import embed, image_verb, score_source, with_folded_norms
 from metrics.ranks import rank_blocks, recalls
 from runs.loaders import evaluation_loader
 from runs.record import peak_memory
@@ -65,7 +65,7 @@ class Evaluation:
         marks = [started, time.perf_counter()]
         arguments = (self.device, self.variant.amp)
         verb_of = partial(image_verb, views="one")
-        images = embed_folded(self.model, verb_of, loader.image_batches(), "image", *arguments)
+        images = embed(*with_folded_norms(self.model, verb_of, loader.image_batches()), "image", *arguments)
         marks.append(self._now())
         texts = embed(self.model, self.model.encode_text, loader.caption_batches(), "caption", *arguments)
         marks.append(self._now())

@@ -26,7 +26,7 @@ class PreciseDepthwise(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Compute as asked, but for such a convolution."""
-        if func is not F.conv2d or not learns_depthwise(*args[:2]):
+        if func is not F.conv2d or len(args) < 2 or not learns_depthwise(*args[:2]):
             return func(*args, **(kwargs or {}))
         images, *others = args
         with torch.autocast("cpu", enabled=False):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from layers.base import RetrievalModel
 from layers.registry import register
+from layers.sentences import SentenceTower, word_pieces
 from layers.text import PlainGru
-from layers.towers import SentenceTower, TimmTower, Tower, Trained, word_pieces
+from layers.towers import TimmTower, Tower, Trained
 from option.architecture import Architecture
 from option.parameters import MOST_LAYERS, MOST_WIDTH, ModelParameters, Parameters
 from utils import InputError
@@ -209,12 +210,8 @@ class DualEncoder(RetrievalModel):
 
     def installed_weights(self) -> dict[str, Tensor]:
         """See `RetrievalModel.installed_weights`."""
-        towers = {"image_tower": self.image_tower, "text_tower": self.text_tower}
         return {
-            f"{place}.{name}": value
-            for place, tower in towers.items()
-            if tower.from_package
-            for name, value in tower.state_dict().items()
+            f"{place}.{name}": value for place, tower in _packaged(self) for name, value in tower.state_dict().items()
         }
 
     def encode_image(self, batch: Batch) -> Tensor:
@@ -252,8 +249,7 @@ def _without_packaged(model: nn.Module, state: dict[str, Any], prefix: str, meta
             state.pop(f"{prefix}{start}.{name}", None)
 
 
-def _with_packaged(model: nn.Module, state: dict[str, Any], prefix: str, *ignored: object) -> None:
+def _with_packaged(model: DualEncoder, state: dict[str, Any], prefix: str, *ignored: object) -> None:
     """Fill in what `_without_packaged` left out, and what learns here but did not where the state comes from."""
-    for start, tower in _packaged(model):
-        for name, value in tower.state_dict().items():
-            state.setdefault(f"{prefix}{start}.{name}", value)
+    for name, value in model.installed_weights().items():
+        state.setdefault(prefix + name, value)

@@ -234,7 +234,7 @@ def own_random_states(begun: dict[str, Any], world: World, folder: Path) -> dict
     Raises:
         InputError: it was written by another number of ranks; names the run's folder.
     """
-    stored = begun.get("ranks") or [begun]
+    stored = begun.get("ranks", [{}])
     if len(stored) != world.size:
         raise InputError(
             f"{folder} was begun with {len(stored)} {'rank' if len(stored) == 1 else 'ranks'}, each with its own "

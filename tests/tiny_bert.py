@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from layers.towers import import_transformers
+from layers.sentences import import_transformers
 
 TINY_BERT = "a tiny BERT"
 """In the options of `tiny_options`: the folder of one."""

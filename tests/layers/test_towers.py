@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD, normalise
 from batches.batch import Captions
-from layers import build_model, depthwise, installed, towers
+from layers import build_model, depthwise, installed, sentences
 from layers.backbone import TimmBackbone, build_backbone, import_timm
 from layers.depthwise import PreciseDepthwise
 from layers.installed import PACKAGES, Package, efficientnet_weights, installed_file, package_of
 from layers.multiscale import pyramid
-from layers.towers import SentenceTower, TimmTower, Tower, import_transformers, word_pieces
+from layers.sentences import SentenceTower, import_transformers, word_pieces
+from layers.towers import TimmTower, Tower
 from option import Options
 from tests.layers.test_layers import CRITERION, random_batch
 from tests.tiny_bert import LONGEST, PIECES, TINY_BERT
@@ -384,7 +385,7 @@ class TestTraining:
     ) -> None:
         tower = SentenceTower(tiny_bert(), "mean", load_weights=True)
         tower.freeze(1)
-        monkeypatch.setattr(towers, "through", lambda layers, states, tokens: states + 0.01)
+        monkeypatch.setattr(sentences, "through", lambda layers, states, tokens: states + 0.01)
         assert tower.frozen_part() is None
         network = TimmTower("timm/test_resnet", "none", load_weights=True)
         network.freeze(1)
