@@ -82,7 +82,7 @@ class Encoder:
         Raises:
             InputError: it is not finite.
         """
-        return self._embed(image_verb(self._quick, "one"), self._black(), "image").shape[1]
+        return self._embed(self._quick.encode_image, self._black(), "image").shape[1]
 
     def check_regions(self, names: Sequence[str]) -> None:
         """Find out before the work whether images lack regions that the model reads.

@@ -110,13 +110,15 @@ class Nearest:
             raise InputError(f"{folder.folder} has no {kind} index; {again}")
         try:
             built = parse_json(read_bytes(about))
+            if not isinstance(built, dict):
+                raise ValueError(f"{about.name} describes nothing")
+            if built.get("crc32") not in (None, file_crc32(path)):  # first: FAISS believes what a file says
+                raise ValueError(f"its checksum is not that of {about.name}")
             index = _faiss().read_index(str(path))
         except (OSError, ValueError, RuntimeError) as fault:
             raise InputError(f"{path}: damaged ({first_line(fault)}); {again}") from fault
-        if isinstance(built, dict) and built.get("crc32") not in (None, file_crc32(path)):
-            raise InputError(f"{path}: damaged: its checksum is not that of {about.name}; {again}")
-        fits = built.get("shards_sha256") == folder.manifest.shards_sha256 if isinstance(built, dict) else False
-        if not fits or index.ntotal != len(folder) or folder.embeddings is None:
+        fits = built.get("shards_sha256") == folder.manifest.shards_sha256 and index.ntotal == len(folder)
+        if not fits or folder.embeddings is None:
             raise InputError(f"{path} was built before {folder.folder} changed; {again}")
         return cls(kind, index, folder.embeddings)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal, TypeVar
 
 import numpy as np
@@ -31,7 +30,8 @@ from archive.shards import IndexFault
 from archive.store import NameRows
 from archive.thumbnails import Thumbnails, to_jpeg
 from archive.turns import Batches, Turns
-from archive.uploads import named, read_image, read_upload
+from archive.uploads import read_upload, stored
+from data.images import decode
 from data.lists import shown
 from utils import InputError, logger
 
@@ -51,7 +51,6 @@ UPLOADS_OF_ONE = 4  # of them of one client
 IMAGES_AT_ONCE = 2  # of the index, decoded
 POLITE = 5  # what threads with less urgent work add to their niceness
 PREVIEW = 160  # pixels
-
 
 Result = TypeVar("Result")
 
@@ -172,9 +171,9 @@ class Service:
     ) -> Found:
         """Search with a sentence."""
         self.searcher.encoder.check_sentence(q)
+        window = self._window(view)
         async with self._searches.taken(client_of(request.scope)):
             await _still_there(request)
-            window = self._window(view)
             answer = await self._texts.result(view.scene, Sentence(q, window.k, window.offset))
         found = self._found(answer, view, window)
         found.unknown_words = self.searcher.encoder.unknown_words(q)
@@ -226,17 +225,15 @@ class Service:
 
     def _of_image(self, name: str, content: bytes, window: Window, scene: str | None) -> tuple[Answer, bytes]:
         """The answer to an uploaded image, and its preview."""
-        image = read_image(name, content, self.options.dataset.max_pixels)
+        with stored(name, content) as path:
+            image = decode(path, self.options.dataset.max_pixels)
         answer = self.searcher.answer(image, window.k, window.offset, self._keep(scene))
         return answer, to_jpeg(image, PREVIEW, 85)
 
     def _of_sound(self, name: str, content: bytes, window: Window, scene: str | None) -> Answer:
         """The answer to an uploaded WAV file."""
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "upload"
-            path.write_bytes(content)
-            with named(path, name):
-                return self.searcher.answer(path, window.k, window.offset, self._keep(scene))
+        with stored(name, content) as path:
+            return self.searcher.answer(path, window.k, window.offset, self._keep(scene))
 
     def _answers(self, scene: Hashable, sentences: Sequence[Sentence]) -> list[Answer]:
         """Of sentences that are asked of one scene class, or of all images."""

@@ -29,10 +29,6 @@ MOST_HITS = 16_384  # that Milvus gives at once
 ROWS_PER_CALL = 1000  # 2 MiB of 512 float32 numbers; Milvus takes up to 64 MiB
 
 
-class StoreFault(IndexFault):
-    """The vector store does not answer, or refuses."""
-
-
 class VectorStore(Protocol):
     """What holds vectors under names and finds those of the highest cosine."""
 
@@ -162,7 +158,7 @@ class MilvusStore:
         try:
             yield
         except self._failures as fault:
-            raise StoreFault(
+            raise IndexFault(
                 f"the vector store {self.url} does not work: {first_line(fault)}. Check that it runs, that "
                 f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it wants one."
             ) from fault

@@ -8,13 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import anyio
-from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from data.images import decode
 from data.lists import shown
 from utils import InputError
 
@@ -70,24 +68,14 @@ async def read_upload(request: Request, field: str, most: int, seconds: float = 
 
 
 @contextmanager
-def named(path: Path, name: str) -> Iterator[None]:
-    """Puts the sender's name of a file in place of its path here into messages."""
-    try:
-        yield
-    except InputError as fault:
-        if str(path) not in str(fault):
-            raise
-        raise InputError(str(fault).replace(str(path), shown(name))) from fault
-
-
-def read_image(name: str, content: bytes, max_pixels: int) -> Image.Image:
-    """An image that was uploaded, by the rules of `data.images`.
-
-    Raises:
-        InputError: see `data.images.decode`; the message has the sender's name of the file.
-    """
+def stored(name: str, content: bytes) -> Iterator[Path]:
+    """An upload as a file while the context lasts; messages call it by the sender's name in place of its path."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         path.write_bytes(content)
-        with named(path, name):
-            return decode(path, max_pixels)
+        try:
+            yield path
+        except InputError as fault:
+            if str(path) not in str(fault):
+                raise
+            raise InputError(str(fault).replace(str(path), shown(name))) from fault

@@ -35,9 +35,27 @@ def add_comparison(parser: argparse.ArgumentParser, batch: str) -> None:
     parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")
 
 
+def add_network(parser: argparse.ArgumentParser, batch: int, rounds: int, counts: str) -> None:
+    """The arguments of a network alone; `counts` says what becomes of the rounds."""
+    parser.add_argument("--batch", type=positive, default=batch, help="images at a time (%(default)s)")
+    parser.add_argument("--size", type=positive, default=224, help="side in pixels (%(default)s)")
+    parser.add_argument("--amp", choices=("off", "bf16"), default="bf16", help="precision (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=rounds, help=f"whose {counts} counts (%(default)s)")
+    parser.add_argument("--json", type=Path, help="write all that was measured here, too")
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
+    return _at_least(1, text)
+
+
+def none_or_more(text: str) -> int:
+    """A whole number of at least 0."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
     return number

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from batches.augmentation import normalise
-from bench.arguments import positive
+from bench.arguments import add_network, none_or_more, positive
 from bench.machine import description, wait_for
 from bench.table import machine_line, show
 from data.image_store import ImageStore
@@ -32,6 +32,8 @@ from utils import InputError
 
 NETWORKS = ("timm/tf_efficientnet_lite0", "resnet18", "timm/vit_base_patch32_224")
 BARE = ("bare, folded", "bare")
+HEAD = ("network", "from files", *BARE, *(f"from files / {bare}" for bare in BARE))
+"""Of the table whose rows are `row`."""
 MAX_PIXELS = 100_000_000
 Batches = Callable[[], Iterator[Tensor]]
 
@@ -82,6 +84,12 @@ def measure(
     }
 
 
+def row(name: str, rates: Mapping[str, float]) -> list[str]:
+    """Of a network's figures, see `measure`."""
+    shares = (f"{rates['from files'] / rates[bare]:.2f}" for bare in BARE)
+    return [name, *(f"{rate:.0f}" for rate in rates.values()), *shares]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for each network."""
     given = read_arguments(arguments)
@@ -95,19 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = {
         name: measure(name, store, given.batch, given.workers, device, given.amp, given.rounds) for name in NETWORKS
     }
-    rows = [
-        [
-            name,
-            *(f"{rate:.0f}" for rate in rates.values()),
-            *(f"{rates['from files'] / rates[bare]:.2f}" for bare in BARE),
-        ]
-        for name, rates in found.items()
-    ]
     machine = description(device, torch.get_num_threads())
     show(
         f"Images per second, {len(names)} images of {given.size} pixels, {given.amp}, {given.workers} worker processes",
-        ["network", "from files", *BARE, *(f"from files / {bare}" for bare in BARE)],
-        rows,
+        HEAD,
+        [row(name, rates) for name, rates in found.items()],
         [machine_line(machine)],
         {"networks": found, "machine": machine},
         given.json,
@@ -119,12 +119,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.encode", description="Throughput of encoding images.")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images to encode")
     parser.add_argument("--count", type=positive, default=1024, help="the first so many of them (1024)")
-    parser.add_argument("--size", type=positive, default=224, help="side in pixels (224)")
-    parser.add_argument("--batch", type=positive, default=64, help="images at a time (64)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode; 0: the main one (2)")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="bf16", help="precision (bf16)")
-    parser.add_argument("--rounds", type=positive, default=2, help="of which the best counts (2)")
-    parser.add_argument("--json", type=Path, help="write all that was measured here, too")
+    parser.add_argument("--workers", type=none_or_more, default=2, help="processes that decode; 0: the main one (2)")
+    add_network(parser, batch=64, rounds=2, counts="best")
     add_device(parser)
     return parser.parse_args(arguments)
 

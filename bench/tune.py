@@ -10,20 +10,20 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from bench.arguments import positive
+from bench.arguments import add_network, positive
 from bench.machine import description
 from bench.table import machine_line, show
 from layers import depthwise
 from layers.towers import TimmTower
 from runtime.entry_point import run_entry_point
 from training.epoch import autocast
+from utils import InputError
 
 CPU = torch.device("cpu")
 
@@ -38,12 +38,20 @@ def step_seconds(tower: TimmTower, maps: Tensor, amp: str) -> float:
 
 
 def measure(architecture: str, last: int, images: int, size: int, amp: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round, after one that does not count."""
+    """Seconds of each round, after one that does not count.
+
+    Raises:
+        InputError: the network has no more blocks than are to learn, or gives no maps.
+    """
     tower = TimmTower(architecture, "none", load_weights=True)
+    if last >= len(tower.blocks):
+        raise InputError(f"--last {last}: {architecture} has {len(tower.blocks)} blocks, of which some are to stay.")
     tower.freeze(last)
     tower.train()
     with torch.no_grad(), autocast(CPU, amp):
         maps = cast(nn.Module, tower.frozen_part())(torch.rand(images, 3, size, size))
+    if maps.dim() != 4:
+        raise InputError(f"--architecture {architecture}: its blocks give no maps; expected an EfficientNet.")
     maps = maps.contiguous(memory_format=torch.channels_last)
     found: dict[str, list[float]] = {"float32": [], "as autocast says": []}
     for _ in range(rounds + 1):
@@ -56,8 +64,7 @@ def measure(architecture: str, last: int, images: int, size: int, amp: str, roun
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the medians and their ratio."""
     given = read_arguments(arguments)
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    torch.set_num_threads(given.threads)
     found = measure(given.architecture, given.last, given.batch, given.size, given.amp, given.rounds)
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     slowest = medians["as autocast says"]
@@ -78,12 +85,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Depthwise convolutions that learn.")
     parser.add_argument("--architecture", default="timm/tf_efficientnet_lite0", help="an EfficientNet of timm's")
     parser.add_argument("--last", type=positive, default=8, help="blocks that learn (8)")
-    parser.add_argument("--batch", type=positive, default=128, help="images (128)")
-    parser.add_argument("--size", type=positive, default=224, help="side in pixels (224)")
-    parser.add_argument("--amp", choices=("off", "bf16"), default="bf16", help="precision of the rest (bf16)")
-    parser.add_argument("--rounds", type=positive, default=5, help="whose median counts (5)")
-    parser.add_argument("--threads", type=positive, help="as many as the machine has cores")
-    parser.add_argument("--json", type=Path, help="write all that was measured here, too")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of tensor operations")
+    add_network(parser, batch=128, rounds=5, counts="median")
     return parser.parse_args(arguments)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from archive import exact
-from bench.encode import BARE, MAX_PIXELS, measure
+from bench.encode import HEAD, MAX_PIXELS, measure, row
 from bench.gpu.setting import MODELS, Section, Setting, Skipped
 from bench.machine import wait_for
 from bench.search import Draw, K
@@ -128,7 +128,7 @@ def encoding(setting: Setting, section: Section) -> None:
     names = names[: len(names) // sizes.encode_batch * sizes.encode_batch]
     store = ImageStore([data / "images" / name for name in names], sizes.side, "off", None, setting.device, MAX_PIXELS)
     workers = 0 if setting.small else min(16, os.cpu_count() or 1)
-    table = section.table(["network", "from files", *BARE, "from files / bare"])
+    table = section.table(HEAD)
     measured = 0
     for network in sizes.networks:
         try:
@@ -136,10 +136,10 @@ def encoding(setting: Setting, section: Section) -> None:
                 network, store, sizes.encode_batch, workers, setting.device, "bf16", 1 if setting.small else 2
             )
         except InputError as fault:
-            table.row(network, "", "", "", f"skipped: {fault}")
+            table.row(network, *[""] * (len(HEAD) - 2), f"skipped: {fault}")
             continue
         measured += 1
-        table.row(network, *(f"{rate:.0f}" for rate in rates.values()), f"{rates['from files'] / rates['bare']:.2f}")
+        table.row(*row(network, rates))
     section.add(
         f"Images per second, {len(names)} images of {sizes.side} pixels, {sizes.encode_batch} at a time, bf16, "
         f"{workers} processes that decode; bare: images are on the device already."

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import vocab
+from bench.encode import NETWORKS
 from bench.train import TrainingSteps
 from bench.variants import OURS
 from data.annotations import read_annotations
@@ -62,7 +63,7 @@ class Sizes:
     compared: int = 32
     encoded: int = 2048
     encode_batch: int = 256
-    networks: Sequence[str] = ("timm/tf_efficientnet_lite0", "resnet18", "timm/vit_base_patch32_224")
+    networks: Sequence[str] = NETWORKS
     vectors: int = 200_000
     tests: str = "tests"
 
@@ -218,26 +219,28 @@ class Section:
     def add(self, text: str) -> None:
         """Add a paragraph."""
         self.lines.append(text)
-        self._write()
+        self.write()
 
     def table(self, head: Sequence[str]) -> Table:
-        """Begin a table."""
-        return Table(self, head)
+        """Begin a table with the head alone."""
+        self.add(markdown([list(head)]))
+        return Table(self, len(self.lines) - 1, [list(head)])
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write all of it."""
         write_text_atomic(self.path, "\n\n".join(self.lines) + "\n")
 
 
+@dataclass
 class Table:
-    """A table that grows."""
+    """A table that grows, in its place among the paragraphs of a section."""
 
-    def __init__(self, section: Section, head: Sequence[str]) -> None:
-        """Begin with the head alone."""
-        self.section, self.rows = section, [list(head)]
-        self.place = len(section.lines)
+    section: Section
+    place: int
+    rows: list[list[str]]
 
     def row(self, *cells: str) -> None:
         """Add a row."""
         self.rows.append(list(cells))
-        self.section.lines[self.place :] = []
-        self.section.add(markdown(self.rows))
+        self.section.lines[self.place] = markdown(self.rows)
+        self.section.write()

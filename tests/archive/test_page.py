@@ -41,7 +41,7 @@ from archive.page import make_app
 from archive.page_limits import STRICT, RateLimit, client_of
 from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Searcher
-from archive.store import NameRows, StoreFault
+from archive.store import NameRows
 from archive.uploads import FORM_BYTES, read_upload
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
@@ -240,7 +240,7 @@ class FakeStore:
 
     def search(self, vector: Any, k: int) -> list[tuple[str, float]]:
         if self.found is None:
-            raise StoreFault("the vector store http://10.0.0.7:19530 does not work")
+            raise IndexFault("the vector store http://10.0.0.7:19530 does not work")
         return list(self.found[:k])
 
 

@@ -94,9 +94,9 @@ def test_the_small_form_writes_a_whole_report(tmp_path: Path, capsys: pytest.Cap
     assert all(float(row["ms/step"]) > 0 for row in found["compile"])
     assert [row["same 10 best as the CPU"] for row in found["search"]] == ["100.00%"] * 2
     known, unknown = found["encoding"]
-    assert len(numbers(known)) == 4
+    assert len(numbers(known)) == 5
     assert min(numbers(known)) > 0
-    assert "skipped: architecture timm/no_such_network" in unknown["from files / bare"]
+    assert "skipped: architecture timm/no_such_network" in unknown[encode.HEAD[-1]]
 
 
 def run_script(folder: Path, python: str, out: Path) -> subprocess.CompletedProcess[str]:
@@ -196,6 +196,18 @@ def test_what_was_measured_before_a_fault_stays(
         compiled(setting, Section(tmp_path / "compile.md"))
     (row,) = tables("\n## a\n" + (tmp_path / "compile.md").read_text())["a"]
     assert (row["model"], row["optim.compile"]) == (DUAL, "off")
+
+
+def test_a_table_grows_in_its_place(tmp_path: Path) -> None:
+    section = Section(tmp_path / "part.md")
+    table = section.table(["a"])
+    section.add("Said before the first row.")
+    table.row("1")
+    section.add("Said between two.")
+    table.row("2")
+    text = (tmp_path / "part.md").read_text()
+    assert [row["a"] for row in tables(f"\n## part\n{text}")["part"]] == ["1", "2"]
+    assert text.endswith("\n\nSaid before the first row.\n\nSaid between two.\n")
 
 
 def test_an_epoch_is_broken_off_after_its_seconds() -> None:

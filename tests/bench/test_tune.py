@@ -9,6 +9,7 @@ import pytest
 
 from bench.tune import main
 from layers import depthwise
+from utils import InputError
 
 
 def test_both_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,15 @@ def test_both_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     per_step = sum(answers) / 4  # the first round does not count
     assert per_step == int(per_step) > 0
     assert "last 2 blocks of timm/test_efficientnet, 2 images of 64 pixels" in found["title"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--architecture", "timm/test_efficientnet", "--last", "99"], "--last 99: timm/test_efficientnet has 6 blocks"),
+        (["--architecture", "timm/vit_base_patch32_224"], "timm/vit_base_patch32_224: its blocks give no maps"),
+    ],
+)
+def test_a_network_that_has_no_such_step_is_told(given: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        main([*given, "--batch", "1", "--rounds", "1"])
