@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,20 +21,20 @@ from data.images import DECODING_RULES, load_square
 from data.lists import first_faults
 from runtime.locks import waiting_lock
 from runtime.progress import progress_bar
-from utils import InputError, remove_unfinished, write_atomic
+from utils import InputError, logger, remove_unfinished, write_atomic
 
 CACHES = ("device", "ram", "disk", "off")
 
 _CHUNK = 256  # images between two marks: what a killed run has to decode again
-_MARK_BYTES = 8
+_MARK_BYTES, _CHECKSUM_BYTES = 8, 4
 
 
 class ImageStore:
     """The images of one list at one size, as uint8, each decoded at most once (unless the cache is "off").
 
     `load` what is needed before worker processes start: with "ram" and "device" a worker keeps what it decodes to
-    itself; with "disk" the images and their marks are shared with all processes and later runs. In "off" and "disk"
-    a store can be sent to worker processes.
+    itself; with "disk" the images and their marks are shared with all processes and later runs, and `load` compares the
+    checksum of what others wrote. In "off" and "disk" a store can be sent to worker processes.
 
     Attributes:
         paths: N image files.
@@ -70,6 +71,8 @@ class ImageStore:
         # An image is held if its mark is its stamp. On disk the mark says which state of the file was decoded.
         self._stamps = np.ones(len(self.paths), dtype=np.int64)
         self._marks = np.zeros(len(self.paths), dtype=np.int64)
+        self._checksums: np.ndarray | None = None
+        self._compared = np.zeros(len(self.paths), dtype=bool)
         self._pixels: Tensor | None = None
         self._file: Path | None = None
         self._map: np.memmap[Any, np.dtype[np.uint8]] | None = None
@@ -90,7 +93,7 @@ class ImageStore:
         return bool(self._marks[index] == self._stamps[index])
 
     def load(self, indices: Sequence[int] | np.ndarray | Tensor, progress: str | None = None) -> None:
-        """Decode and keep those images that are not yet kept; with the cache "off" this does nothing.
+        """Decode and keep those images that are not yet kept, or damaged; with the cache "off" this does nothing.
 
         Args:
             indices: which images, each in [0, N), in any order.
@@ -102,6 +105,7 @@ class ImageStore:
         if self._pixels is None:
             return
         wanted = np.unique(np.asarray(indices, dtype=np.int64))
+        self._unmark_damaged(wanted)
         missing = wanted[self._marks[wanted] != self._stamps[wanted]]
         if not len(missing):
             return
@@ -137,7 +141,7 @@ class ImageStore:
         """What a worker process gets: with "disk" the file's place instead of its content."""
         state = self.__dict__.copy()
         if self._file is not None:
-            state.update(_pixels=None, _marks=None, _map=None)
+            state.update(_pixels=None, _marks=None, _checksums=None, _map=None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -147,17 +151,32 @@ class ImageStore:
             self._open(self._file)
 
     def _open(self, file: Path) -> None:
-        """Map the cache's file: a mark for each image, then the pixels of all."""
+        """Map the cache's file: the marks of all images, their checksums, their pixels."""
         count = len(self.paths)
         self._map = np.memmap(file, dtype=np.uint8, mode="r+")
-        self._marks = self._map[: _MARK_BYTES * count].view(np.int64)
-        pixels = self._map[_MARK_BYTES * count :].reshape(count, 3, self.size, self.size)
-        self._pixels = torch.from_numpy(pixels)
+        marks, checksums, pixels = np.split(self._map, [_MARK_BYTES * count, (_MARK_BYTES + _CHECKSUM_BYTES) * count])
+        self._marks, self._checksums = marks.view(np.int64), checksums.view(np.uint32)
+        self._pixels = torch.from_numpy(pixels.reshape(count, 3, self.size, self.size))
+
+    def _unmark_damaged(self, indices: np.ndarray) -> None:
+        """Take the mark from images on disk that are not what was written; each is compared once."""
+        if self._pixels is None or self._checksums is None:
+            return
+        unread = indices[~self._compared[indices]]
+        kept = unread[self._marks[unread] == self._stamps[unread]]
+        found = np.array([crc32(self._pixels[index].numpy().data) for index in kept], dtype=np.uint32)
+        damaged = kept[found != self._checksums[kept]]
+        if len(damaged):
+            text = "%s: %d of %d images that were kept do not match their checksum: decoded again"
+            logger.warning(text, self._file, len(damaged), len(kept))
+            self._marks[damaged] = 0
+        self._compared[unread] = True
 
     def _keep(self, kept: Tensor, indices: np.ndarray, pixels: np.ndarray) -> None:
         """Store decoded images [n, 3, S, S] and mark them."""
         kept[torch.from_numpy(indices)] = torch.from_numpy(pixels).to(kept.device)
-        if self._map is not None:
+        if self._map is not None and self._checksums is not None:
+            self._checksums[indices] = [crc32(image.data) for image in pixels]
             self._map.flush()  # should the power fail, no mark may be on disk without its pixels
         self._marks[indices] = self._stamps[indices]
         self.decoded += len(indices)
@@ -206,7 +225,7 @@ def _prepare_file(paths: Sequence[Path], size: int, cache_folder: Path) -> Path:
     """The cache file of a list at a size: an earlier run's, or a new one without marks."""
     key = json.dumps([DECODING_RULES, size, [os.path.abspath(path) for path in paths]])
     file = cache_folder / f"{_digest(key).hex()[:16]}.uint8"
-    total = len(paths) * (_MARK_BYTES + 3 * size * size)
+    total = len(paths) * (_MARK_BYTES + _CHECKSUM_BYTES + 3 * size * size)
     with waiting_lock(file):  # two runs that each made one would not share what they decode
         remove_unfinished(cache_folder, file.name)
         if not file.exists() or file.stat().st_size != total:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +201,48 @@ def test_a_cut_cache_file_starts_anew(paths: list[Path]) -> None:
     store = _store(paths, "disk", paths[0].parent)
     assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
     assert store.decoded == COUNT
+
+
+@pytest.mark.parametrize("place", [-1, 8 * COUNT, 0], ids=["pixels", "checksum", "mark"])
+def test_a_damaged_image_on_disk_is_decoded_again(
+    paths: list[Path], caplog: pytest.LogCaptureFixture, place: int
+) -> None:
+    _store(paths, "disk", paths[0].parent).load(range(COUNT))
+    (file,) = (paths[0].parent.parent / "cache").glob("*.uint8")
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    store = _store(paths, "disk", paths[0].parent)
+    with caplog.at_level(logging.WARNING):
+        assert _greys(store.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert store.decoded == 1
+    told = f"{file}: 1 of 6 images that were kept do not match their checksum: decoded again"
+    assert caplog.messages == ([] if place == 0 else [told])
+    later = _store(paths, "disk", paths[0].parent)
+    assert _greys(later.batch(torch.arange(COUNT))) == [10, 20, 30, 40, 50, 60]
+    assert later.decoded == 0
+
+
+def test_an_image_on_disk_is_compared_once(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _store(paths, "disk", paths[0].parent).load(range(4))
+    store = _store(paths, "disk", paths[0].parent)
+    compared: list[int] = []
+
+    def watched(image: memoryview) -> int:
+        compared.append(image[0, 0, 0])
+        return zlib.crc32(image)
+
+    monkeypatch.setattr(image_store, "crc32", watched)
+    store.load([1])
+    store.load([0, 1])
+    assert compared == [20, 10]
+    copy = pickle.loads(pickle.dumps(store))  # as a worker process gets it
+    copy.batch(torch.tensor([3, 1, 0]))
+    assert compared == [20, 10, 40]
+    copy.batch(torch.tensor([5]))  # decoded now
+    assert compared == [20, 10, 40, 60]
+    copy.load(range(4))
+    assert compared == [20, 10, 40, 60, 30]
 
 
 def test_a_run_killed_between_pixels_and_marks_decodes_again(
