@@ -11,13 +11,13 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from data.annotations import Annotations, Split, check_images, read_annotations
 from data.images import MAX_PIXELS, load_square
 from data.polygons import Place, write_places
 from data.scenes import scene_classes
 from runtime.entry_point import run_entry_point
+from runtime.progress import progress_bar
 from utils import InputError, write_atomic
 
 IMAGE, PLACES = "mosaic.tif", "anno.json"
@@ -72,7 +72,7 @@ def lay_out(
     generator = np.random.default_rng(seed)
     mosaic = np.zeros((side, side, 3), dtype=np.uint8)
     count = -(-side // tile)
-    for row in tqdm(range(count), desc="rows of tiles", leave=False):
+    for row in progress_bar(range(count), desc="rows of tiles", unit="row"):
         for column in range(count):
             files = images[str(blocks[row // tiles_per_block, column // tiles_per_block])]
             square = load_square(files[generator.integers(len(files))], tile, MAX_PIXELS).transpose(1, 2, 0)

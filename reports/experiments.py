@@ -198,7 +198,6 @@ def short(value: Any) -> str:
 
 def text(experiments: Sequence[Experiment]) -> str:
     """The table as Markdown, with a line on how to read its last column."""
-    check_test_lists(experiments)
     folds, spread = sorted({len(experiment.folds) for experiment in experiments}), spread_over_folds(experiments)
     return (
         f"{markdown(table(experiments, spread))}\n\nTest split, means over "

@@ -273,6 +273,8 @@ def test_shards_of_webdataset(tmp_path: Path) -> None:
     [
         ([("a.png", b"x")], r"a\.tar, a\.png: expected captions beside it, 'a\.txt' or \.json"),
         ([("a.txt", b"x")], r"a\.tar: no image"),
+        ([("a.png", b"x"), ("a.jpg", b"y"), ("a.txt", b"x")], r"a\.tar: 'a\.png' and 'a\.jpg': expected one image"),
+        ([("a.png", b"x"), ("a.txt", b"x"), ("a.png", b"x")], r"a\.tar: 'a\.png' and 'a\.png': expected one image"),
         (
             [("a.png", b"x"), ("a.txt", b"x" * (2**20 + 1))],
             "'a.txt' has 1,048,577 bytes, at most 1,048,576",
@@ -457,8 +459,11 @@ def test_scene_classes_of_a_set_in_the_making(tmp_path: Path, form: str) -> None
 def test_faults_of_scene_classes(tmp_path: Path) -> None:
     lists = lists_of_classes(tmp_path / "in")
     (lists / "Park.txt").write_text("1.tif\n")
-    with pytest.raises(InputError, match=r"'1\.tif' is in Park\.txt and in Port\.txt"):
+    with pytest.raises(InputError, match=r"Port\.txt: '1\.tif' is of class Port, before it was of Park"):
         read_classes(lists)
+    (tmp_path / "classes.csv").write_text("filename,class\n1.tif,Port\n1.tif,Port\n1.tif,Park\n")
+    with pytest.raises(InputError, match=r"line 4: '1\.tif' is of class Park, before it was of Port"):
+        read_classes(tmp_path / "classes.csv")
     (tmp_path / "in" / "captions.txt").write_text("a.png\tx\nb.png\ty\n")
     (lists / "Park.txt").write_text("9.tif\n")
     with pytest.raises(InputError, match=r"the scene classes are of other images"):

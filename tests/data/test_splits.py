@@ -77,6 +77,9 @@ def test_lists_of_scene_classes(tmp_path: Path) -> None:
     (tmp_path / "scenes.txt").write_text("00017.jpg port\n")
     with pytest.raises(InputError, match=r"line 1: '00017\.jpg port' is no name, a tab and a class"):
         scene_classes(annotations)
+    (tmp_path / "scenes.txt").write_text("3.jpg\tport\n3.jpg\tport\n3.jpg\tfarm\n")
+    with pytest.raises(InputError, match=r"line 3: '3\.jpg' is of class farm, before it was of port"):
+        scene_classes(annotations)
     (tmp_path / "scenes.txt").write_text("9.jpg\tport\n")
     with pytest.raises(InputError, match=r"names no image of .*train_filename\.txt, whose first is 'airport_1\.jpg'"):
         scene_classes(annotations)
@@ -179,6 +182,12 @@ def test_captions_on_one_side_only(tmp_path: Path) -> None:
         assert not {0, 1, 2} & set(val.tolist())
         seen |= set(val.tolist())
     assert seen == set(range(3, 10))
+
+
+def test_captions_that_join_too_many_images_are_told(tmp_path: Path) -> None:
+    _write(tmp_path, "".join(f"{image}\n" for image in range(10)), "roofs\n" * 4 + "trees\n" * 3 + "roads\n" * 3)
+    with pytest.raises(InputError, match=r"hold out a fifth of 10 images: equal captions join each with 2 others"):
+        split_images(read_annotations(tmp_path, "train"), "captions", 0, 1, 0)
 
 
 def test_captions_of_rsicd_are_held_out(published: Path) -> None:
