@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import option
+import search
 import vocab
 from layers import build_model
 from option import Options
@@ -60,3 +61,9 @@ def make_trained(
     weights = build_model(options, words).state_dict()
     save_checkpoint(folder / "best.pth.tar", {"model": weights, "vocabulary": words.digest}, options)
     return Trained(folder / "tiny.yaml", folder / "best.pth.tar", images)
+
+
+def make_index(trained: Trained, folder: Path) -> Path:
+    """An index of its images in shards of 5."""
+    search.main(trained.arguments(folder / "index", "--shard", "5"))
+    return folder / "index"

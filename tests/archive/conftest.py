@@ -1,15 +1,17 @@
-"""A trained model and an index of its images."""
+"""A trained model and an index of its images, and the images that are encoded meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
-import search
+from archive.encoder import Encoder
 from option import Options
-from tests.archives import Trained, make_trained
+from tests.archives import Trained, make_index, make_trained
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,25 @@ def galr(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., O
 
 @pytest.fixture(scope="module")
 def made(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of its images in shards of 5."""
-    out = tmp_path_factory.mktemp("made") / "index"
-    search.main(galr.arguments(out, "--shard", "5"))
-    return out
+    """An index of its 12 images in shards of 5."""
+    return make_index(galr, tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def index(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "index"))
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images that are encoded from now on."""
+    names: list[str] = []
+    images = Encoder.images
+
+    def counting(self: Encoder, pixels: Tensor, given: Sequence[str]) -> Tensor:
+        names.extend(given)
+        return images(self, pixels, given)
+
+    monkeypatch.setattr(Encoder, "images", counting)
+    return names

@@ -26,26 +26,6 @@ from tests.runs.test_resume import HOLD
 from utils import InputError
 
 
-@pytest.fixture
-def index(made: Path, tmp_path: Path) -> Path:
-    """A copy of an index of 12 images in shards of 5 that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "index"))
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The images that are encoded from now on."""
-    names: list[str] = []
-    images = Encoder.images
-
-    def counting(self: Encoder, pixels: Tensor, given: Sequence[str]) -> Tensor:
-        names.extend(given)
-        return images(self, pixels, given)
-
-    monkeypatch.setattr(Encoder, "images", counting)
-    return names
-
-
 def flip(path: Path, place: int, bit: int = 1) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= bit

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,13 @@ from archive.uploads import FORM_BYTES, read_upload
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
 from data.images import decode
-from option import Options
 from tests import ROOT
-from tests.archives import Trained, make_trained
+from tests.archives import Trained
 from utils import InputError
 
 MIB = 2**20
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 MANY = 30  # images, which fill two of the page's pages
-
-
-@pytest.fixture(scope="module")
-def galr(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
-    return make_trained(tmp_path_factory.mktemp("galr"), tiny_options, "GaLR")
 
 
 @pytest.fixture(scope="module")

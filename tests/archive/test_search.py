@@ -45,7 +45,7 @@ from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
 from runs.models import load_model
 from tests import ROOT
-from tests.archives import WORDS, Trained, make_trained
+from tests.archives import WORDS, Trained, make_index, make_trained
 from tests.tiny_bert import TINY_BERT
 from utils import InputError
 
@@ -61,15 +61,7 @@ def amfmn(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., 
 @pytest.fixture(scope="module")
 def made_by_pairs(amfmn: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of that model's images, in shards of 5."""
-    out = tmp_path_factory.mktemp("made") / "index"
-    search.main(amfmn.arguments(out, "--shard", "5"))
-    return out
-
-
-@pytest.fixture
-def index(made: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "index"))
+    return make_index(amfmn, tmp_path_factory.mktemp("made"))
 
 
 def names_of(folder: Path) -> list[str]:
@@ -160,17 +152,7 @@ class TestIndex:
         assert content["options"]["model"]["name"] == "GaLR"
         assert IndexFolder.open(made).manifest.typed_options() == load_options(galr.options)
 
-    def test_goes_on_with_what_is_missing(
-        self, galr: Trained, index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        encoded: list[str] = []
-        images = Encoder.images
-
-        def counting(self: Encoder, pixels: Tensor, names: Sequence[str]) -> Tensor:
-            encoded.extend(names)
-            return images(self, pixels, names)
-
-        monkeypatch.setattr(Encoder, "images", counting)
+    def test_goes_on_with_what_is_missing(self, galr: Trained, index: Path, encoded: list[str]) -> None:
         before = by_name(index)
         search.main(galr.arguments(index, "--shard", "5"))
         assert encoded == []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -203,16 +205,14 @@ class TestWaiting:
             with client(port) as asking:
                 found.append(asked[blocked](asking).status_code)
 
-        waiting = [threading.Thread(target=ask) for _ in range(12)]
-        for thread in waiting:
-            thread.start()
-        time.sleep(0.5)
-        with client(port) as asking:
-            assert [asked[kind](asking).status_code for kind in asked if kind != blocked] == [200, 200]
-        assert found == []
-        go_on.set()
-        for thread in waiting:
-            thread.join()
+        with ThreadPoolExecutor(12) as threads:
+            for _ in range(12):
+                threads.submit(ask)
+            time.sleep(0.5)
+            with client(port) as asking:
+                assert [asked[kind](asking).status_code for kind in asked if kind != blocked] == [200, 200]
+            assert found == []
+            go_on.set()
         assert found == [200] * 12
 
     def test_nothing_is_done_for_those_who_went_away(
@@ -247,11 +247,8 @@ class TestWaiting:
                     else:
                         found.append(asking.get("/api/search", params={"q": f"a red field {turn}"}).status_code)
 
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(50)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(50) as threads:
+            list(threads.map(ask, range(50)))
         assert found == [200] * 150
 
     def test_waiting_sentences_are_encoded_together(
@@ -273,18 +270,15 @@ class TestWaiting:
                 found = asking.get("/api/search", params={"q": sentence, "per_page": 2, "page": number}).json()
             answers[f"{sentence} {number}"] = [hit["name"] for hit in found["hits"]]
 
-        threads = []
-        for sentence in ("a red field", "a green roof", "a blue pond"):
-            for number in (1, 2):
-                threads.append(threading.Thread(target=ask, args=(sentence, number)))
-                threads[-1].start()
-                time.sleep(0.1 if len(threads) == 1 else 0)
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as threads:
+            for place, asked in enumerate(itertools.product(("a red field", "a green roof", "a blue pond"), (1, 2))):
+                threads.submit(ask, *asked)
+                time.sleep(0 if place else 0.1)
         assert batches[0] == 1
         assert sum(batches) == 6
         assert len(batches) < 5
         monkeypatch.undo()
+        assert len(answers) == 6
         for asked, names in answers.items():
             sentence, number = asked[:-2], int(asked[-1])
             assert names == [hit.name for hit in searcher.text(sentence, 2, 2 * (number - 1))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -87,9 +86,8 @@ class TestFaiss:
         assert table[0] == ["12", "images,", "3", "images", "as", "queries"]
         assert [(row[0], row[3]) for row in table[2:]] == [("exact", "1.0000"), ("flat", "1.0000"), ("hnsw", "1.0000")]
 
-    def test_what_is_not_built_outdated_or_damaged(self, galr: Trained, made: Path, tmp_path: Path) -> None:
+    def test_what_is_not_built_outdated_or_damaged(self, galr: Trained, index: Path) -> None:
         pytest.importorskip("faiss")
-        index = Path(shutil.copytree(made, tmp_path / "index"))
         for path in index.glob("flat.*"):
             path.unlink()
         with pytest.raises(InputError, match=r"has no flat index; build it: python search.py build .* --kind flat"):
@@ -208,15 +206,14 @@ class TestStore:
         with pytest.raises(InputError, match="an index of its own"):
             search.main(["build", str(folder), "--kind", "flat"])
 
-    def test_a_store_that_lacks_images(self, server: str, galr: Trained, made: Path, tmp_path: Path) -> None:
-        folder = Path(shutil.copytree(made, tmp_path / "index"))
-        content = json.loads((folder / "index.json").read_text())
-        (folder / "index.json").write_text(json.dumps(content | {"store": server, "created": "another"}))
-        IndexFolder.open(folder)
+    def test_a_store_that_lacks_images(self, server: str, index: Path) -> None:
+        content = json.loads((index / "index.json").read_text())
+        (index / "index.json").write_text(json.dumps(content | {"store": server, "created": "another"}))
+        IndexFolder.open(index)
         content["images"] = "elsewhere"
-        (folder / "index.json").write_text(json.dumps(content | {"store": server}))
+        (index / "index.json").write_text(json.dumps(content | {"store": server}))
         with pytest.raises(InputError, match="holds 0 of 12 images"):
-            Searcher.open(folder, "cpu")
+            Searcher.open(index, "cpu")
 
     def test_a_store_that_was_emptied(self, server: str, galr: Trained, tmp_path: Path) -> None:
         folder = tmp_path / "index"

@@ -326,11 +326,19 @@ class TestTraining:
     def test_a_chain_is_cut_before_the_blocks_that_learn(self, name: str, side: int) -> None:
         torch.manual_seed(0)
         tower = TimmTower(f"timm/{name}", "none", load_weights=True)
+        for part in tower.modules():
+            if isinstance(
+                part, nn.BatchNorm2d
+            ):  # the last one of a block starts from 0, as if the block were not there
+                nn.init.uniform_(part.weight, 0.5, 1.5)
+        if name == "test_vit":
+            tower.network.norm_pre = nn.LayerNorm(tower.width)  # which CLIP's ViTs have
         images = torch.randn(2, 3, side, side)
         for last in (1, 2, len(tower.blocks) - 1):
             tower.freeze(last)
             tower.train()
             start = tower.frozen_part()
+            assert tower.training
             assert start is not None
             frozen = {id(p) for p in tower.parameters() if not p.requires_grad}
             assert {id(p) for p in start.parameters()} == frozen
@@ -504,6 +512,16 @@ class TestDepthwise:
         maps.float().square().sum().backward()
         weights = cast(Tensor, layer.weight)
         return maps, cast(Tensor, weights.grad).clone()
+
+    def test_what_counts_as_one(self) -> None:
+        images, weights = torch.zeros(1, 4, 5, 5), torch.zeros(4, 1, 3, 3)
+        learning = weights.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert depthwise.learns_depthwise(images, learning)
+            assert depthwise.learns_depthwise(images.clone().requires_grad_(), weights)  # what lies before it learns
+            assert not depthwise.learns_depthwise(images, weights)
+            assert not depthwise.learns_depthwise(images[:, :1], learning[:1])
+        assert not depthwise.learns_depthwise(images, learning)  # in full precision
 
     @pytest.mark.parametrize("stride", [1, 2])
     def test_gradients_are_as_exact_as_float32_allows(self, stride: int) -> None:

@@ -94,6 +94,7 @@ class TestCoding:
         parts = encode(start + change, start, Coding(2, int8))
         numbers = sum(part.numel() for name, part in parts.items() if not name.endswith("scale"))
         assert numbers == 2 * (40 + 30)
+        assert ("left.int8" in parts) == ("right.int8" in parts) == int8
         error = (decode(parts, start) - start - change).norm() / change.norm()
         assert error < (0.01 if int8 else 0.001)
         worse = decode(encode(start + change, start, Coding(1, int8)), start)
@@ -122,6 +123,10 @@ class TestCoding:
     def test_few_bytes_claim_no_memory(self, parts: dict[str, Tensor]) -> None:
         with pytest.raises(ValueError, match=r"numbers of shape \[1000000.*\], expected"):  # a terabyte, were it made
             decode(parts, torch.zeros(4, 4))
+
+    def test_a_change_of_another_shape_is_not_spread_over_the_rows(self) -> None:
+        with pytest.raises(ValueError, match=r"numbers of shape \[1, 4\], expected \[3, 4\]"):
+            decode({"half": torch.ones(1, 4)}, torch.zeros(3, 4))
 
     def test_equal_tensors_take_nothing_and_whole_numbers_are_exact(self) -> None:
         counts = torch.tensor([2**40 + 1])
@@ -246,10 +251,16 @@ class TestReading:
         with pytest.raises(InputError, match=rf"{name}: its SHA-256 is not that of SHA256SUMS; .*git checkout"):
             load(tuned, packed / WEIGHTS)
 
-    @pytest.mark.parametrize("name", [OPTIONS, DIGESTS])
-    def test_a_missing_file_is_named(self, tuned: Tuned, packed: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            (WEIGHTS, rf"no checkpoint .*{WEIGHTS}\."),
+            *((name, rf"{name} of the packed model is missing\. Get the folder again") for name in (OPTIONS, DIGESTS)),
+        ],
+    )
+    def test_a_missing_file_is_named(self, tuned: Tuned, packed: Path, name: str, message: str) -> None:
         (packed / name).unlink()
-        with pytest.raises(InputError, match=rf"{name} of the packed model is missing\. Get the folder again"):
+        with pytest.raises(InputError, match=message):
             load(tuned, packed / WEIGHTS)
 
     @pytest.mark.parametrize(
@@ -295,6 +306,9 @@ class TestChosen:
     def test_none_is_the_ready_model(self, tuned: Tuned, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("runs.ready.folder.READY", packed)
         assert chosen(None, None) == (str(packed / OPTIONS), packed / WEIGHTS)
+        (packed / OPTIONS).write_text("model: {name: AMFMN}\n")
+        with pytest.raises(InputError, match=rf"{OPTIONS}: its SHA-256 is not that of {DIGESTS}"):
+            chosen(None, None)
 
     def test_a_project_without_weights_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("runs.ready.folder.READY", tmp_path)
