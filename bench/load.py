@@ -151,9 +151,13 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, metavar="INDEX")
     parser.add_argument("--seconds", type=positive, default=60)
-    parser.add_argument("--text", type=none_or_more, default=30, help="clients that send sentences (default %(default)s)")
+    parser.add_argument(
+        "--text", type=none_or_more, default=30, help="clients that send sentences (default %(default)s)"
+    )
     parser.add_argument("--uploads", type=none_or_more, default=10, help="that upload images (default %(default)s)")
-    parser.add_argument("--thumbnails", type=none_or_more, default=10, help="that fetch thumbnails (default %(default)s)")
+    parser.add_argument(
+        "--thumbnails", type=none_or_more, default=10, help="that fetch thumbnails (default %(default)s)"
+    )
     parser.add_argument("--rate", type=positive, help="as of serve, which refuses what is beyond")
     parser.add_argument("--json", type=Path, help="write all that was measured here, too")
     add_device(parser)

@@ -60,14 +60,14 @@ def read_scenes(path: Path, given_by: str = "") -> dict[str, str]:
     """Read a text whose lines are an image's name, a tab and its class.
 
     Raises:
-        InputError: it can't be read (check `given_by`), or a line is of another form; the message names it.
+        InputError: it can't be read (check `given_by`), a line is of another form, or an image has two classes.
     """
     found: dict[str, str] = {}
     faults = []
     for number, line in enumerate(read_lines(path, given_by), start=1):
         name, _, scene = (part.strip() for part in line.partition("\t"))
         if name and scene:
-            found[name] = scene
+            faults += two_classes(found, name, scene, f"line {number}")
         elif line.strip():
             faults.append(f"line {number}: {shown(line)} is no name, a tab and a class")
     refuse_faults(path, faults, "Each line is an image's name, a tab, its scene class.")
@@ -88,10 +88,15 @@ def read_class_lists(folder: Path) -> dict[str, str]:
     faults = []
     for file in files:
         for name in filter(None, map(str.strip, read_lines(file))):
-            if found.setdefault(name, file.stem) != file.stem:
-                faults.append(f"{shown(name)} is in {found[name]}.txt and in {file.name}")
+            faults += two_classes(found, name, file.stem, file.name)
     refuse_faults(folder, faults, "Each image has one scene class.")
     return found
+
+
+def two_classes(found: dict[str, str], name: str, scene: str, place: str) -> list[str]:
+    """Put an image's class among those that were found; the fault, if another stands there."""
+    before = found.setdefault(name, scene)
+    return [] if before == scene else [f"{place}: {shown(name)} is of class {scene}, before it was of {before}"]
 
 
 def scenes_in(listed: Mapping[str, str], names: Sequence[str]) -> tuple[str, ...]:

@@ -229,6 +229,9 @@ def _unshared_val(annotations: Annotations, generator: np.random.Generator) -> n
     Of RSICD's train captions 38 % of a random fifth stand under images of the rest, of its test captions 12 %: a random
     val rewards learning sentences by heart. Groups of images that share captions are shuffled and taken while there is
     room.
+
+    Raises:
+        InputError: each of the groups is larger than a fifth.
     """
     count = len(annotations.image_names)
     groups = _groups(annotations.caption_image, annotations.captions, count)
@@ -236,6 +239,11 @@ def _unshared_val(annotations: Annotations, generator: np.random.Generator) -> n
     for place in generator.permutation(len(groups)):
         if len(val) + len(groups[place]) <= count - count * 4 // 5:
             val += groups[place]
+    if not val:
+        raise InputError(
+            f"{annotations.names_file}: can't hold out a fifth of {count} images: equal captions join each with "
+            f"{min(map(len, groups)) - 1} others or more; choose another k_fold.strategy (random, stratified, blocks)"
+        )
     return np.array(val, dtype=np.int64)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from data.images import image_names
-from data.lists import refuse_outside, write_lines
+from data.lists import refuse_faults, refuse_outside, write_lines
 from data.prepare.folders import holds_images
 from data.prepare.lists import Lists
 from data.prepare.tables import read_table
-from data.scenes import SCENES, UNNAMED_SCENE, listed_scenes, read_class_lists, scenes_in
+from data.scenes import SCENES, UNNAMED_SCENE, listed_scenes, read_class_lists, scenes_in, two_classes
 from utils import InputError
 
 CLASS_KEYS = ("class", "class_name", "classname", "scene", "category", "label")
@@ -21,10 +21,15 @@ def read_classes(path: Path) -> dict[str, str]:
     """Image name -> class, of a table of both, of a folder of `CLASS.txt`, or of one of a sub-folder for each class.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, it is damaged, or an image has two classes.
     """
     if path.is_file():
-        return {row.name.strip(): row.captions[0].strip() for row in read_table(path, words=CLASS_KEYS).rows}
+        found: dict[str, str] = {}
+        faults = []
+        for row in read_table(path, words=CLASS_KEYS).rows:
+            faults += two_classes(found, row.name.strip(), row.captions[0].strip(), row.place)
+        refuse_faults(path, faults, "Each image has one scene class.")
+        return found
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; check --classes")
     if not holds_images(path):

@@ -25,7 +25,7 @@ def read_shard(file: Path, keys: Keys = USUAL) -> Captions:
     """The captions of a shard: of a sample's `.txt`, a line each, or else of its `.json`.
 
     Raises:
-        InputError: the file is damaged, or a sample lacks its image or its captions; the message names it.
+        InputError: the file is damaged, or a sample lacks its captions or has two images; the message names it.
     """
     rows: list[Row] = []
     words = "captions: .txt"
@@ -34,6 +34,10 @@ def read_shard(file: Path, keys: Keys = USUAL) -> Captions:
     for name, ending, content in _parts(file, TEXTS, MOST_TEXT):
         key = name.removesuffix(ending)
         if ending.lower() in ENDINGS:
+            if key in images:
+                raise InputError(
+                    f"{file}: {shown(images[key])} and {shown(name)}: expected one image of a name; rename one"
+                )
             images[key] = name
         elif content is not None:
             texts.setdefault(key, {})[ending.lower()] = content

@@ -183,5 +183,5 @@ def test_a_damaged_vector_index(index: Path) -> None:
     search.main(["build", str(index), "--kind", "flat"])
     Searcher.open(index, "cpu", "flat")
     flip(index / "flat.faiss", -9)
-    with pytest.raises(InputError, match=r"flat.faiss: damaged: its checksum is not that of flat.json; build it"):
+    with pytest.raises(InputError, match=r"flat.faiss: damaged \(its checksum is not that of flat.json\); build it"):
         Searcher.open(index, "cpu", "flat")

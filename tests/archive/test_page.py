@@ -41,6 +41,7 @@ from archive.page import make_app
 from archive.page_limits import STRICT, RateLimit, client_of
 from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Searcher
+from archive.shards import IndexFault
 from archive.store import NameRows
 from archive.uploads import FORM_BYTES, read_upload
 from data.audio.sounds import read_sound

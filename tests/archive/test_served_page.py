@@ -271,9 +271,9 @@ class TestWaiting:
             answers[f"{sentence} {number}"] = [hit["name"] for hit in found["hits"]]
 
         with ThreadPoolExecutor(6) as threads:
-            for place, asked in enumerate(itertools.product(("a red field", "a green roof", "a blue pond"), (1, 2))):
-                threads.submit(ask, *asked)
-                time.sleep(0 if place else 0.1)
+            for sentence, number in itertools.product(("a red field", "a green roof", "a blue pond"), (1, 2)):
+                threads.submit(ask, sentence, number)
+                time.sleep(0 if batches else 0.1)
         assert batches[0] == 1
         assert sum(batches) == 6
         assert len(batches) < 5

@@ -101,7 +101,9 @@ class TestFaiss:
         whole = (index / "flat.faiss").read_bytes()
         for damaged in (b"", whole[:40], b"x" * 100):
             (index / "flat.faiss").write_bytes(damaged)
-            with pytest.raises(InputError, match=r"flat.faiss: damaged \(its checksum is not that of flat.json\); build it"):
+            with pytest.raises(
+                InputError, match=r"flat.faiss: damaged \(its checksum is not that of flat.json\); build it"
+            ):
                 Searcher.open(index, "cpu", "flat")
 
     def test_a_model_that_scores_pairs(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:

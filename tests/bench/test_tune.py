@@ -35,7 +35,10 @@ def test_both_ways_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--architecture", "timm/test_efficientnet", "--last", "99"], "--last 99: timm/test_efficientnet has 6 blocks"),
+        (
+            ["--architecture", "timm/test_efficientnet", "--last", "99"],
+            "--last 99: timm/test_efficientnet has 6 blocks",
+        ),
         (["--architecture", "timm/vit_base_patch32_224"], "timm/vit_base_patch32_224: its blocks give no maps"),
     ],
 )
