@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -101,8 +102,8 @@ def serve_page(given: argparse.Namespace) -> None:
     hosts = serve.allowed_hosts(given.host, given.allow_host)
     with serve.open_socket(given.host, given.port) as listening:
         searcher = open_searcher(given, given.index)
-        scenes = scenes_of(searcher, given.scenes)
-        app = page.make_app(searcher, scenes, hosts, given.max_upload * 2**20, given.rate)
+        find_scenes = partial(scenes_of, file=given.scenes)
+        app = page.make_app(searcher, find_scenes, hosts, given.max_upload * 2**20, given.rate)
         if not serve.is_loopback(given.host):
             logger.warning("there is no login: whoever reaches %s can search and see all images.", given.host)
         listening.listen()  # who comes before the server has started waits, and is answered

@@ -114,7 +114,7 @@ class Manifest(Parameters):
 class IndexFolder:
     """An index that is open for reading."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, written: tuple[int, int, int] | None) -> None:
         """See `open`."""
         self.folder = folder
         self.manifest = manifest
@@ -129,7 +129,7 @@ class IndexFolder:
         self._names = lru_cache(maxsize=OPEN_LISTS)(self._read_names)
         if manifest.crc32.keys() != manifest.shards.keys():  # of an earlier version, whose runs could meet
             refuse_repeated(folder, self.names())
-        self._written = _stamp(folder)
+        self._opened = self._written = written
 
     @classmethod
     def open(cls, folder: Path) -> IndexFolder:
@@ -138,19 +138,24 @@ class IndexFolder:
         Raises:
             InputError: no index, none of this version, an empty or a damaged one.
         """
+        written = _stamp(folder)  # first: what is written meanwhile counts as a change
         manifest = read_manifest(folder)
         if manifest is None:
             raise InputError(f"{folder}: no index there (no index.json). Make one: python search.py index ...")
         if not manifest.count:
             raise InputError(f"{folder}: the index holds no image yet; run the command that makes it to its end.")
-        return cls(folder, manifest)
+        return cls(folder, manifest, written)
 
     def __len__(self) -> int:
         """Images, N."""
         return self.manifest.count
 
+    def changed(self) -> bool:
+        """Whether the folder was written to since it was opened."""
+        return _stamp(self.folder) != self._opened
+
     def check(self) -> None:
-        """Find out whether the folder still holds what was opened; images that were added since are no matter.
+        """Find out whether the folder is still an index of this model; which images it holds by now is no matter.
 
         Raises:
             IndexFault: it is gone, or was made anew in another way.
@@ -163,7 +168,7 @@ class IndexFolder:
             raise IndexFault(str(fault)) from fault
         if now is None:
             raise IndexFault(f"{self.folder}: the index was deleted while it was open.")
-        if now.recipe() != self.manifest.recipe() or not self.manifest.shards.items() <= now.shards.items():
+        if now.recipe() | {"--images": ""} != self.manifest.recipe() | {"--images": ""}:
             raise IndexFault(f"{self.folder}: the index was made anew while it was open; open it again.")
         self._written = written
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query, Request
@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from archive.page_limits import Guard, RateLimit, client_of
+from archive.living import Living, Opened
+from archive.page_limits import Guard, RateLimit, Refusals, client_of
 from archive.scenes import Scenes
 from archive.searcher import BY_COSINE, Answer, Hit, Searcher, Sentence
 from archive.shards import IndexFault
-from archive.store import NameRows
 from archive.thumbnails import Thumbnails, to_jpeg
 from archive.turns import Batches, Turns
 from archive.uploads import read_upload, stored
@@ -131,14 +131,12 @@ class Window:
 class Service:
     """The answers to the page's requests."""
 
-    def __init__(self, searcher: Searcher, scenes: Scenes, max_upload: int) -> None:
+    def __init__(self, searcher: Searcher, find_scenes: Callable[[Searcher], Scenes], max_upload: int) -> None:
         """See `make_app`."""
-        self.searcher = searcher
-        self.scenes = scenes
+        self.living = Living(searcher, find_scenes)
         self.max_upload = max_upload
+        self.encoder = searcher.encoder
         self.options = searcher.encoder.options
-        self.thumbnails = Thumbnails(searcher.index, searcher.images, self.options.dataset.max_pixels)
-        self._rows = NameRows(searcher.index) if searcher.kind == "store" else None
         self._searches = Turns(2 * TOGETHER, 2 * TOGETHER, "searches")  # half run while the others gather
         self._uploads = Turns(UPLOADS_AT_ONCE, UPLOADS_OF_ONE, "uploads")
         self._images = Turns(IMAGES_AT_ONCE, IMAGES_AT_ONCE, "images")
@@ -146,18 +144,24 @@ class Service:
         self._texts = Batches(self._answers, TOGETHER, ThreadPoolExecutor(1))
         self._for_uploads = ThreadPoolExecutor(1, initializer=_stand_back)
         self._for_images = ThreadPoolExecutor(IMAGES_AT_ONCE, initializer=_stand_back)
-        # Part of the images' addresses, so that a browser does not show those of another index from its memory.
-        identity = f"{searcher.images}\n{searcher.index.manifest.shards_sha256}"
-        self._version = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+        self._unreadable = Refusals()
+        self._for_changes = ThreadPoolExecutor(1, initializer=_stand_back)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """What goes on while the app runs."""
+        async with self.living.watched(self._for_changes):
+            yield
 
     def about(self) -> About:
         """What is searched."""
+        now = self.living.now
         return About(
-            images=len(self.searcher),
+            images=len(now.searcher),
             model=self.options.model.name,
-            search=self.searcher.kind,
-            audio=self.searcher.encoder.model.uses_audio,
-            scenes=[SceneCount(name=name, images=count) for name, count in self.scenes.counts.items()],
+            search=now.searcher.kind,
+            audio=self.encoder.model.uses_audio,
+            scenes=[SceneCount(name=name, images=count) for name, count in now.scenes.counts.items()],
             per_page=PER_PAGE,
             longest_query=LONGEST_QUERY,
             max_upload=self.max_upload,
@@ -170,46 +174,80 @@ class Service:
         view: Annotated[View, Query()],
     ) -> Found:
         """Search with a sentence."""
-        self.searcher.encoder.check_sentence(q)
-        window = self._window(view)
+
+        async def ask(now: Opened) -> Found:
+            window = _window(view, now)
+            answer = await self._texts.result((now, view.scene), Sentence(q, window.k, window.offset))
+            return _found(answer, view, window, now)
+
+        self.encoder.check_sentence(q)
+        _window(view, self.living.now)  # refused before it waits
         async with self._searches.taken(client_of(request.scope)):
             await _still_there(request)
-            answer = await self._texts.result(view.scene, Sentence(q, window.k, window.offset))
-        found = self._found(answer, view, window)
-        found.unknown_words = self.searcher.encoder.unknown_words(q)
+            found = await self._asked(ask)
+        found.unknown_words = self.encoder.unknown_words(q)
         return found
 
     async def image(self, request: Request, view: Annotated[View, Query()]) -> Found:
         """Search with an uploaded image."""
-        window = self._window(view)
+
+        async def ask(now: Opened) -> Found:
+            window = _window(view, now)
+            answer, preview = await _in(self._for_uploads, self._of_image, *sent, window, now, view.scene)
+            found = _found(answer, view, window, now)
+            found.preview = f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
+            return found
+
+        _window(view, self.living.now)
         async with self._uploads.taken(client_of(request.scope)):
             sent = await read_upload(request, "image", self.max_upload)
-            answer, preview = await _in(self._for_uploads, self._of_image, *sent, window, view.scene)
-        found = self._found(answer, view, window)
-        found.preview = f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
-        if not self.searcher.encoder.model.scores_by_cosine():
+            found = await self._asked(ask)
+        if not self.encoder.model.scores_by_cosine():
             found.note = BY_COSINE
         return found
 
     async def audio(self, request: Request, view: Annotated[View, Query()]) -> Found:
         """Search with an uploaded WAV file."""
-        window = self._window(view)
+
+        async def ask(now: Opened) -> Found:
+            window = _window(view, now)
+            answer = await _in(self._for_uploads, self._of_sound, *sent, window, now, view.scene)
+            return _found(answer, view, window, now)
+
+        _window(view, self.living.now)
         async with self._uploads.taken(client_of(request.scope)):
             sent = await read_upload(request, "sound", self.max_upload)
-            answer = await _in(self._for_uploads, self._of_sound, *sent, window, view.scene)
-        return self._found(answer, view, window)
+            return await self._asked(ask)
 
-    async def file(self, request: Request, row: int, size: Literal["thumbnail", "image"]) -> Response:
-        """An image of the index as a JPEG file."""
-        if not 0 <= row < len(self.searcher):
-            raise HTTPException(404, f"there is no image {row}: the index has rows 0 to {len(self.searcher) - 1}.")
-        content = self.thumbnails.kept(row) if size == "thumbnail" else None
+    async def _asked(self, ask: Callable[[Opened], Awaitable[Found]]) -> Found:
+        """What an index answers; one that was changed under the question is asked again."""
+        now = self.living.now
+        try:
+            return await ask(now)
+        except IndexFault:
+            await _in(self._for_changes, self.living.take_up)
+            if self.living.now is now:
+                raise
+            return await ask(self.living.now)
+
+    async def file(
+        self, request: Request, row: int, size: Literal["thumbnail", "image"], index: str | None = None
+    ) -> Response:
+        """An image of a version of the index as a JPEG file."""
+        state = self.living.of(index)
+        if state is None:
+            raise HTTPException(404, "the index has changed since this search: search again.")
+        if not 0 <= row < len(state.searcher):
+            raise HTTPException(404, f"there is no image {row}: the index has rows 0 to {len(state.searcher) - 1}.")
+        content = state.thumbnails.kept(row) if size == "thumbnail" else None
         if content is None:
-            content = await self._made(request, row, size)
+            content = await self._made(request, state.thumbnails, row, size)
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
-    async def _made(self, request: Request, row: int, size: Literal["thumbnail", "image"]) -> bytes:
-        make = self.thumbnails.thumbnail if size == "thumbnail" else self.thumbnails.image
+    async def _made(
+        self, request: Request, thumbnails: Thumbnails, row: int, size: Literal["thumbnail", "image"]
+    ) -> bytes:
+        make = thumbnails.thumbnail if size == "thumbnail" else thumbnails.image
         try:
             async with self._images.taken(client_of(request.scope)):
                 await _still_there(request)
@@ -217,70 +255,76 @@ class Service:
         except IndexFault:
             raise
         except InputError as fault:
-            logger.warning("row %d: %s", row, fault)
+            self._unreadable.note(f"row {row}: {fault}")
             raise HTTPException(404, "this image is gone, or can't be read.") from fault
         if size == "thumbnail":
-            self.thumbnails.keep(row, content)
+            thumbnails.keep(row, content)
         return content
 
-    def _of_image(self, name: str, content: bytes, window: Window, scene: str | None) -> tuple[Answer, bytes]:
+    def _of_image(
+        self, name: str, content: bytes, window: Window, now: Opened, scene: str | None
+    ) -> tuple[Answer, bytes]:
         """The answer to an uploaded image, and its preview."""
         with stored(name, content) as path:
             image = decode(path, self.options.dataset.max_pixels)
-        answer = self.searcher.answer(image, window.k, window.offset, self._keep(scene))
+        answer = now.searcher.answer(image, window.k, window.offset, _keep(now, scene))
         return answer, to_jpeg(image, PREVIEW, 85)
 
-    def _of_sound(self, name: str, content: bytes, window: Window, scene: str | None) -> Answer:
+    def _of_sound(self, name: str, content: bytes, window: Window, now: Opened, scene: str | None) -> Answer:
         """The answer to an uploaded WAV file."""
         with stored(name, content) as path:
-            return self.searcher.answer(path, window.k, window.offset, self._keep(scene))
+            return now.searcher.answer(path, window.k, window.offset, _keep(now, scene))
 
-    def _answers(self, scene: Hashable, sentences: Sequence[Sentence]) -> list[Answer]:
-        """Of sentences that are asked of one scene class, or of all images."""
-        assert scene is None or isinstance(scene, str)
-        return self.searcher.answers(sentences, self._keep(scene))
+    def _answers(self, of: Hashable, sentences: Sequence[Sentence]) -> list[Answer]:
+        """Of sentences that are asked of one scene class of a state, or of all its images."""
+        now, scene = cast(tuple[Opened, str | None], of)
+        return now.searcher.answers(sentences, _keep(now, scene))
 
-    def _keep(self, scene: str | None) -> NDArray[np.bool_] | None:
-        return None if scene is None else self.scenes.keep(scene)
 
-    def _window(self, view: View) -> Window:
-        """What to search for, so that a page can be shown."""
-        if view.scene is not None and view.scene not in self.scenes.counts:
-            raise HTTPException(404, f"there is no scene class {shown(view.scene)} in this index.")
-        count = len(self.searcher) if view.scene is None else self.scenes.counts[view.scene]
-        if self.searcher.kind != "exact" and view.scene is None:
-            return Window(k=min(DEEPEST_PROPOSED, count), offset=0, total=None)
-        total, offset = min(DEEPEST, count), (view.page - 1) * view.per_page
+def _keep(now: Opened, scene: str | None) -> NDArray[np.bool_] | None:
+    return None if scene is None else now.scenes.keep(scene)
+
+
+def _window(view: View, now: Opened) -> Window:
+    """What to search for, so that a page can be shown."""
+    if view.scene is not None and view.scene not in now.scenes.counts:
+        raise HTTPException(404, f"there is no scene class {shown(view.scene)} in this index.")
+    count = len(now.searcher) if view.scene is None else now.scenes.counts[view.scene]
+    if now.searcher.kind != "exact" and view.scene is None:
+        return Window(k=min(DEEPEST_PROPOSED, count), offset=0, total=None)
+    total, offset = min(DEEPEST, count), (view.page - 1) * view.per_page
+    _check_page(view, total)
+    return Window(k=min(view.per_page, total - offset), offset=offset, total=total)
+
+
+def _found(answer: Answer, view: View, window: Window, now: Opened) -> Found:
+    """The page of an answer."""
+    hits, total, offset = answer.hits, window.total, (view.page - 1) * view.per_page
+    if total is None:
+        total, hits = len(hits), hits[offset : offset + view.per_page]
         _check_page(view, total)
-        return Window(k=min(view.per_page, total - offset), offset=offset, total=total)
+    return Found(
+        page=view.page,
+        pages=math.ceil(total / view.per_page),
+        per_page=view.per_page,
+        total=total,
+        encode_ms=answer.encode_ms,
+        search_ms=answer.search_ms,
+        hits=[_shown(rank, hit, now) for rank, hit in enumerate(hits, start=offset + 1)],
+    )
 
-    def _found(self, answer: Answer, view: View, window: Window) -> Found:
-        """The page of an answer."""
-        hits, total, offset = answer.hits, window.total, (view.page - 1) * view.per_page
-        if total is None:
-            total, hits = len(hits), hits[offset : offset + view.per_page]
-            _check_page(view, total)
-        return Found(
-            page=view.page,
-            pages=math.ceil(total / view.per_page),
-            per_page=view.per_page,
-            total=total,
-            encode_ms=answer.encode_ms,
-            search_ms=answer.search_ms,
-            hits=[self._shown(rank, hit) for rank, hit in enumerate(hits, start=offset + 1)],
-        )
 
-    def _shown(self, rank: int, hit: Hit) -> FoundImage:
-        row = self._rows.row(hit.name) if self._rows is not None else hit.row
-        return FoundImage(
-            rank=rank,
-            score=hit.score,
-            name=hit.label,
-            scene=None if row is None else self.scenes.of(row),
-            row=row,
-            thumbnail=None if row is None else f"thumbnail/{row}?index={self._version}",
-            image=None if row is None else f"image/{row}?index={self._version}",
-        )
+def _shown(rank: int, hit: Hit, now: Opened) -> FoundImage:
+    row = now.rows.row(hit.name) if now.rows is not None else hit.row
+    return FoundImage(
+        rank=rank,
+        score=hit.score,
+        name=hit.label,
+        scene=None if row is None else now.scenes.of(row),
+        row=row,
+        thumbnail=None if row is None else f"thumbnail/{row}?index={now.version}",
+        image=None if row is None else f"image/{row}?index={now.version}",
+    )
 
 
 def _check_page(view: View, total: int) -> None:
@@ -307,13 +351,17 @@ async def _in(threads: ThreadPoolExecutor, work: Callable[..., Result], *argumen
 
 
 def make_app(
-    searcher: Searcher, scenes: Scenes, hosts: Sequence[str], max_upload: int, rate: int | None = None
+    searcher: Searcher,
+    find_scenes: Callable[[Searcher], Scenes],
+    hosts: Sequence[str],
+    max_upload: int,
+    rate: int | None = None,
 ) -> FastAPI:
     """The page of an index and what it asks for.
 
     Args:
         searcher: of the index.
-        scenes: classes of its images, which can be filtered by; none for a vector store.
+        find_scenes: classes of its images, which can be filtered by; none for a vector store.
         hosts: names that the page answers to, against DNS rebinding.
         max_upload: bytes of an uploaded file.
         rate: searches of a client per minute, and `IMAGES_PER_SEARCH` times as many images; None: no limit.
@@ -321,9 +369,9 @@ def make_app(
     Raises:
         InputError: the names of the index can't be read.
     """
-    service = Service(searcher, scenes, max_upload)
+    service = Service(searcher, find_scenes, max_upload)
     # Its own pages of documentation would load scripts from elsewhere.
-    app = FastAPI(title="RSRetrieval", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(title="RSRetrieval", openapi_url=None, docs_url=None, redoc_url=None, lifespan=service.lifespan)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     limits: dict[str, RateLimit] = {}
     if rate is not None:
@@ -338,15 +386,15 @@ def make_app(
     app.add_api_route("/api/search/audio", service.audio, methods=["POST"])
 
     @app.get("/thumbnail/{row}")
-    async def thumbnail(request: Request, row: int) -> Response:
-        return await service.file(request, row, "thumbnail")
+    async def thumbnail(request: Request, row: int, index: str | None = None) -> Response:
+        return await service.file(request, row, "thumbnail", index)
 
     @app.get("/image/{row}")
-    async def image(request: Request, row: int) -> Response:
-        return await service.file(request, row, "image")
+    async def image(request: Request, row: int, index: str | None = None) -> Response:
+        return await service.file(request, row, "image", index)
 
     @app.get("/")
-    async def index() -> FileResponse:
+    async def start() -> FileResponse:
         return FileResponse(FILES / "index.html")
 
     app.mount("/static", StaticFiles(directory=FILES))

@@ -89,12 +89,13 @@ class Searcher:
         kind: of the search: `exact`, one of `archive.arguments.KINDS`, or `store`.
     """
 
-    def __init__(self, index: IndexFolder, encoder: Encoder, images: Path, kind: str) -> None:
+    def __init__(self, index: IndexFolder, encoder: Encoder, images: Path | None, kind: str) -> None:
         """See `open`."""
         self.index = index
         self.encoder = encoder
-        self.images = images
+        self.images = images or index.manifest.images
         self.kind = kind
+        self._given_images = images
         self._store_lock = Lock()  # Milvus Lite does not say that it takes threads
         self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
         self._store = store.open_full_store(index.folder, index.manifest, len(index)) if kind == "store" else None
@@ -139,7 +140,16 @@ class Searcher:
             nearest.refuse_pair_scores(options.model.name, "a vector index can't search for that; use --index exact.")
         model, _ = load_model(options, vocabulary, path, place)
         encoder = Encoder(model, options, vocabulary, place, manifest.keyword_ids)
-        return cls(index, encoder, images or manifest.images, kind)
+        return cls(index, encoder, images, kind)
+
+    def reopened(self) -> Searcher:
+        """The same search, with the model that is loaded, in what the folder holds by now.
+
+        Raises:
+            InputError: as `open`; or it was made anew with another model.
+        """
+        self.index.check()
+        return Searcher(IndexFolder.open(self.index.folder), self.encoder, self._given_images, self.kind)
 
     def __len__(self) -> int:
         """Images, N."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import logging
 import os
 import shutil
@@ -36,7 +37,8 @@ from torch import Tensor
 
 import archive
 import search
-from archive import page, serve, thumbnails
+from archive import living, page, serve, thumbnails
+from archive.index_folder import IndexFolder, Manifest, add_shard, update_manifest
 from archive.page import make_app
 from archive.page_limits import STRICT, RateLimit, client_of
 from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
@@ -83,7 +85,9 @@ def scenes(searcher: Searcher) -> Scenes:
 
 
 def client_with(searcher: Searcher, scenes: Scenes, **limits: int) -> TestClient:
-    return TestClient(make_app(searcher, scenes, ["testserver"], **{"max_upload": MIB, "rate": 1000} | limits))
+    return TestClient(
+        make_app(searcher, lambda _: scenes, ["testserver"], **{"max_upload": MIB, "rate": 1000} | limits)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +362,12 @@ class TestImages:
         assert first != second
 
 
+def grow(index: Path, manifest: Manifest, embedding: Tensor) -> None:
+    """Add an image to an index as the command does."""
+    add_shard(index, ["north/new.png"], embedding, manifest.dtype)
+    update_manifest(index, manifest)
+
+
 class TestIndexUnderAServer:
     @pytest.fixture
     def copied(self, many: Path, tmp_path: Path) -> Path:
@@ -375,12 +385,22 @@ class TestIndexUnderAServer:
         self.refused(client, "/api/search?q=red", caplog, "the index was deleted")
         self.refused(client, "/thumbnail/0", caplog, "this part of the index is missing")
 
-    def test_made_anew(self, copied: Path, galr: Trained, caplog: pytest.LogCaptureFixture) -> None:
+    def test_made_anew_with_another_model(self, copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+        client = client_with(Searcher.open(copied, "cpu"), no_scenes(MANY))
+        content = json.loads((copied / "index.json").read_text())
+        (copied / "index.json").write_text(json.dumps(content | {"checkpoint_sha256": "of another"}))
+        self.refused(client, "/api/search?q=red", caplog, "made anew while it was open")
+
+    def test_made_anew_it_is_taken_up(self, copied: Path, galr: Trained) -> None:
         searcher = Searcher.open(copied, "cpu")
         client, images = client_with(searcher, no_scenes(MANY)), searcher.images
         shutil.rmtree(copied)
         search.main(Trained(galr.options, galr.checkpoint, images).arguments(copied, "--shard", "7"))
-        self.refused(client, "/api/search?q=red", caplog, "made anew while it was open")
+        found = client.get("/api/search?q=red")  # its parts are gone: it is opened again for this request
+        assert found.status_code == 200
+        assert found.json()["total"] == MANY - 1
+        assert client.get("/api/about").json()["images"] == MANY - 1
+        told(client.get("/thumbnail/0?index=of-another"), 404, "search again")
 
     def test_a_damaged_part(self, copied: Path, caplog: pytest.LogCaptureFixture) -> None:
         client = client_with(Searcher.open(copied, "cpu"), no_scenes(MANY))
@@ -395,6 +415,30 @@ class TestIndexUnderAServer:
         manifest = (copied / "index.json").read_text()
         (copied / "index.json").write_text(manifest + "\n")
         assert client.get("/api/search?q=red").json()["hits"] == before
+
+    def test_a_change_is_taken_up_while_it_answers(
+        self, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(living, "SECONDS_BETWEEN_LOOKS", 0.01)
+        manifest = IndexFolder.open(copied).manifest
+        images = Path(shutil.copytree(manifest.images, tmp_path / "images"))
+        shutil.copy(images / "north" / "2.png", images / "north" / "new.png")
+        searcher = Searcher.open(copied, "cpu", images=images)
+        with client_with(searcher, no_scenes(MANY + 1)) as client:
+            first = client.get("/api/search?q=red").json()["hits"][0]
+            thumbnail = client.get(first["thumbnail"]).content
+            best = searcher.encoder.text("red").cpu()
+            adding = threading.Timer(0.05, grow, (copied, manifest, best))
+            adding.start()
+            answers: list[httpx2.Response] = []
+            while not answers or (answers[-1].json()["total"] == MANY and len(answers) < 500):
+                answers.append(client.get("/api/search?q=red"))
+            adding.join()
+            assert {answer.status_code for answer in answers} == {200}
+            assert answers[-1].json()["total"] == MANY + 1
+            assert answers[-1].json()["hits"][0]["name"] == "north/new.png"
+            assert client.get(answers[-1].json()["hits"][0]["thumbnail"]).status_code == 200
+            assert client.get(first["thumbnail"]).content == thumbnail  # a page that shows the earlier answer
 
 
 class TestUploads:

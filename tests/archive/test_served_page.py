@@ -171,7 +171,7 @@ class TestWaiting:
 
     @pytest.fixture
     def port(self, searcher: Searcher) -> Iterator[int]:
-        with serving(make_app(searcher, no_scenes(len(searcher)), serve.LOOPBACK, 2**20)) as port:
+        with serving(make_app(searcher, lambda _: no_scenes(len(searcher)), serve.LOOPBACK, 2**20)) as port:
             yield port
 
     def test_slow_uploads_of_one_client_leave_room_for_others(self, port: int) -> None:
