@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = option.load_pretraining_options(given.path_opt, given.set)
     device, resume = choose_device(given.device), given.resume == "auto"
     if given.check:
-        print(check_pretraining(given.path_opt, options, device, resume))
+        verdict = check_pretraining(given.path_opt, options, device, resume)
+        print(f"{option.to_yaml(options, given=True)}\n{verdict}")
         return
     with stopped_at_once():
         if isinstance(options, BackboneOptions):

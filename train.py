@@ -66,11 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(given: argparse.Namespace) -> str:
-    """What `--check` finds for the arguments of `main`."""
+    """The options with all that they extend, and what `--check` finds, for the arguments of `main`."""
     refuse_torchrun("train.py --check")
     options = option.load_options(given.path_opt, given.set)
     folds, device = parse_folds(given.folds, options.k_fold.nums), choose_device(given.device)
-    return check_training(given.path_opt, options, folds, device, given.resume == "auto", Gate(given.force))
+    verdict = check_training(given.path_opt, options, folds, device, given.resume == "auto", Gate(given.force))
+    return f"{option.to_yaml(options, given=True)}\n{verdict}"
 
 
 def train_folds(given: argparse.Namespace, world: World, device: torch.device) -> None:

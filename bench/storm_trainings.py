@@ -19,10 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import vocab
 from data.toy.dataset import make_toy
 from layers.registry import registered
-from option import is_pretraining
+from option import is_pretraining, load_options
 from option.fields import leaves
 from option.parameters import ModelParameters
-from option.read import read_file
 from runtime.entry_point import run_entry_point
 from runtime.weights import read_checkpoint
 from utils import logger
@@ -122,8 +121,7 @@ def trainings(data: Path) -> dict[str, Training]:
 def _example(model: str) -> Path | None:
     """A YAML that trains a model of this name, on the toy set where there is one."""
     paths = [path for kind in ("TOY", "UCM") for path in sorted(Path("option").glob(f"{kind}_*.yaml"))]
-    trees = ((path, read_file(path)[0]) for path in paths if not is_pretraining(path))
-    return next((path for path, tree in trees if tree["model"]["name"] == model), None)
+    return next((path for path in paths if not is_pretraining(path) and load_options(path).model.name == model), None)
 
 
 def _sizes(parameters: type[ModelParameters]) -> Iterator[str]:

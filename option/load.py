@@ -1,4 +1,4 @@
-"""Loading an experiment: the file, overrides on top of it, every check, and one report of all faults."""
+"""Loading an experiment: the file, what it extends, overrides on top, every check, one report of all faults."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from option.fields import allowed, choices, leaves
+from option.inherit import Layer, read_chain
 from option.parameters import ModelParameters, model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions, PretrainingOptions
-from option.read import Tree, parse, read_file, shown
+from option.read import Tree, parse, shown
 from option.schema import Options
 from option.unread import published_keys, published_without_effect, unread, warn_of_unread
 from utils import InputError
 
 OVERRIDES = "--set"
+MODEL = "model.name"
 MOST_HINTS = 50
 Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
 
@@ -53,32 +55,32 @@ def load_options(path: str | Path, overrides: Sequence[str] = ()) -> Options:
     Raises:
         InputError: the file can't be read, or something in it or in the overrides is wrong; names all faults at once.
     """
-    tree, _ = read_file(Path(path))
-    if _pretrains(tree):
+    chain = read_chain(path)
+    if _pretrains(chain):
         raise InputError(f"{path}: describes a pretraining, which has no folds: python pretrain.py --path_opt {path}")
-    options, given, known = _load(path, overrides, Options, published_keys())
+    options, given, known = _load(chain, overrides, Options, published_keys())
     valued = {key for key, item in given.items() if item.value is not None}
     published = published_without_effect(valued, known.keys(), options.model.name)
-    warn_of_unread(str(path), [*_worth_a_word(path, options, given, known, published_keys()), *published])
+    warn_of_unread(str(path), [*_worth_a_word(chain, options, given, known, published_keys()), *published])
     return options
 
 
 def load_pretraining_options(path: str | Path, overrides: Sequence[str] = ()) -> PretrainingOptions:
     """`load_options` for a YAML of `pretrain.py`: with a block `backbone` of images, else without pairs."""
-    tree, _ = read_file(Path(path))
-    if not _pretrains(tree):
+    chain = read_chain(path)
+    if not _pretrains(chain):
         raise InputError(
             f"{path}: no pretraining: that names its run in logs.experiment_name, as option/AID_RESNET50.yaml does. "
             f"A retrieval model is trained by: python train.py --path_opt {path}"
         )
-    if "backbone" in tree:
-        return _pretraining(path, overrides, BackboneOptions)
-    return _pretraining(path, overrides, ModalityOptions)
+    if any("backbone" in layer.tree for layer in chain):
+        return _pretraining(chain, overrides, BackboneOptions)
+    return _pretraining(chain, overrides, ModalityOptions)
 
 
-def _pretraining(path: str | Path, overrides: Sequence[str], kind: type[Kind]) -> Kind:
-    options, given, known = _load(path, overrides, kind, ())
-    warn_of_unread(str(path), _worth_a_word(path, options, given, known, ()))
+def _pretraining(chain: Sequence[Layer], overrides: Sequence[str], kind: type[Kind]) -> Kind:
+    options, given, known = _load(chain, overrides, kind, ())
+    warn_of_unread(chain[-1].source, _worth_a_word(chain, options, given, known, ()))
     return options
 
 
@@ -88,30 +90,29 @@ def is_pretraining(path: str | Path) -> bool:
     Raises:
         InputError: the file can't be read.
     """
-    return _pretrains(read_file(Path(path))[0])
+    return _pretrains(read_chain(path))
 
 
-def _pretrains(tree: Tree) -> bool:
-    logs = tree.get("logs")
-    return isinstance(logs, dict) and "experiment_name" in logs
+def _pretrains(chain: Iterable[Layer]) -> bool:
+    blocks = [layer.tree.get("logs") for layer in chain]
+    return any(isinstance(logs, dict) and "experiment_name" in logs for logs in blocks)
 
 
 def _load(
-    path: str | Path, overrides: Sequence[str], kind: type[Kind], published: Iterable[str]
+    chain: Sequence[Layer], overrides: Sequence[str], kind: type[Kind], published: Iterable[str]
 ) -> tuple[Kind, dict[str, Given], dict[str, FieldInfo]]:
-    """Read a YAML as one kind of options: the options, what was given by dotted key, and what could be given.
+    """Read files as one kind of options: the options, what was given by dotted key, and what could be given.
 
     Raises:
         InputError: something is wrong; names all faults at once.
     """
-    source = str(path)
-    tree, problems = read_file(Path(path))
+    source = chain[-1].source
     settings, faults = _settings(overrides)
-    faults += [Fault(problem, source) for problem in problems]
+    faults += [Fault(problem, layer.source) for layer in chain for problem in layer.problems]
 
     blocks: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
     if "model" in blocks:
-        model = _merged(source, tree, settings, {}).get("model.name", Given(None, source))
+        model = _merged(chain, settings, {}).get(MODEL, Given(None, source))
         if isinstance(model.value, str) and model.value in model_blocks():
             blocks["model"] = model_blocks()[model.value].parameters
         else:
@@ -119,7 +120,7 @@ def _load(
             faults.append(_unknown_model(model))
 
     known = {key: field for name, block in blocks.items() for key, field in leaves(block, name).items()}
-    given = _merged(source, tree, settings, known)
+    given = _merged(chain, settings, known)
     faults += _unknown_keys(given, known, published, model_known=blocks.keys() == kind.model_fields.keys())
     values = {}
     for name, block in blocks.items():
@@ -135,7 +136,7 @@ def _load(
 
 
 def _worth_a_word(
-    path: str | Path,
+    chain: Sequence[Layer],
     options: Kind,
     given: Mapping[str, Given],
     known: Mapping[str, FieldInfo],
@@ -152,7 +153,7 @@ def _worth_a_word(
         told = {key: reason for key, reason in told.items() if key not in of_file}
     elif of_file and any(item.source == OVERRIDES for item in given.values()):
         try:
-            alone = {key for key, _ in unread(_load(path, (), type(options), published)[0], known)}
+            alone = {key for key, _ in unread(_load(chain, (), type(options), published)[0], known)}
         except InputError:  # without the overrides it is no whole experiment
             alone = set()
         told = {key: reason for key, reason in told.items() if key not in of_file or key in alone}
@@ -178,9 +179,17 @@ def _settings(overrides: Iterable[str]) -> tuple[list[Tree], list[Fault]]:
     return settings, faults
 
 
-def _merged(source: str, tree: Tree, settings: Iterable[Tree], known: Mapping[str, FieldInfo]) -> dict[str, Given]:
-    """What the file gives, by dotted key, with what the overrides give in its place."""
-    given = {key: Given(value, source) for key, value in _flatten(tree, known)}
+def _merged(chain: Iterable[Layer], settings: Iterable[Tree], known: Mapping[str, FieldInfo]) -> dict[str, Given]:
+    """What the files give, by dotted key, with what the overrides give in its place; a later file counts.
+
+    A file that names another model than those that it extends takes nothing of their `model` block.
+    """
+    given: dict[str, Given] = {}
+    for layer in chain:
+        own = {key: Given(value, layer.source) for key, value in _flatten(layer.tree, known)}
+        if MODEL in own and MODEL in given and own[MODEL].value != given[MODEL].value:
+            given = {key: item for key, item in given.items() if not key.startswith("model.")}
+        given |= own
     for setting in settings:
         given |= {key: Given(value, OVERRIDES) for key, value in _flatten(setting, known)}
     return given
@@ -297,7 +306,7 @@ def _wrong_side(model: ModelParameters, side: int, given: Mapping[str, Given], s
 
 
 def _report(faults: Iterable[Fault]) -> str:
-    """All faults under the file or `--set`, the file first."""
+    """All faults under their file or `--set`, the files first."""
     by_source = defaultdict(list)
     for fault in faults:
         by_source[fault.source].append(fault.text)

@@ -23,7 +23,8 @@ INTRODUCTION = """\
 Every key of the option files, with its default and meaning. Made from the schema by
 `python -m option --out docs/options.md`; not edited by hand.
 
-Any key can be given in the YAML or on the command line: `--set optim.lr=1e-4`. An unknown key or a value out of range
+Any key can be given in the YAML, in one that it [extends](recipes.md#a-variant-of-a-file), or on the command line:
+`--set optim.lr=1e-4`. An unknown key or a value out of range
 ends the run before it starts, and all faults are named at once. "needed" stands where there is no default. The source
 says where a key or its default comes from; where it is empty, it is ours.
 

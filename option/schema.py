@@ -391,11 +391,12 @@ class Options(Parameters):
     rerank: Rerank = Field(default_factory=Rerank, description="constants of test.py --rerank")
 
 
-def dump(options: Parameters) -> dict[str, Any]:
-    """The options as nested dicts of text, numbers, booleans and None: every key, defaults included."""
-    return options.model_dump(mode="json", by_alias=True)
+def dump(options: Parameters, given: bool = False) -> dict[str, Any]:
+    """The options as nested dicts of text, numbers, booleans and None: every key, or only those that were given."""
+    tree = options.model_dump(mode="json", by_alias=True, exclude_unset=given)
+    return {name: block for name, block in tree.items() if block != {}} if given else tree
 
 
-def to_yaml(options: Parameters) -> str:
-    """The options as a YAML text, which reads back to equal options."""
-    return yaml.safe_dump(dump(options), sort_keys=False, allow_unicode=True)
+def to_yaml(options: Parameters, given: bool = False) -> str:
+    """The options as a YAML text, which reads back to equal options: every key, or only those that were given."""
+    return yaml.safe_dump(dump(options, given), sort_keys=False, allow_unicode=True)

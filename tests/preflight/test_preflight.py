@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import preflight.resources as resources
@@ -128,8 +129,9 @@ class TestTraining:
     def test_a_sound_experiment_is_described(self, experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
         before = files(experiment.parent)
         train_entry.main(["--path_opt", str(experiment), "--check", "--device", "cpu"])
-        text = capsys.readouterr().out
-        assert len(text.strip().splitlines()) == 1
+        resolved, _, text = capsys.readouterr().out.strip().rpartition("\n\n")
+        assert yaml.safe_load(resolved) == yaml.safe_load(experiment.read_text())
+        assert len(text.splitlines()) == 1
         for part in (
             f"{experiment}: no faults. AMFMN with ",
             "2 folds on cpu, at most 2 epochs of 5 steps (batches of 8 pairs, loss triplet)",
