@@ -28,7 +28,7 @@ import torch
 import option
 from data.annotations import Annotations
 from engine import chance_of, fit
-from layers.objective import build_objective
+from layers.losses.objective import build_objective
 from option import Options
 from preflight import check_training
 from runs.checkpoints import ending_clearly
@@ -140,6 +140,7 @@ def train_fold(
         loader = train_loader(options, fold, vocabulary, train, media, device, world, seen)
         source = pair_source(options, train)
     objective = build_objective(options.optim).to(device)
+    objective.prepare(train)
     groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
     state = start_state(model, groups, options.optim, device, objective, options.optim.ema)
     folder = run_folder(options, fold)

@@ -29,11 +29,13 @@ class Pairs:
         matches: [N, M] bool, the pairs that are no negatives, own pairs among them; None: own pairs alone.
         prior: [N, M] similarity in [0, 1] of each caption to the captions of each image, see `data.similarity.prior`.
         image_rows: [M] int64 own image of each caption; None: caption i belongs to image i.
+        sample: which images and captions of the list they are; on the CPU.
     """
 
     matches: Tensor | None = None
     prior: Tensor | None = None
     image_rows: Tensor | None = None
+    sample: Sample | None = None
 
     def masked_share(self) -> Tensor:
         """Share of the pairs, own pairs aside, that are no negatives, a scalar.
@@ -79,7 +81,8 @@ class PairSource:
             "image_rows": sample.rows,
         }
         device = image_ids.device
-        return Pairs(**{name: None if value is None else value.to(device) for name, value in known.items()})
+        moved = {name: None if value is None else value.to(device) for name, value in known.items()}
+        return Pairs(**moved, sample=sample)
 
     def _matches(self, sample: Sample) -> Tensor | None:
         """The pairs that are no negatives, [N, M] bool, None: own pairs alone."""

@@ -20,7 +20,7 @@ from bench.process import Figures
 from bench.subject import Experiment
 from bench.variants import Variant
 from dataloader import TrainLoader
-from layers.objective import build_objective
+from layers.losses.objective import build_objective
 from runs.loaders import pair_source, train_loader
 from runs.models import start_state
 from runs.record import peak_memory
@@ -56,6 +56,7 @@ class TrainingSteps:
         model = experiment.model(variant).train()
         groups = slow_backbones(model, model.parameter_groups(options), options.optim.lr_backbone)
         objective = build_objective(options.optim).to(device)
+        objective.prepare(experiment.annotations)
         self.state = start_state(model, groups, options.optim, device, objective)
         if not variant.fused:
             self.state.optimizer = loop_adam(groups)

@@ -5,10 +5,10 @@ Letters: B batch, N images, M texts, D embedding, L words, S image side in pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,17 @@ if TYPE_CHECKING:
     from option.parameters import ModelParameters
     from vocab import Vocabulary
 
-Criterion = Callable[[Tensor], dict[str, Tensor]]
-"""Losses of a score matrix, images by captions: key `loss`, and its parts to log."""
+
+class Criterion(Protocol):
+    """Losses of a batch."""
+
+    def __call__(self, scores: Tensor, images: Tensor | None = None, texts: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses of a score matrix [N, M], and of the embeddings [N, D] and [M, D] for losses that compare these.
+
+        Returns:
+            Key `loss`, and its parts to log.
+        """
+
 
 NORM_FLOOR = 1e-8
 AUDIO_KEYS = ("dataset.audio_path", "optim.methods", "optim.lr_finetune")
@@ -228,7 +237,8 @@ class RetrievalModel(nn.Module):
 
     def loss_of(self, encodings: Encodings, criterion: Criterion) -> dict[str, Tensor]:
         """Loss of what `encodings` made of a batch: key `loss`, and its parts to log."""
-        return criterion(self.score(encodings.images, encodings.texts))
+        images, texts = encodings.images, encodings.texts
+        return criterion(self.score(images, texts), images, texts)
 
 
 class TwoEncoders(RetrievalModel):

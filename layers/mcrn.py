@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layers.backbone import STEPS, ChosenBackboneParameters, backbone_width, build_backbone
 from layers.base import Criterion, Encodings
-from layers.losses import distillation
+from layers.losses.modalities import distillation
 from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
 from layers.multiscale_model import MultiscaleModel, build_encoders
 from layers.registry import register
@@ -259,10 +259,10 @@ class MCRN(MultiscaleModel):
             `loss` and its parts as they enter it: `triplet_text`, `triplet_audio`; `mse_view` (two views of an image),
             `kd` and `alignment` (distillation and mean squared error of each two modalities).
         """
-        texts, audio = encodings.texts, cast(Tensor, encodings.audio)
+        texts, audio, seen = encodings.texts, cast(Tensor, encodings.audio), encodings.images
         parts = {
-            "triplet_text": TRIPLET_WEIGHT * criterion(self.score(encodings.images, texts))["loss"],
-            "triplet_audio": TRIPLET_WEIGHT * criterion(self.score(encodings.images, audio))["loss"],
+            "triplet_text": TRIPLET_WEIGHT * criterion(self.score(seen, texts), seen, texts)["loss"],
+            "triplet_audio": TRIPLET_WEIGHT * criterion(self.score(seen, audio), seen, audio)["loss"],
         }
         if encodings.second_view is not None:
             images = encodings.of_captions(encodings.images)  # [M, D]

@@ -1,4 +1,4 @@
-"""The model registry: a YAML name, the class that answers to it, and the parameters that the class accepts.
+"""The registries of models and of losses: a YAML name, the class that answers to it, and the parameters it accepts.
 
 A model registers itself where it is defined::
 
@@ -6,19 +6,26 @@ A model registers itself where it is defined::
     class AMFMN(RetrievalModel): ...
 
 `option` validates the `model` block of a YAML with the registered parameters, `layers.build_model` builds the class
-from them. Neither knows any model by name.
+from them. Neither knows any model by name. A loss does the same::
+
+    @register_loss("sigmoid", SigmoidParameters)
+    class SigmoidLoss(Loss): ...
+
+It is chosen by `optim.loss: sigmoid`, its parameters are the block `optim.sigmoid`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from option.parameters import ModelBlock, ModelParameters, declare
+from option.parameters import LossBlock, ModelBlock, ModelParameters, Parameters, declare, declare_loss
 
 if TYPE_CHECKING:
     from layers.base import RetrievalModel
+    from layers.losses.base import Loss
+    from option.schema import Optim
 
 
 @dataclass(frozen=True)
@@ -53,3 +60,49 @@ def register(name: str, parameters: type[ModelParameters]) -> Callable[[Model], 
 def registered() -> dict[str, Registration]:
     """Every registered model by its YAML name."""
     return dict(_registrations)
+
+
+@dataclass(frozen=True)
+class LossRegistration:
+    """One registered loss: its YAML name, its class and the pydantic class of its block; None: it has none."""
+
+    name: str
+    loss: type[Loss]
+    parameters: type[Parameters] | None
+
+    def block_of(self, optim: Optim) -> Parameters:
+        """Its own block among the options."""
+        return Parameters() if self.parameters is None else getattr(optim, self.name)
+
+
+_losses: dict[str, LossRegistration] = {}
+LossClass = TypeVar("LossClass", bound="type[Loss]")
+
+
+def register_loss(
+    name: str, parameters: type[Parameters] | None = None, reads: Sequence[str] = ()
+) -> Callable[[LossClass], LossClass]:
+    """Class decorator: make a loss selectable as `optim.loss: <name>`.
+
+    Args:
+        name: by which the YAML knows it.
+        parameters: of its block `optim.<name>`; None: it has none.
+        reads: further keys of `optim` that it reads.
+
+    Raises:
+        ValueError: the name is already taken.
+    """
+
+    def add(loss: LossClass) -> LossClass:
+        if name in _losses:
+            raise ValueError(f"the loss name {name!r} is already registered by {_losses[name].loss.__name__}")
+        _losses[name] = LossRegistration(name, loss, parameters)
+        declare_loss(name, LossBlock(parameters, tuple(reads)))
+        return loss
+
+    return add
+
+
+def registered_losses() -> dict[str, LossRegistration]:
+    """Every registered loss by its YAML name."""
+    return dict(_losses)

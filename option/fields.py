@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from option.parameters import Parameters
+
 _TYPES = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", type(None): "null"}
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 
@@ -17,6 +19,7 @@ _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "mul
 def leaves(block: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
     """Every key below a block that holds a value, by dotted name; `prefix` is the block's own."""
     found: dict[str, FieldInfo] = {}
+    block = block.whole() if issubclass(block, Parameters) else block
     for name, field in block.model_fields.items():
         dotted = f"{prefix}.{field.alias or name}"
         kind = field.annotation

@@ -125,7 +125,7 @@ def _load(
     values = {}
     for name, block in blocks.items():
         try:
-            values[name] = block.model_validate(_nested(given, known, name))
+            values[name] = block.whole().model_validate(_nested(given, known, name))
         except ValidationError as error:
             faults += _invalid_values(error, name, given, known, source)
     if isinstance(values.get("model"), ModelParameters) and "dataset" in values:

@@ -1,7 +1,7 @@
-"""The base of every typed block of a YAML, and the `model` blocks that there are.
+"""The base of every typed block of a YAML, and the blocks of the models and losses that there are.
 
-A model declares its block when it registers (`layers.registry`); options are read by what was declared. So neither of
-the two rooms imports the other.
+A model or a loss declares its block when it registers (`layers.registry`); options are read by what was declared. So
+neither of the two rooms imports the other.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class Parameters(BaseModel):
             return Path(os.path.expanduser(value))
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
+    @classmethod
+    def whole(cls) -> type[Parameters]:
+        """The block with what plug-ins add to it."""
+        return cls
+
     def without_effect(self) -> dict[str, str]:
         """Dotted keys, from the root of the YAML, that nothing reads beside the values of this block -> the reason."""
         return {}
@@ -65,9 +70,23 @@ class ModelBlock:
     unread: Callable[[Any], Iterator[tuple[str, str]]]
 
 
-MODELS = "layers"
-"""The room of the models, which are plug-ins: options know its name, nothing in it."""
+@dataclass(frozen=True)
+class LossBlock:
+    """What options know of a registered loss.
+
+    Attributes:
+        parameters: the type of its block `optim.<name>`; None: it has none.
+        reads: further keys of `optim` that it reads.
+    """
+
+    parameters: type[Parameters] | None
+    reads: tuple[str, ...]
+
+
+PLUG_INS = "layers"
+"""The room of the models and losses: options know its name, nothing in it."""
 _blocks: dict[str, ModelBlock] = {}
+_losses: dict[str, LossBlock] = {}
 
 
 def declare(name: str, block: ModelBlock) -> None:
@@ -77,5 +96,16 @@ def declare(name: str, block: ModelBlock) -> None:
 
 def model_blocks() -> Mapping[str, ModelBlock]:
     """Every model's block by its YAML name; each model declares its own when it is imported."""
-    importlib.import_module(MODELS)
+    importlib.import_module(PLUG_INS)
     return dict(_blocks)
+
+
+def declare_loss(name: str, block: LossBlock) -> None:
+    """Make a loss's block known under its YAML name."""
+    _losses[name] = block
+
+
+def loss_blocks() -> Mapping[str, LossBlock]:
+    """Every loss's block by its YAML name, in alphabetical order."""
+    importlib.import_module(PLUG_INS)
+    return dict(sorted(_losses.items()))

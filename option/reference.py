@@ -54,7 +54,9 @@ SOURCES_OF_KEYS = {
     "SWAN's released code": "model.tcge model.dropout",
     "step: AMFMN, GaLR, SWAN; cosine: MCRN": "optim.schedule",
     "random: AMFMN; stratified: SWAN": "k_fold.strategy",
-    "triplet, dynamic: AMFMN; contrastive: CLIP (Radford et al., 2021)": "optim.loss",
+    "triplet, dynamic: AMFMN; contrastive: CLIP (Radford et al., 2021); sigmoid: SigLIP (Zhai et al., 2023); "
+    "affiliation: PIR (Pan et al., 2023)": "optim.loss",
+    "SigLIP (Zhai et al., 2023)": "optim.sigmoid",
     "CLIP (Radford et al., 2021)": "optim.contrastive.temperature",
     "Radenovic et al., 2023": "optim.contrastive.hard_weight",
     "VSE++ (Faghri et al., 2018)": "optim.max_violation",

@@ -5,6 +5,8 @@ The `model` block belongs to the model that `model.name` selects: its parameters
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,10 +18,11 @@ from pydantic import (
     PositiveFloat,
     SerializeAsAny,
     ValidationInfo,
+    create_model,
     field_validator,
 )
 
-from option.parameters import MOST_EPOCHS, MOST_STEPS, ModelParameters, Parameters
+from option.parameters import MOST_EPOCHS, MOST_STEPS, ModelParameters, Parameters, loss_blocks
 
 Angles = Literal["published", "overhead", "right_angles", "none"]
 Views = Literal["one", "right_angles"]
@@ -240,48 +243,19 @@ class Training(Descent):
     )
 
 
-class Dynamic(Parameters):
-    """Block `optim.dynamic`: the dynamic margin, gamma (e^beta - e^(beta S)) / (e^beta - 1) at prior similarity S."""
-
-    gamma: float = Field(
-        default=0.6, ge=0, le=2, description="margin of captions that share nothing with the image's [cosine]"
-    )
-    beta: float = Field(default=5.0, gt=0, le=50, description="the greater, the longer the margin stays near gamma")
-
-
-class Contrastive(Parameters):
-    """Block `optim.contrastive`: the constants of InfoNCE."""
-
-    temperature: float = Field(
-        default=0.07, ge=0.01, le=1, description="at the start; it is learned and kept in 0.01 to 1"
-    )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over the batch")
-    hard_weight: float = Field(
-        default=0.0, ge=0, le=10, description="how much more the harder negatives count; 0: all alike"
-    )
-
-
 def _weight_of_one(value: Any) -> Any:
     """Read the name of a loss as that loss alone."""
     return {value: 1.0} if isinstance(value, str) else value
 
 
-LossName = Literal["triplet", "dynamic", "contrastive"]
-LossWeights = Annotated[dict[LossName, PositiveFloat], BeforeValidator(_weight_of_one)]
-
-
 class Optim(Training):
-    """Block `optim`: the loss, the optimiser and its schedule."""
+    """Block `optim`: the loss, the optimiser and its schedule; `whole` adds the blocks of all registered losses."""
 
-    loss: LossWeights = Field(
-        default={"triplet": 1.0}, min_length=1, description="one loss, or the weights of several that are summed"
-    )
+    loss: Mapping[str, float] = Field(default={"triplet": 1.0})
     mask: Literal["none", "image", "caption"] = Field(
         default="none",
         description="pairs of a batch that are no negatives; image: of one image; caption: of equal captions, too",
     )
-    dynamic: Dynamic = Field(default_factory=Dynamic, description="constants of the dynamic margin")
-    contrastive: Contrastive = Field(default_factory=Contrastive, description="constants of InfoNCE")
     lr_backbone: float = Field(
         default=1.0, gt=0, le=1, description="factor on the learning rate of the backbones of images and sounds"
     )
@@ -317,6 +291,33 @@ class Optim(Training):
         default=None,
         description="checkpoint whose weights to start from, or false; an interrupted run goes on by itself",
     )
+
+    @classmethod
+    def whole(cls) -> type[Optim]:
+        """See `Parameters.whole`: the names of all losses, and their blocks."""
+        return _optim_with_losses()
+
+
+@cache
+def _optim_with_losses() -> type[Optim]:
+    blocks = loss_blocks()
+    weights: Any = dict[Literal[tuple(blocks)], PositiveFloat]  # type: ignore[valid-type]  # names that plug in
+    fields: dict[str, Any] = {
+        "loss": (
+            Annotated[weights, BeforeValidator(_weight_of_one)],
+            Field(
+                default={"triplet": 1.0},
+                min_length=1,
+                description="one loss, or the weights of several that are summed",
+            ),
+        )
+    }
+    for name, block in blocks.items():
+        if block.parameters is not None:
+            fields[name] = (block.parameters, Field(default_factory=block.parameters))
+    if taken := fields.keys() & Optim.model_fields.keys() - {"loss"}:
+        raise ValueError(f"a loss has the name of another key of optim: {', '.join(sorted(taken))}")
+    return create_model("Optim", __base__=Optim, **fields)
 
 
 class Logs(Parameters):
@@ -378,6 +379,11 @@ class Rerank(Parameters):
     w2: float = Field(default=1.1, ge=0, description="multivariate: weight of the search back, p3")
 
 
+def _with_losses(optim: Any) -> Any:
+    """Read a mapping with the blocks of the losses."""
+    return Optim.whole().model_validate(optim) if isinstance(optim, Mapping) else optim
+
+
 class Options(Parameters):
     """All options of one experiment. `load_options` makes them."""
 
@@ -385,7 +391,9 @@ class Options(Parameters):
         description="the model and its parameters, as registered in `layers`"
     )
     dataset: Dataset = Field(description="captions and images")
-    optim: Optim = Field(default_factory=Optim, description="loss, optimiser and schedule")
+    optim: Annotated[SerializeAsAny[Optim], BeforeValidator(_with_losses)] = Field(
+        default_factory=lambda: Optim.whole()(), description="loss, optimiser and schedule"
+    )
     logs: Logs = Field(default_factory=Logs, description="reports and folders")
     k_fold: KFold = Field(description="the experiment's name and its folds")
     rerank: Rerank = Field(default_factory=Rerank, description="constants of test.py --rerank")

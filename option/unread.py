@@ -8,7 +8,7 @@ from functools import reduce
 
 from pydantic.fields import FieldInfo
 
-from option.parameters import Parameters, model_blocks
+from option.parameters import Parameters, loss_blocks, model_blocks
 from option.pretraining import PretrainingOptions
 from option.schema import Options
 from utils import logger
@@ -38,14 +38,6 @@ PUBLISHED_KEYS = (
     ("k_fold", "current_num", "--folds chooses the folds"),
 )
 
-READ_BY = {
-    "optim.dynamic": ("dynamic",),
-    "optim.contrastive": ("contrastive",),
-    "optim.margin": ("triplet",),
-    "optim.max_violation": ("triplet", "dynamic"),
-}
-"""Keys of the losses, or blocks of them -> the losses that read them."""
-
 Unread = Iterator[tuple[str, str]]
 """Dotted keys, each with the reason why nothing reads it."""
 
@@ -72,12 +64,21 @@ def _candidates(options: Options | PretrainingOptions, known: Iterable[str]) -> 
     """Keys whose values have no effect, whatever they are."""
     if isinstance(options, Options):
         yield from model_blocks()[options.model.name].unread(options)
-        for place, losses in READ_BY.items():
+        for place, losses in _readers().items():
             if not options.optim.loss.keys() & set(losses):
                 reason = f"optim.loss has no {' and no '.join(losses)}"
                 yield from ((key, reason) for key in known if key == place or key.startswith(f"{place}."))
     for block in blocks_of(options):
         yield from block.without_effect().items()
+
+
+def _readers() -> dict[str, list[str]]:
+    """Keys of the losses, or blocks of them -> the losses that read them."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for name, block in loss_blocks().items():
+        for key in block.reads if block.parameters is None else (name, *block.reads):
+            found[f"optim.{key}"].append(name)
+    return dict(sorted(found.items()))
 
 
 def blocks_of(block: Parameters) -> Iterator[Parameters]:

@@ -17,6 +17,7 @@ from data.scenes import UNNAMED_SCENE, scene_classes
 from data.splits import fold_annotations
 from layers import build_model
 from layers.base import RetrievalModel
+from layers.losses.objective import build_objective
 from option import Options
 from preflight.findings import Findings
 from preflight.resources import (
@@ -76,6 +77,8 @@ def check_training(
         for side in lists:
             found.attempt("Keywords", partial(queries_of, options, side, vocabulary))
     words = _check_words(found, lists, vocabulary)
+    if splits:
+        found.attempt("Losses", partial(build_objective(options.optim).prepare, splits[0][0]))
     data = found.attempt("Scene classes", partial(_describe_data, lists))
     model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
     size = dataset.image_size

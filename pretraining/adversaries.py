@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batches.batch import Batch
-from layers.losses import generator_loss, modality_loss
+from layers.losses.modalities import generator_loss, modality_loss
 from layers.mcrn import MCRN, MODALITIES, Discriminator, Modality
 from option import AdversarialTraining, ModalityOptions
 from pretraining.unpaired import ViewLoader

@@ -19,7 +19,7 @@ from batches.augmentation import margin_size
 from batches.batch import Batch
 from engine import embed
 from layers.backbone import backbone_width, build_backbone
-from layers.losses import contrastive_parts
+from layers.losses.contrastive import contrastive_parts
 from metrics.ranks import rank_blocks
 from option import BackboneOptions
 from option.pretraining import BackboneImages

@@ -15,13 +15,13 @@ from torch import Tensor
 
 import option
 from data.annotations import Annotations
+from data.embeddings import FORMAT
 from layers.registry import registered
 from metrics.ranks import Ranks
 from option import Options
 from utils import file_sha256, write_atomic
 from vocab import Vocabulary
 
-FORMAT = "rsretrieval-embeddings-1"
 RANKS_FORMAT = "rsretrieval-ranks-1"
 TIES = ("image_ties", "caption_ties", "own_texts")
 """Of a fold's group, beside its ranks: what `metrics.Ranks` knows of equal scores; older files lack it."""
@@ -70,7 +70,7 @@ def write_embeddings(
         for name, embeddings in folds.items():
             _write_fold(archive.create_group(name), embeddings)
 
-    _write(path, FORMAT, annotations, options, fill)
+    write_archive(path, FORMAT, annotations, options, fill)
 
 
 def write_ranks(path: Path, annotations: Annotations, options: Options, folds: Mapping[str, Ranks]) -> None:
@@ -80,10 +80,10 @@ def write_ranks(path: Path, annotations: Annotations, options: Options, folds: M
         for name, ranks in folds.items():
             _write_ranks(archive.create_group(name), ranks)
 
-    _write(path, RANKS_FORMAT, annotations, options, fill)
+    write_archive(path, RANKS_FORMAT, annotations, options, fill)
 
 
-def _write(
+def write_archive(
     path: Path, kind: str, annotations: Annotations, options: Options, fill: Callable[[h5py.File], None]
 ) -> None:
     """A file of one format: its model, the images and captions that its rows belong to, and what `fill` adds."""

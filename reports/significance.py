@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.embeddings import FORMAT
 from metrics import Ranks, Ties, hit_chances
 from metrics.bootstrap import Difference, compare_hits, image_hits
-from reports.export import FORMAT, RANKS_FORMAT, TIES
+from reports.export import RANKS_FORMAT, TIES
 from runtime.untrusted import hdf5_data
 from utils import InputError, as_json, first_line, markdown, write_text_atomic
 

@@ -18,6 +18,7 @@ from data.annotations import Annotations, blank_captions, check_images, describe
 from data.similarity.prior import PriorSimilarity
 from data.splits import recorded_or_new
 from dataloader import EvaluationLoader, TrainLoader
+from layers.losses.objective import uses_prior
 from layers.registry import registered
 from option import ModalityOptions, Options
 from runs.folders import experiment_folder, run_folder
@@ -158,6 +159,6 @@ def evaluation_loader(
 def pair_source(options: Options, train: Annotations) -> PairSource:
     """What is known of the pairs of a training list, as far as the loss uses it."""
     prior = None
-    if "dynamic" in options.optim.loss:
+    if uses_prior(options.optim):
         prior = PriorSimilarity.cached(train, experiment_folder(options) / "cache")
     return PairSource(train, options.optim.mask, prior)

@@ -120,7 +120,7 @@ def tiny_options(tiny_bert: Callable[[], str]) -> Callable[..., Options]:
         return Options(
             model=parameters.model_validate(block),
             dataset=Dataset.model_validate(others["dataset"]),
-            optim=Optim.model_validate(others["optim"]),
+            optim=Optim.whole().model_validate(others["optim"]),
             k_fold=KFold(experiment_name="tiny"),
         )
 

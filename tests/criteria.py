@@ -6,7 +6,8 @@ from functools import partial
 
 from batches.pairs import Pairs
 from layers.base import Criterion
-from layers.objective import Objective, TripletLoss
+from layers.losses.objective import Objective
+from layers.losses.triplet import TripletLoss
 
 
 def triplet_criterion(margin: float, hardest: bool) -> Criterion:

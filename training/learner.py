@@ -15,7 +15,7 @@ from batches.batch import Batch
 from batches.pairs import PairSource
 from batches.sampling import Sample
 from layers.base import Encodings, RetrievalModel
-from layers.objective import Objective
+from layers.losses.objective import Objective
 from runtime.distributed import ALONE, World
 
 

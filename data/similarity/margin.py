@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+GAMMA, BETA = 0.6, 5.0
+"""What AMFMN's paper takes."""
+
 
 def dynamic_margin(prior: Tensor, gamma: float, beta: float) -> Tensor:
     """Margin of each pair from its prior similarity: gamma (e^beta - e^(beta S)) / (e^beta - 1). AMFMN, eq. 29-30.

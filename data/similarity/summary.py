@@ -15,7 +15,6 @@ import torch
 from data.annotations import Annotations
 from data.similarity.margin import dynamic_margin
 from data.similarity.prior import PriorSimilarity
-from option.schema import Dynamic
 from utils import InputError, markdown, write_atomic
 
 BINS = 50
@@ -43,12 +42,12 @@ class Summary:
     like: dict[str, float]
 
 
-def margins(similarity: np.ndarray, dynamic: Dynamic) -> np.ndarray:
+def margins(similarity: np.ndarray, gamma: float, beta: float) -> np.ndarray:
     """The dynamic margin at each similarity."""
-    return dynamic_margin(torch.from_numpy(similarity), dynamic.gamma, dynamic.beta).numpy()
+    return dynamic_margin(torch.from_numpy(similarity), gamma, beta).numpy()
 
 
-def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: Path | None = None) -> Summary:
+def summarise(prior: PriorSimilarity, gamma: float, beta: float, matrix: Path | None = None) -> Summary:
     """Pass over all pairs once, in blocks; `matrix` is a NumPy file to write S [M, N] float16 into on the way."""
     blocks: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
 
@@ -56,11 +55,11 @@ def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: Path | None = No
         shape = (len(prior.lengths), len(prior.image_words))
         np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
         for captions, similarity in prior.blocks():
-            blocks.append(_summary_of(prior, captions, similarity, dynamic))
+            blocks.append(_summary_of(prior, captions, similarity, gamma, beta))
             file.write(np.ascontiguousarray(similarity.T, dtype="<f2").tobytes())
 
     if matrix is None:
-        blocks = [_summary_of(prior, captions, similarity, dynamic) for captions, similarity in prior.blocks()]
+        blocks = [_summary_of(prior, captions, similarity, gamma, beta) for captions, similarity in prior.blocks()]
     else:
         write_atomic(matrix, write)
     counts = {kind: np.sum([block[kind][0] for block in blocks], axis=0) for kind in KINDS}
@@ -69,7 +68,7 @@ def summarise(prior: PriorSimilarity, dynamic: Dynamic, matrix: Path | None = No
 
 
 def _summary_of(
-    prior: PriorSimilarity, captions: np.ndarray, similarity: np.ndarray, dynamic: Dynamic
+    prior: PriorSimilarity, captions: np.ndarray, similarity: np.ndarray, gamma: float, beta: float
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By kind: the histogram, and the sums of S, of the margin, of S == 0 and of S >= LIKE."""
     own = np.arange(len(similarity))[:, None] == prior.caption_image[captions]
@@ -77,7 +76,7 @@ def _summary_of(
     for kind, chosen in zip(KINDS, (own, ~own), strict=True):
         values = similarity[chosen]
         histogram = np.histogram(values, BINS, (0, 1))[0]
-        sums = [values.sum(), margins(values, dynamic).sum(), (values == 0).sum(), (values >= LIKE).sum()]
+        sums = [values.sum(), margins(values, gamma, beta).sum(), (values == 0).sum(), (values >= LIKE).sum()]
         result[kind] = (histogram, np.array(sums, dtype=np.float64))
     return result
 
@@ -96,7 +95,7 @@ def table(summary: Summary) -> str:
     return markdown(rows)
 
 
-def show(annotations: Annotations, prior: PriorSimilarity, image: int, dynamic: Dynamic) -> str:
+def show(annotations: Annotations, prior: PriorSimilarity, image: int, gamma: float, beta: float) -> str:
     """An image's own captions, and the most similar captions of others, as a Markdown table."""
     similarity = prior.between(np.array([image]), np.arange(len(annotations.captions)))[0]
     own = np.flatnonzero(annotations.caption_image == image)
@@ -104,12 +103,12 @@ def show(annotations: Annotations, prior: PriorSimilarity, image: int, dynamic: 
     rows = [["S", "margin", "image", "caption"]]
     for caption in [*own, *others]:
         name = annotations.image_names[annotations.caption_image[caption]]
-        margin = margins(similarity[caption : caption + 1], dynamic)[0]
+        margin = margins(similarity[caption : caption + 1], gamma, beta)[0]
         rows.append([f"{similarity[caption]:.3f}", f"{margin:.3f}", name, annotations.captions[caption].strip()])
     return markdown(rows)
 
 
-def draw(summary: Summary, dynamic: Dynamic, out: Path) -> None:
+def draw(summary: Summary, gamma: float, beta: float, out: Path) -> None:
     """Draw the distribution of S and the margin over S into a PNG.
 
     Raises:
@@ -127,7 +126,7 @@ def draw(summary: Summary, dynamic: Dynamic, out: Path) -> None:
         left.stairs(100 * count / max(1, count.sum()), edges, fill=True, alpha=0.6, color=colour, label=f"{kind} image")
     left.set(title="captions and images", xlabel="prior similarity S", ylabel="pairs of the kind, %", yscale="log")
     left.legend(fontsize="small")
-    right.plot(edges, margins(edges, dynamic), color="#228833")
+    right.plot(edges, margins(edges, gamma, beta), color="#228833")
     right.set(title="dynamic margin", xlabel="prior similarity S", ylabel="margin", ylim=(0, None))
     right.grid(alpha=0.3)
     write_atomic(out, lambda file: figure.savefig(file, format="png", dpi=110))

@@ -22,8 +22,9 @@ from batches.sampling import ImageSampler, OneCaptionSampler, PairSampler, Sampl
 from data.annotations import Annotations, read_annotations
 from data.similarity.prior import PriorSimilarity
 from layers import build_model
-from layers.losses import contrastive_parts, triplet_parts
-from layers.objective import build_objective
+from layers.losses.contrastive import contrastive_parts
+from layers.losses.objective import build_objective
+from layers.losses.triplet import triplet_parts
 from layers.registry import registered
 from option import Options
 from option.schema import Optim
@@ -209,13 +210,13 @@ class TestLosses:
         draw = torch.Generator().manual_seed(0)
         scores, prior = torch.rand(2, 9, 9, generator=draw)
         objective = build_objective(
-            Optim.model_validate(
+            Optim.whole().model_validate(
                 {"loss": {"triplet": 1, "dynamic": 1, "contrastive": 1}, "max_violation": hardest}
                 | {"contrastive": {"hard_weight": 0.5, "label_smoothing": 0.1}}
             )
         )
-        usual = objective(scores, Pairs(prior=prior))
-        found = objective(scores, Pairs(prior=prior, image_rows=torch.arange(9)))
+        usual = objective(scores, pairs=Pairs(prior=prior))
+        found = objective(scores, pairs=Pairs(prior=prior, image_rows=torch.arange(9)))
         assert all(torch.equal(found[name], value) for name, value in usual.items())
 
 

@@ -15,8 +15,8 @@ from data.annotations import Annotations
 from data.similarity.margin import dynamic_margin
 from data.similarity.prior import PriorSimilarity
 from layers import build_model
-from layers.losses import triplet_parts
-from layers.objective import build_objective
+from layers.losses.objective import build_objective
+from layers.losses.triplet import triplet_parts
 from layers.registry import registered
 from option import Options
 from tests.layers.test_layers import random_batch

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from batches.pairs import Pairs
 from data.similarity.margin import dynamic_margin
-from layers.losses import (
-    contrastive_parts,
+from layers.losses.base import Seen
+from layers.losses.contrastive import contrastive_parts
+from layers.losses.dynamic import DynamicMarginLoss
+from layers.losses.modalities import (
     distillation,
     generator_loss,
     maximum_mean_discrepancy,
     modality_loss,
     norm_penalty,
-    triplet_parts,
 )
-from layers.objective import DynamicMarginLoss, build_objective
+from layers.losses.objective import build_objective
+from layers.losses.triplet import triplet_parts
 from option.schema import Optim
 from tests import ROOT
 from tests.criteria import triplet_criterion
@@ -232,7 +234,7 @@ class TestObjective:
         margins = dynamic_margin(prior, 0.6, 5.0)
         for own in (scores.diagonal()[:, None], scores.diagonal()[None]):
             assert (margins + scores - own)[~torch.eye(5, dtype=torch.bool)].abs().min() > 1e-4
-        assert torch.autograd.gradcheck(lambda s: loss(s, pairs), scores.requires_grad_())
+        assert torch.autograd.gradcheck(lambda s: loss(Seen(s, pairs)), scores.requires_grad_())
 
     def test_the_dynamic_margin_by_hand(self) -> None:
         margins = dynamic_margin(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.6, 5.0)
@@ -241,7 +243,7 @@ class TestObjective:
 
     def test_the_default_is_the_triplet_loss_alone(self) -> None:
         scores = reference()["scores"]
-        found = build_objective(Optim())(scores, Pairs())
+        found = build_objective(Optim())(scores, pairs=Pairs())
         expected = triplet_criterion(0.2, hardest=False)(scores)
         assert list(found) == list(expected)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -250,7 +252,7 @@ class TestObjective:
         scores = reference()["scores"]
         prior = torch.rand(16, 16, generator=torch.Generator().manual_seed(0))
         weights = {"triplet": 2.0, "dynamic": 0.5, "contrastive": 0.25}
-        losses = build_objective(Optim.model_validate({"loss": weights}))(scores, Pairs(prior=prior))
+        losses = build_objective(Optim.whole().model_validate({"loss": weights}))(scores, pairs=Pairs(prior=prior))
         single = {
             "triplet": triplet_parts(scores, 0.2, hardest=False),
             "dynamic": triplet_parts(scores, dynamic_margin(prior, 0.6, 5.0), hardest=False),
@@ -263,11 +265,11 @@ class TestObjective:
 
     @pytest.mark.parametrize(("start", "kept"), [(-9.0, 0.01), (3.0, 1.0)])
     def test_a_temperature_out_of_range_comes_back_and_still_learns(self, start: float, kept: float) -> None:
-        objective = build_objective(Optim.model_validate({"loss": "contrastive"}))
+        objective = build_objective(Optim.whole().model_validate({"loss": "contrastive"}))
         assert objective.figures()["temperature"].item() == pytest.approx(0.07)
         parameter = next(objective.parameters())
         torch.nn.init.constant_(parameter, start)
-        objective(reference()["scores"], Pairs())["loss"].backward()
+        objective(reference()["scores"], pairs=Pairs())["loss"].backward()
         assert objective.figures()["temperature"].item() == pytest.approx(kept)
         assert parameter.grad is not None
         assert parameter.grad.abs() > 1e-3
@@ -278,7 +280,7 @@ class TestObjective:
 
     def test_the_dynamic_margin_needs_a_prior(self) -> None:
         with pytest.raises(ValueError, match=r"Pairs\.prior"):
-            DynamicMarginLoss(0.6, 5.0, hardest=False)(torch.zeros(2, 2), Pairs())
+            DynamicMarginLoss(0.6, 5.0, hardest=False)(Seen(torch.zeros(2, 2), Pairs()))
 
 
 def naive_distillation(student: Tensor, teacher: Tensor) -> float:

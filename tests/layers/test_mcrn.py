@@ -20,9 +20,9 @@ from batches.batch import Batch
 from batches.pairs import Pairs
 from layers import build_model
 from layers.base import RetrievalModel, l2norm
-from layers.losses import distillation
+from layers.losses.modalities import distillation
+from layers.losses.objective import build_objective
 from layers.mcrn import MCRN, MODALITIES, Discriminator, DiscriminatorParameters, McrnParameters
-from layers.objective import build_objective
 from layers.released import load_fitting, load_released, translate
 from layers.shared_pattern import SharedPatternTransfer, ShareParameters
 from layers.single_token import PreNormEncoder

@@ -176,7 +176,7 @@ class TestPublished:
         assert isinstance(options.model, AmfmnParameters)
         assert options.model.seq2vec.dir_st == Path("/data")
         assert options.dataset.image_folder == Path("/data/rsitmd_images")
-        assert options.optim == Optim()
+        assert options.optim == Optim.whole().model_validate({})
         assert (options.optim.resume, options.optim.max_violation, options.optim.grad_clip) == (None, False, 0.0)
         assert (options.k_fold.experiment_name, options.k_fold.nums) == ("rsitmd_aba_mv", 5)
         (note,) = caplog.messages
@@ -294,8 +294,8 @@ class TestValues:
             (
                 MINIMAL,
                 ["optim.loss=contrastive", "optim.margin=0.1", "optim.max_violation=true"],
-                "optim.margin (optim.loss has no triplet); optim.max_violation (optim.loss has no triplet and no "
-                "dynamic)",
+                "optim.margin (optim.loss has no triplet); optim.max_violation (optim.loss has no dynamic and "
+                "no triplet)",
             ),
             (MINIMAL, ["optim.loss=dynamic", "optim.max_violation=true"], ""),
             (MINIMAL, ["optim.lr_backbone=0.1"], ""),
@@ -408,7 +408,7 @@ class TestValues:
         assert tree["dataset"]["data_path"] == "data/x_precomp"
         assert tree["dataset"]["image_path"] is None
         assert tree["model"]["cross_attention"]["att_type"] == "soft_att"
-        assert tree["optim"].keys() == Optim.model_fields.keys()
+        assert tree["optim"].keys() == Optim.whole().model_fields.keys()
 
     def test_every_key_is_described(self) -> None:
         for name, block in BLOCKS.items():
@@ -437,13 +437,15 @@ class TestFaults:
             (
                 "optim.loss",
                 "tripplet",
-                "optim.loss: given 'tripplet'; allowed: one of triplet, dynamic, contrastive; or several of them with "
+                "optim.loss: given 'tripplet'; allowed: one of affiliation, contrastive, dynamic, "
+                "intra, sigmoid, soft_targets, triplet; or several of them with "
                 "a number, above 0, each; did you mean triplet?",
             ),
             (
                 "optim.loss",
                 "{triplet: 0}",
-                "optim.loss: given {'triplet': '0'}; allowed: one of triplet, dynamic, contrastive; or several of them "
+                "optim.loss: given {'triplet': '0'}; allowed: one of affiliation, contrastive, dynamic, "
+                "intra, sigmoid, soft_targets, triplet; or several of them "
                 "with a number, above 0, each",
             ),
             ("optim.resume", "True", "optim.resume: given 'True'; allowed: false, or the path of a checkpoint"),

@@ -24,7 +24,7 @@ from data.annotations import read_annotations
 from engine import encode, evaluate
 from layers import build_model
 from layers.base import RetrievalModel
-from layers.objective import Objective, build_objective
+from layers.losses.objective import Objective, build_objective
 from layers.registry import registered
 from option import Options
 from option.fields import leaves
@@ -291,10 +291,10 @@ def fail_as_rank(path: str) -> None:
     distributed.GRACE_SECONDS = 0.0
     if os.environ["RANK"] == "1":
 
-        def fail(self: Objective, scores: Tensor, pairs: Pairs) -> dict[str, Tensor]:
+        def fail(self: Objective, *given: Any, pairs: Pairs) -> dict[str, Tensor]:
             raise InputError("this rank has had enough")
 
-        Objective.forward = fail  # type: ignore[method-assign]
+        Objective.forward = fail  # type: ignore[assignment, method-assign]
     train_as_rank(path, "failing")
 
 

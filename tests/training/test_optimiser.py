@@ -12,7 +12,7 @@ from torch import nn
 
 from layers import build_model
 from layers.backbone import backbone_parameters
-from layers.objective import build_objective
+from layers.losses.objective import build_objective
 from layers.registry import registered
 from option import Options
 from option.schema import Optim
@@ -65,7 +65,7 @@ def test_a_frozen_backbone_makes_no_group(tiny_options: Callable[..., Options], 
 
 def test_only_matrices_decay() -> None:
     model = Small()
-    optim = Optim.model_validate({"optimizer": "adamw", "weight_decay": 0.5, "lr": 0.1})
+    optim = Optim.whole().model_validate({"optimizer": "adamw", "weight_decay": 0.5, "lr": 0.1})
     state = start_state(model, groups_of(model), optim, CPU)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     for parameter in model.parameters():
@@ -77,7 +77,7 @@ def test_only_matrices_decay() -> None:
 
 def test_the_temperature_is_learned_and_does_not_decay() -> None:
     model = Small()
-    optim = Optim.model_validate({"loss": "contrastive", "optimizer": "adamw", "weight_decay": 0.5, "lr": 0.1})
+    optim = Optim.whole().model_validate({"loss": "contrastive", "optimizer": "adamw", "weight_decay": 0.5, "lr": 0.1})
     objective = build_objective(optim)
     state = start_state(model, groups_of(model), optim, CPU, objective)
     (parameter,) = objective.parameters()
