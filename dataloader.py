@@ -304,8 +304,8 @@ class EvaluationLoader:
         chunks = self._own(torch.arange(len(self.image_ids)).split(self.batch_size))
         if self.features.images is not None:
             for image_ids in chunks:
-                features = self.features.of_images(image_ids)
-                yield Batch(image_features=features, image_ids=image_ids).to(self.device)
+                features, local = self.features.of_images(image_ids), region_fields(self.regions, image_ids)
+                yield Batch(image_features=features, image_ids=image_ids, **local).to(self.device)
             return
         self.store.load(self.image_ids, "images")
         images = stored_batches(self.store, [self.image_ids[chunk] for chunk in chunks], self.workers)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from batches.batch import QueryMode
-from layers.backbone import STEPS, ChosenBackboneParameters
+from layers.backbone import STEPS
 from layers.base import NORM_FLOOR, l2norm
 from layers.keywords import KeywordFusion, KeywordParameters
 from layers.multiscale import MultiscaleImageEncoder, MultiscaleParameters
 from layers.multiscale_model import MultiscaleModel, build_encoders
+from layers.pyramid import PyramidParameters
 from layers.registry import register
 from layers.text import CaptionEncoder, EmbedParameters, Seq2VecParameters
 from option.parameters import ModelParameters, Parameters
@@ -57,7 +58,7 @@ class AmfmnParameters(ModelParameters):
     seq2vec: Seq2VecParameters = Seq2VecParameters()
     embed: EmbedParameters = EmbedParameters()
     keywords: KeywordParameters = KeywordParameters()
-    backbone: ChosenBackboneParameters = ChosenBackboneParameters()
+    backbone: PyramidParameters = PyramidParameters()
 
 
 class CrossAttention(nn.Module):

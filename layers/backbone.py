@@ -73,6 +73,11 @@ class ChosenBackboneParameters(BackboneParameters):
         "published: resnet18",
     )
 
+    @property
+    def frozen_stages(self) -> int:
+        """Stages of it that never learn, from the first on."""
+        return 0
+
 
 def build_backbone(architecture: str, pretrained: str, load_weights: bool = True) -> nn.Module:
     """A network without its classifier: normalised images [B, 3, S, S] -> [B, C], see `backbone_width`.
@@ -106,6 +111,7 @@ class TimmBackbone(nn.Module):
     Attributes:
         width: channels C of its pooled images.
         stages: its numbers of the four stages, see `STEPS`.
+        ends: names of the modules that these end with.
         channels: of their maps.
     """
 
@@ -131,6 +137,7 @@ class TimmBackbone(nn.Module):
                 raise ValueError(f"no stage at 1/{missing[0]}")
             self.stages = [place[step] for step in STEPS]
             self.channels = tuple(self.network.feature_info[number]["num_chs"] for number in self.stages)
+            self.ends = [self.network.feature_info[number]["module"] for number in self.stages]
             self._try_out()
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, AssertionError) as fault:
             raise InputError(

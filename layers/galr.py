@@ -13,10 +13,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from layers.backbone import STEPS, ChosenBackboneParameters
+from layers.backbone import STEPS
 from layers.base import l2norm
 from layers.multiscale import MultiscaleImageEncoder, MultiscaleParameters
 from layers.multiscale_model import MultiscaleModel, build_encoders
+from layers.pyramid import PyramidParameters
 from layers.registry import register
 from layers.single_token import PostNormBlock, released_block_names
 from layers.text import EmbedParameters, Seq2VecParameters
@@ -71,7 +72,7 @@ class GalrParameters(ModelParameters):
     seq2vec: Seq2VecParameters = Seq2VecParameters()
     embed: EmbedParameters = EmbedParameters()
     fusion: FusionParameters = FusionParameters()
-    backbone: ChosenBackboneParameters = ChosenBackboneParameters()
+    backbone: PyramidParameters = PyramidParameters()
 
     @model_validator(mode="after")
     def _widths_agree(self) -> GalrParameters:

@@ -5,15 +5,14 @@ AMFMN (Yuan et al., 2022), section III-B. Letters: B batch, C channels, H W grid
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.backbone import TimmBackbone, resnet
-from option.architecture import TIMM
+from layers.pyramid import Maps, Pyramid
 from option.parameters import MOST_WIDTH, Parameters
 
 
@@ -31,72 +30,12 @@ class MultiscaleParameters(Parameters):
     )
 
 
-Maps = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Of a network's four stages: [B, C1, S/4, S/4], [B, C2, S/8, S/8], [B, C3, S/16, S/16], [B, C4, S/32, S/32]."""
-
-
-class ResNetPyramid(nn.Module):
-    """All four stages of one of torchvision's ResNets.
-
-    Attributes:
-        channels: C1 to C4; of a ResNet-18 64, 128, 256, 512.
-    """
-
-    resnet: Any  # a torchvision ResNet; its stages are called one by one
-
-    def __init__(self, architecture: str, pretrained: str) -> None:
-        """Start from the weights that `layers.backbone.resnet` takes."""
-        super().__init__()
-        self.resnet = resnet(architecture, pretrained)
-        top = self.resnet.inplanes
-        self.channels = (top // 8, top // 4, top // 2, top)
-
-    def forward(self, images: Tensor) -> Maps:
-        """Maps of normalised images [B, 3, S, S], S a multiple of 32."""
-        stem = self.resnet
-        stage = stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))
-        first = stem.layer1(stage)
-        second = stem.layer2(first)
-        third = stem.layer3(second)
-        return first, second, third, stem.layer4(third)
-
-
-class TimmPyramid(nn.Module):
-    """The four stages of one of timm's networks, without what comes after them.
-
-    Attributes:
-        channels: C1 to C4.
-    """
-
-    def __init__(self, name: str, pretrained: str, load_weights: bool = True) -> None:
-        """Start from the weights that `layers.backbone.TimmBackbone` takes.
-
-        Raises:
-            InputError: as there.
-        """
-        super().__init__()
-        self.backbone = TimmBackbone(name, pretrained, load_weights)
-        self.backbone.prune()
-        self.channels = self.backbone.channels
-
-    def forward(self, images: Tensor) -> Maps:
-        """Maps of normalised images [B, 3, S, S], S a multiple of 32."""
-        return cast(Maps, self.backbone.maps(images))
-
-
-def pyramid(architecture: str, pretrained: str, load_weights: bool = True) -> ResNetPyramid | TimmPyramid:
-    """The pyramid of an image encoder, by the names that `layers.backbone.build_backbone` takes."""
-    if architecture.startswith(TIMM):
-        return TimmPyramid(architecture.removeprefix(TIMM), pretrained, load_weights)
-    return ResNetPyramid(architecture, pretrained if load_weights else "none")
-
-
 class MultiscaleImageEncoder(nn.Module):
     """Pyramid and MVSA: the pooled image, gated by what its scales agree on."""
 
     def __init__(
         self,
-        pyramid: ResNetPyramid | TimmPyramid,
+        pyramid: Pyramid,
         embed_dim: int,
         image_size: int,
         reduced_channels: int,
@@ -115,30 +54,38 @@ class MultiscaleImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed normalised images [B, 3, S, S]. Returns [B, D], not of unit length. AMFMN, eq. 1-8."""
-        joined, top = self._join(images)
+        return self._embed(self.pyramid(images))
+
+    def finish(self, rows: Tensor) -> Tensor:
+        """The same of what `Pyramid.frozen_part` gives for the images, [B, numbers]."""
+        return self._embed(self.pyramid.finish(rows))
+
+    def _embed(self, maps: Maps) -> Tensor:
+        joined, top = self._join(maps)
         attended = self.attended(joined) * torch.sigmoid(self.attention(joined))
         gate: Tensor = torch.sigmoid(self.gate(attended.flatten(1)))  # [B, D]
         return cast(Tensor, self.solo(top)) * gate
 
     def attention_map(self, images: Tensor) -> Tensor:
         """How much of each place enters the gate: [B, 3, S, S] -> [B, S/16, S/16] in 0..1, the mean of all channels."""
-        joined, _ = self._join(images)
+        joined, _ = self._join(self.pyramid(images))
         return torch.sigmoid(self.attention(joined)).mean(dim=1)
 
-    def _join(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _join(self, maps: Maps) -> tuple[Tensor, Tensor]:
         """Both scales as one map [B, 2C, S/16, S/16], and the pooled image [B, C4]."""
-        stages = self.pyramid(images)
-        fine, coarse = self.reduce(*stages)
-        return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), stages[-1].mean(dim=(2, 3))
+        fine, coarse = self.reduce(*maps)
+        return torch.cat([fine, coarse], dim=1) + coarse.mean(dim=1, keepdim=True), maps[-1].mean(dim=(2, 3))
 
     def reduce(self, first: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> tuple[Tensor, Tensor]:
         """Fine map of the first two stages and coarse map of the last two, both [B, C, S/16, S/16].
 
         The published code doubles the cells of the second and the fourth stage, joins them to the first and the third,
         and reduces each joined map. A reduced sum is the sum of what is reduced, so nothing is doubled or joined here.
+        Of `first` the cells that are read will do, see `layers.pyramid.read_cells`.
         """
+        step = 2 * first.shape[-1] // second.shape[-1]  # 4; of the cells that are read, 3
         joined, weight = len(first[0]), self.reduce_lower.weight
-        fine = F.conv2d(first, weight[:, :joined], self.reduce_lower.bias, stride=4)
+        fine = F.conv2d(first, weight[:, :joined], self.reduce_lower.bias, stride=step)
         fine = fine + F.conv2d(second, on_doubled_cells(weight[:, joined:]), stride=2)
         joined, weight = len(third[0]), self.reduce_higher.weight
         coarse = F.conv2d(third, weight[:, :joined], self.reduce_higher.bias)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from torch import Tensor, nn
+
 from layers.backbone import ChosenBackboneParameters
 from layers.base import Explanation, TwoEncoders
-from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters, pyramid
+from layers.multiscale import RELEASED_MULTISCALE, MultiscaleImageEncoder, MultiscaleParameters
+from layers.pyramid import pyramid
 from layers.text import RELEASED_CAPTIONS, CaptionEncoder, EmbedParameters, Seq2VecParameters, caption_encoder
 
 if TYPE_CHECKING:
@@ -33,6 +36,16 @@ class MultiscaleModel(TwoEncoders):
     image_encoder: MultiscaleImageEncoder
     released_names = {**RELEASED_MULTISCALE, **RELEASED_CAPTIONS}  # noqa: RUF012 (never changed)
 
+    def frozen_image(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_image`: the first stages of the pyramid, as far as they are frozen."""
+        return self.image_encoder.pyramid.frozen_part()
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """See `RetrievalModel.encode_image`."""
+        if batch.image_features is not None:
+            return self.image_encoder.finish(batch.image_features)
+        return super().encode_image(batch)
+
     def explain(self, batch: Batch) -> Explanation:
         """See `RetrievalModel.explain`: MVSA's attention."""
         return Explanation(image_attention=self.image_encoder.attention_map(batch.need("images")))
@@ -46,8 +59,9 @@ def build_encoders(
     Raises:
         InputError: weights that the block names can't be had or don't fit.
     """
+    start = block.backbone
     images = MultiscaleImageEncoder(
-        pyramid(block.backbone.architecture, block.backbone.pretrained, load_weights),
+        pyramid(start.architecture, start.pretrained, load_weights, start.frozen_stages),
         block.embed.embed_dim,
         image_size,
         block.multiscale.multiscale_input_channel,

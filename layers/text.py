@@ -36,6 +36,10 @@ class Seq2VecParameters(Parameters):
         default="BayesianUniSkip", description="arch skipthoughts: which of its encoders"
     )
     dropout: float = Field(default=0.25, ge=0, lt=1, description="dropout inside the recurrent encoder [probability]")
+    equal_captions: Literal["each", "once"] = Field(
+        default="each",
+        description="of a training batch; once: encoded once, so that they share their dropout; each: published",
+    )
     fixed_emb: bool = Field(default=False, description="true: the word vectors stay as they start")
     word_dim: int = Field(default=300, ge=1, le=MOST_WIDTH, description="arch gru: length of a word vector [numbers]")
     hidden_dim: int = Field(default=1024, ge=1, le=MOST_WIDTH, description="arch gru: width of the state [numbers]")
@@ -79,9 +83,14 @@ class PlainGru(nn.Module):
 class CaptionEncoder(nn.Module):
     """A sequence encoder and a projection: t = ReLU(W h + b)."""
 
-    def __init__(self, sequence: nn.Module, width: int, embed_dim: int) -> None:
-        """Project the states [B, `width`] that `sequence` makes of (tokens, lengths) to `embed_dim` numbers."""
+    def __init__(self, sequence: nn.Module, width: int, embed_dim: int, equal_once: bool = False) -> None:
+        """Project the states [B, `width`] that `sequence` makes of (tokens, lengths) to `embed_dim` numbers.
+
+        Differs from the released code: with `equal_once` equal captions of a training batch are encoded once. They
+        share their dropout then; but for that, scores and gradients are the same.
+        """
         super().__init__()
+        self.equal_once = equal_once
         self.sequence = sequence
         self.projection = nn.Linear(width, embed_dim)
 
@@ -92,7 +101,11 @@ class CaptionEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Embed captions: tokens [B, L] zero-padded, lengths [B] (CPU) -> [B, D], not negative."""
-        return F.relu(self.projection(self.sequence(tokens, lengths)))
+        if not (self.equal_once and self.training):
+            return F.relu(self.projection(self.sequence(tokens, lengths)))
+        tokens, rows = tokens.unique(dim=0, return_inverse=True)
+        lengths = (tokens != 0).sum(dim=1).cpu()
+        return F.relu(self.projection(self.sequence(tokens, lengths)))[rows]
 
 
 RELEASED_CAPTIONS: dict[str, str | None] = {
@@ -110,16 +123,16 @@ def caption_encoder(
     Raises:
         InputError: a weight file is there but is not what it should be.
     """
-    words = max(word2idx.values())
+    words, once = max(word2idx.values()), parameters.equal_captions == "once"
     if parameters.arch == "gru":
         plain = PlainGru(words, parameters.word_dim, parameters.hidden_dim, parameters.dropout, parameters.fixed_emb)
         if load_weights:
             load_glove(plain.embedding, embed.glove, word2idx)
-        return CaptionEncoder(plain, plain.output_dim, embed.embed_dim)
+        return CaptionEncoder(plain, plain.output_dim, embed.embed_dim, once)
     encoder = SKIP_THOUGHTS[parameters.type](words, parameters.dropout, parameters.fixed_emb)
     if load_weights:
         load_skip_thoughts(encoder, parameters.dir_st, word2idx)
-    return CaptionEncoder(encoder, encoder.output_dim, embed.embed_dim)
+    return CaptionEncoder(encoder, encoder.output_dim, embed.embed_dim, once)
 
 
 def load_glove(embedding: nn.Embedding, path: Path | None, word2idx: Mapping[str, int]) -> None:

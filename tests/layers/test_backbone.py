@@ -28,7 +28,7 @@ from layers.backbone import (
     resnet,
     synchronise_norms,
 )
-from layers.multiscale import pyramid
+from layers.pyramid import pyramid
 from utils import InputError
 
 State = dict[str, Tensor]

@@ -200,6 +200,33 @@ class TestCaptionEncoder:
             caption_encoder(Seq2VecParameters(dir_st=tmp_path / "absent"), EmbedParameters(), WORD_TO_ID, True)
         assert [line for line in caplog.messages if str(tmp_path / "absent") in line] == caplog.messages != []
 
+    def test_equal_captions_are_encoded_once_and_share_their_dropout(self) -> None:
+        tokens, lengths = TOKENS[[0, 2, 0, 1, 2, 0]], LENGTHS[[0, 2, 0, 1, 2, 0]]
+        found = []
+        for equal in ("once", "each"):
+            torch.manual_seed(0)
+            block = Seq2VecParameters(arch="gru", word_dim=6, hidden_dim=7, dropout=0, equal_captions=equal)
+            encoder = caption_encoder(block, EmbedParameters(embed_dim=32), WORD_TO_ID, False).train()
+            seen: list[int] = []
+            encoder.sequence.register_forward_hook(lambda module, given, out, seen=seen: seen.append(len(out)))
+            made = encoder(tokens, lengths)
+            made.square().sum().backward()
+            found.append((seen, made, [parameter.grad for parameter in encoder.parameters()]))
+        (once, made, gradients), (each, expected, wanted) = found
+        assert (once, each) == ([3], [6])
+        torch.testing.assert_close(made, expected)
+        for one, other in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+        block = Seq2VecParameters(arch="gru", word_dim=6, hidden_dim=7, dropout=0.5, equal_captions="once")
+        encoder = caption_encoder(block, EmbedParameters(embed_dim=32), WORD_TO_ID, False).train()
+        made = encoder(tokens, lengths)
+        assert torch.equal(made[[0, 1]], made[[2, 4]])
+        assert not torch.equal(made, encoder(tokens, lengths))
+        encoder.eval()
+        encoder.sequence.register_forward_hook(lambda module, given, out: each.append(len(out)))
+        encoder(tokens, lengths)
+        assert each == [6, 6]
+
     def test_projects_the_state_and_cuts_at_zero(self) -> None:
         torch.manual_seed(0)
         block = Seq2VecParameters(arch="gru", word_dim=6, hidden_dim=7, dropout=0.0)

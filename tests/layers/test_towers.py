@@ -19,7 +19,7 @@ from layers import build_model, depthwise, installed, sentences
 from layers.backbone import TimmBackbone, build_backbone, import_timm
 from layers.depthwise import PreciseDepthwise
 from layers.installed import PACKAGES, Package, efficientnet_weights, installed_file, package_of
-from layers.multiscale import pyramid
+from layers.pyramid import pyramid
 from layers.sentences import SentenceTower, import_transformers, word_pieces
 from layers.towers import TimmTower, Tower
 from option import Options

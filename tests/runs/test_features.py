@@ -22,6 +22,7 @@ import vocab
 from batches.batch import Batch, Captions
 from batches.features import NO_FEATURES, ListFeatures
 from data.annotations import Annotations, read_annotations
+from data.regions.file import write_regions
 from engine import encode
 from layers import build_model, swan_image
 from layers.base import RetrievalModel
@@ -202,6 +203,56 @@ def test_swan_trains_on_what_its_frozen_backbone_gave_once(
     assert kept["history"][0]["val_mR"] == plain["history"][0]["val_mR"]
 
 
+def multiscale(path: Path, name: str, train: Any) -> Path:
+    """The experiment with a small AMFMN or GaLR whose backbone learns in part; GaLR with random regions."""
+    content = yaml.safe_load(path.read_text())
+    content["model"] = {
+        "name": name,
+        "seq2vec": {"arch": "gru", "word_dim": 8, "hidden_dim": 16},
+        "embed": {"embed_dim": 16},
+        "backbone": {"architecture": TINY, "pretrained": content["model"]["image"]["pretrained"], "train": train},
+    }
+    if name == "GaLR":
+        heads = {"mca_MULTI_HEAD": 2, "mca_HIDDEN_SIZE_HEAD": 8}
+        content["model"]["fusion"] = {"mca_HIDDEN_SIZE": 16, "mca_FF_SIZE": 16, **heads}
+        content["dataset"]["local_path"] = str(random_regions(path.with_suffix(".h5"), path.parent / "data/images"))
+    content["optim"] |= {"epochs": 1, "lr": 1e-3, "loss": "triplet"}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def random_regions(path: Path, images: Path) -> Path:
+    random = np.random.default_rng(0)
+    arrays = {image.stem: tuple(random.random((2, 20, 20), np.float32)) for image in sorted(images.iterdir())}
+    write_regions(path, arrays, "random", "a test")
+    return path
+
+
+@pytest.mark.parametrize(("name", "train"), [("AMFMN", "none"), ("GaLR", {"last": 1})])
+def test_amfmn_and_galr_train_on_the_maps_of_their_frozen_stages(
+    experiment: Experiment, tmp_path: Path, name: str, train: Any
+) -> None:
+    found: dict[str, Any] = {}
+    for features in ("off", "auto"):
+        path = multiscale(experiment(name=features, dataset__features=features), name, train)
+        train_entry.main(["--path_opt", str(path), "--folds", "0"])
+        test_entry.main(["--path_opt", str(path), "--folds", "0", "--json", str(tmp_path / f"{features}.json")])
+        found[features] = read_checkpoint(tmp_path / "checkpoint" / features / "0" / "last.pth")
+    assert (tmp_path / "features").is_dir()
+    kept, plain = found["auto"], found["off"]
+    for weight, value in plain["model"].items():
+        torch.testing.assert_close(kept["model"][weight], value, atol=1e-4, rtol=1e-4)
+    assert kept["history"][0]["loss"] == pytest.approx(plain["history"][0]["loss"], rel=1e-4)
+    assert kept["history"][0]["val_mR"] == plain["history"][0]["val_mR"]
+    one, other = (json.loads((tmp_path / f"{features}.json").read_text()) for features in found)
+    assert one["mean"] == other["mean"]
+
+
+def test_a_backbone_that_learns_whole_is_not_kept(experiment: Experiment) -> None:
+    _, model, _, _ = built(multiscale(experiment(), "AMFMN", "all"))
+    assert model.frozen_image() is None
+
+
 def refuse(*ignored: object) -> None:
     pytest.fail("the backbone was computed again")
 
@@ -212,10 +263,12 @@ def test_a_backbone_of_swan_that_changes_is_not_kept(experiment: Experiment, cha
     assert model.frozen_image() is None
 
 
-@pytest.mark.parametrize("name", ["dual", "swan"])
+@pytest.mark.parametrize("name", ["dual", "swan", "amfmn"])
 def test_a_step_that_keeps_nothing_folds_what_is_frozen(experiment: Experiment, name: str) -> None:
     path = experiment(dataset__augmentation="published", optim__amp="off")
-    options, model, train, words = built(path if name == "dual" else swan(path))
+    if name != "dual":
+        path = swan(path) if name == "swan" else multiscale(path, "AMFMN", {"last": 2})
+    options, model, train, words = built(path)
     begin = quick_start(model, options, CPU)
     assert begin is not None
     loader = train_loader(options, 0, words, train, Media.of(options, (train,), CPU), CPU)
