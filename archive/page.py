@@ -2,130 +2,68 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import math
-import os
-import sys
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, cast
+from typing import Annotated, cast
 
 import numpy as np
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
-from numpy.typing import NDArray
-from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from archive.answers import (
+    LONGEST_QUERY,
+    MOST_PER_PAGE,
+    PER_PAGE,
+    About,
+    Found,
+    Sample,
+    SceneCount,
+    View,
+    Window,
+    Words,
+    check_scene,
+    found_by,
+    keep,
+    shown_image,
+    window_of,
+)
+from archive.encoder import Encoder
 from archive.living import Living, Opened
-from archive.page_limits import Guard, RateLimit, Refusals, client_of
+from archive.page_images import MOST_IN_ZIP, PageImages
+from archive.page_limits import Guard, RateLimit, client_of
 from archive.scenes import Scenes
-from archive.searcher import BY_COSINE, Answer, Hit, Searcher, Sentence
+from archive.searcher import BY_COSINE, Answer, Searcher, Sentence
 from archive.shards import IndexFault
-from archive.thumbnails import Thumbnails, to_jpeg
-from archive.turns import Batches, Turns
+from archive.thumbnails import to_jpeg
+from archive.turns import Batches, Turns, in_thread, stand_back, still_there
 from archive.uploads import read_upload, stored
 from data.images import decode
-from data.lists import shown
 from utils import InputError, logger
+from vocab import UNKNOWN
 
 FILES = Path(__file__).with_name("page_files")
-PER_PAGE = 24
-MOST_PER_PAGE = 100
-DEEPEST = 10_000
-"""Images of one search that can be paged through."""
-DEEPEST_PROPOSED = 500
-"""The same of a vector index or store, which says how many it finds only when it has found them."""
-LONGEST_QUERY = 1000  # characters
 IMAGES_PER_SEARCH = 100
 """How many images a client may load for each search that its rate allows."""
 TOGETHER = 32  # sentences that are encoded and searched with at once
 UPLOADS_AT_ONCE = 16  # that arrive or are searched with
 UPLOADS_OF_ONE = 4  # of them of one client
-IMAGES_AT_ONCE = 2  # of the index, decoded
-POLITE = 5  # what threads with less urgent work add to their niceness
 PREVIEW = 160  # pixels
-
-Result = TypeVar("Result")
-
-
-class SceneCount(BaseModel):
-    """A scene class and how many images show it."""
-
-    name: str
-    images: int
-
-
-class About(BaseModel):
-    """What is searched, and the limits of a request."""
-
-    images: int
-    model: str
-    search: str
-    audio: bool
-    scenes: list[SceneCount]
-    per_page: int
-    longest_query: int
-    max_upload: int
-
-
-class FoundImage(BaseModel):
-    """An image that was found; without a row, and links, where the index does not know it."""
-
-    rank: int
-    score: float
-    name: str
-    scene: str | None
-    row: int | None
-    thumbnail: str | None
-    image: str | None
-
-
-class Found(BaseModel):
-    """A page of what was found, and the milliseconds that it took."""
-
-    page: int
-    pages: int
-    per_page: int
-    total: int
-    encode_ms: float
-    search_ms: float
-    unknown_words: list[str] = []
-    note: str | None = None
-    preview: str | None = None
-    hits: list[FoundImage]
-
-
-class View(BaseModel):
-    """Which part of what is found to show.
-
-    Attributes:
-        page: from 1.
-        per_page: images of a page.
-        scene: only images of this class.
-    """
-
-    page: Annotated[int, Query(ge=1, le=DEEPEST)] = 1
-    per_page: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = PER_PAGE
-    scene: Annotated[str | None, Query(max_length=LONGEST_QUERY)] = None
-
-
-@dataclass(frozen=True)
-class Window:
-    """What is searched for: k images after the best `offset`, of `total` that can be shown.
-
-    A total of None will be known when they are found: all that there are have been asked for.
-    """
-
-    k: int
-    offset: int
-    total: int | None
+EXAMPLES = (
+    "planes parked beside a terminal",
+    "many boats in a harbor",
+    "a river with trees on its banks",
+    "a baseball field beside a road",
+    "white storage tanks",
+    "a playground surrounded by buildings",
+)
+"""To begin with; of a model that knows some words alone, those that it understands."""
 
 
 class Service:
@@ -137,15 +75,15 @@ class Service:
         self.max_upload = max_upload
         self.encoder = searcher.encoder
         self.options = searcher.encoder.options
+        self._words = closed_words(searcher.encoder)
         self._searches = Turns(2 * TOGETHER, 2 * TOGETHER, "searches")  # half run while the others gather
         self._uploads = Turns(UPLOADS_AT_ONCE, UPLOADS_OF_ONE, "uploads")
-        self._images = Turns(IMAGES_AT_ONCE, IMAGES_AT_ONCE, "images")
         # Sentences, uploads and images of the index have threads of their own, so that none waits for another kind.
-        self._texts = Batches(self._answers, TOGETHER, ThreadPoolExecutor(1))
-        self._for_uploads = ThreadPoolExecutor(1, initializer=_stand_back)
-        self._for_images = ThreadPoolExecutor(IMAGES_AT_ONCE, initializer=_stand_back)
-        self._unreadable = Refusals()
-        self._for_changes = ThreadPoolExecutor(1, initializer=_stand_back)
+        self._for_searches = ThreadPoolExecutor(1)
+        self._texts = Batches(self._answers, TOGETHER, self._for_searches)
+        self._for_uploads = ThreadPoolExecutor(1, initializer=stand_back)
+        self.images = PageImages(self.living)
+        self._for_changes = ThreadPoolExecutor(1, initializer=stand_back)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -157,15 +95,34 @@ class Service:
         """What is searched."""
         now = self.living.now
         return About(
+            index=now.version,
             images=len(now.searcher),
             model=self.options.model.name,
             search=now.searcher.kind,
             audio=self.encoder.model.uses_audio,
+            words=bool(self._words),
+            examples=[text for text in EXAMPLES if not self.encoder.unknown_words(text)],
             scenes=[SceneCount(name=name, images=count) for name, count in now.scenes.counts.items()],
             per_page=PER_PAGE,
             longest_query=LONGEST_QUERY,
             max_upload=self.max_upload,
+            most_in_list=MOST_PER_PAGE,
+            most_in_zip=MOST_IN_ZIP,
         )
+
+    def words(self) -> Words:
+        """The words that the model knows, where it knows no others."""
+        return Words(words=self._words)
+
+    def sample(
+        self, count: Annotated[int, Query(ge=1, le=MOST_PER_PAGE)] = PER_PAGE, scene: str | None = None
+    ) -> Sample:
+        """Some images, other ones each time."""
+        now = self.living.now
+        check_scene(scene, now)
+        chosen = keep(now, scene)
+        rows = range(len(now.searcher)) if chosen is None else np.flatnonzero(chosen).tolist()
+        return Sample(images=[shown_image(now, row) for row in random.sample(rows, min(count, len(rows)))])
 
     async def text(
         self,
@@ -176,45 +133,59 @@ class Service:
         """Search with a sentence."""
 
         async def ask(now: Opened) -> Found:
-            window = _window(view, now)
+            window = window_of(view, now)
             answer = await self._texts.result((now, view.scene), Sentence(q, window.k, window.offset))
-            return _found(answer, view, window, now)
+            return found_by(answer, view, window, now)
 
         self.encoder.check_sentence(q)
-        _window(view, self.living.now)  # refused before it waits
+        window_of(view, self.living.now)  # refused before it waits
         async with self._searches.taken(client_of(request.scope)):
-            await _still_there(request)
+            await still_there(request)
             found = await self._asked(ask)
         found.unknown_words = self.encoder.unknown_words(q)
         return found
+
+    async def like(self, request: Request, row: int, view: Annotated[View, Query()], index: str | None = None) -> Found:
+        """Search with an image of the index, `row` of its version `index`."""
+
+        async def ask(now: Opened) -> Found:
+            place = await in_thread(self._for_searches, self.images.place_now, row, index, now)
+            window = window_of(view, now)
+            answer = await in_thread(self._for_searches, self._of_row, place, window, now, view.scene)
+            found = found_by(answer, view, window, now)
+            found.like = shown_image(now, place)
+            return found
+
+        async with self._searches.taken(client_of(request.scope)):
+            await still_there(request)
+            found = await self._asked(ask)
+        return self._noted(found)
 
     async def image(self, request: Request, view: Annotated[View, Query()]) -> Found:
         """Search with an uploaded image."""
 
         async def ask(now: Opened) -> Found:
-            window = _window(view, now)
-            answer, preview = await _in(self._for_uploads, self._of_image, *sent, window, now, view.scene)
-            found = _found(answer, view, window, now)
+            window = window_of(view, now)
+            answer, preview = await in_thread(self._for_uploads, self._of_image, *sent, window, now, view.scene)
+            found = found_by(answer, view, window, now)
             found.preview = f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}"
             return found
 
-        _window(view, self.living.now)
+        window_of(view, self.living.now)
         async with self._uploads.taken(client_of(request.scope)):
             sent = await read_upload(request, "image", self.max_upload)
             found = await self._asked(ask)
-        if not self.encoder.model.scores_by_cosine():
-            found.note = BY_COSINE
-        return found
+        return self._noted(found)
 
     async def audio(self, request: Request, view: Annotated[View, Query()]) -> Found:
         """Search with an uploaded WAV file."""
 
         async def ask(now: Opened) -> Found:
-            window = _window(view, now)
-            answer = await _in(self._for_uploads, self._of_sound, *sent, window, now, view.scene)
-            return _found(answer, view, window, now)
+            window = window_of(view, now)
+            answer = await in_thread(self._for_uploads, self._of_sound, *sent, window, now, view.scene)
+            return found_by(answer, view, window, now)
 
-        _window(view, self.living.now)
+        window_of(view, self.living.now)
         async with self._uploads.taken(client_of(request.scope)):
             sent = await read_upload(request, "sound", self.max_upload)
             return await self._asked(ask)
@@ -225,41 +196,24 @@ class Service:
         try:
             return await ask(now)
         except IndexFault:
-            await _in(self._for_changes, self.living.take_up)
+            await in_thread(self._for_changes, self.living.take_up)
             if self.living.now is now:
                 raise
             return await ask(self.living.now)
 
-    async def file(
-        self, request: Request, row: int, size: Literal["thumbnail", "image"], index: str | None = None
-    ) -> Response:
-        """An image of a version of the index as a JPEG file."""
-        state = self.living.of(index)
-        if state is None:
-            raise HTTPException(404, "the index has changed since this search: search again.")
-        if not 0 <= row < len(state.searcher):
-            raise HTTPException(404, f"there is no image {row}: the index has rows 0 to {len(state.searcher) - 1}.")
-        content = state.thumbnails.kept(row) if size == "thumbnail" else None
-        if content is None:
-            content = await self._made(request, state.thumbnails, row, size)
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+    def _noted(self, found: Found) -> Found:
+        """With a word on how images are compared."""
+        if not self.encoder.model.scores_by_cosine():
+            found.note = BY_COSINE
+        return found
 
-    async def _made(
-        self, request: Request, thumbnails: Thumbnails, row: int, size: Literal["thumbnail", "image"]
-    ) -> bytes:
-        make = thumbnails.thumbnail if size == "thumbnail" else thumbnails.image
-        try:
-            async with self._images.taken(client_of(request.scope)):
-                await _still_there(request)
-                content = await _in(self._for_images, make, row)
-        except IndexFault:
-            raise
-        except InputError as fault:
-            self._unreadable.note(f"row {row}: {fault}")
-            raise HTTPException(404, "this image is gone, or can't be read.") from fault
-        if size == "thumbnail":
-            thumbnails.keep(row, content)
-        return content
+    def _of_row(self, row: int, window: Window, now: Opened, scene: str | None) -> Answer:
+        """The answer to an image of the index."""
+        if now.searcher.index.embeddings is None:
+            with self.images.readable(row):
+                image = now.thumbnails.decoded(row)
+            return now.searcher.answer(image, window.k, window.offset, keep(now, scene))
+        return now.searcher.similar(row, window.k, window.offset, keep(now, scene))
 
     def _of_image(
         self, name: str, content: bytes, window: Window, now: Opened, scene: str | None
@@ -267,87 +221,25 @@ class Service:
         """The answer to an uploaded image, and its preview."""
         with stored(name, content) as path:
             image = decode(path, self.options.dataset.max_pixels)
-        answer = now.searcher.answer(image, window.k, window.offset, _keep(now, scene))
+        answer = now.searcher.answer(image, window.k, window.offset, keep(now, scene))
         return answer, to_jpeg(image, PREVIEW, 85)
 
     def _of_sound(self, name: str, content: bytes, window: Window, now: Opened, scene: str | None) -> Answer:
         """The answer to an uploaded WAV file."""
         with stored(name, content) as path:
-            return now.searcher.answer(path, window.k, window.offset, _keep(now, scene))
+            return now.searcher.answer(path, window.k, window.offset, keep(now, scene))
 
     def _answers(self, of: Hashable, sentences: Sequence[Sentence]) -> list[Answer]:
         """Of sentences that are asked of one scene class of a state, or of all its images."""
         now, scene = cast(tuple[Opened, str | None], of)
-        return now.searcher.answers(sentences, _keep(now, scene))
+        return now.searcher.answers(sentences, keep(now, scene))
 
 
-def _keep(now: Opened, scene: str | None) -> NDArray[np.bool_] | None:
-    return None if scene is None else now.scenes.keep(scene)
-
-
-def _window(view: View, now: Opened) -> Window:
-    """What to search for, so that a page can be shown."""
-    if view.scene is not None and view.scene not in now.scenes.counts:
-        raise HTTPException(404, f"there is no scene class {shown(view.scene)} in this index.")
-    count = len(now.searcher) if view.scene is None else now.scenes.counts[view.scene]
-    if now.searcher.kind != "exact" and view.scene is None:
-        return Window(k=min(DEEPEST_PROPOSED, count), offset=0, total=None)
-    total, offset = min(DEEPEST, count), (view.page - 1) * view.per_page
-    _check_page(view, total)
-    return Window(k=min(view.per_page, total - offset), offset=offset, total=total)
-
-
-def _found(answer: Answer, view: View, window: Window, now: Opened) -> Found:
-    """The page of an answer."""
-    hits, total, offset = answer.hits, window.total, (view.page - 1) * view.per_page
-    if total is None:
-        total, hits = len(hits), hits[offset : offset + view.per_page]
-        _check_page(view, total)
-    return Found(
-        page=view.page,
-        pages=math.ceil(total / view.per_page),
-        per_page=view.per_page,
-        total=total,
-        encode_ms=answer.encode_ms,
-        search_ms=answer.search_ms,
-        hits=[_shown(rank, hit, now) for rank, hit in enumerate(hits, start=offset + 1)],
-    )
-
-
-def _shown(rank: int, hit: Hit, now: Opened) -> FoundImage:
-    row = now.rows.row(hit.name) if now.rows is not None else hit.row
-    return FoundImage(
-        rank=rank,
-        score=hit.score,
-        name=hit.label,
-        scene=None if row is None else now.scenes.of(row),
-        row=row,
-        thumbnail=None if row is None else f"thumbnail/{row}?index={now.version}",
-        image=None if row is None else f"image/{row}?index={now.version}",
-    )
-
-
-def _check_page(view: View, total: int) -> None:
-    """Raise an HTTPException for a page beyond the last; an empty answer has one."""
-    pages = math.ceil(total / view.per_page)
-    if view.page > max(1, pages):
-        raise HTTPException(404, f"there is no page {view.page}: {total} images fill {pages}.")
-
-
-async def _still_there(request: Request) -> None:
-    """Spare the work for a client that went away while it waited for its turn; of a request without a body."""
-    if await request.is_disconnected():
-        raise HTTPException(400, "the sender went away.")
-
-
-def _stand_back() -> None:
-    """Let a thread take what sentences leave of the processors, where the system can tell threads apart."""
-    if sys.platform == "linux":
-        os.nice(POLITE)
-
-
-async def _in(threads: ThreadPoolExecutor, work: Callable[..., Result], *arguments: object) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+def closed_words(encoder: Encoder) -> list[str]:
+    """The words that a model knows, in alphabetical order; none where it reads any."""
+    if encoder.model.own_vocabulary(encoder.options.model) is not None:
+        return []
+    return sorted(word for word in encoder.vocabulary.word2idx if word != UNKNOWN)
 
 
 def make_app(
@@ -376,22 +268,25 @@ def make_app(
     limits: dict[str, RateLimit] = {}
     if rate is not None:
         images = RateLimit(rate * IMAGES_PER_SEARCH)
-        limits = {"/api/search": RateLimit(rate), "/thumbnail": images, "/image": images}
+        searches = RateLimit(rate)
+        limits = {"/api/search": searches, "/api/zip": searches, "/thumbnail": images, "/image": images}
     app.add_middleware(Guard, limits=limits)
     app.add_exception_handler(InputError, _tell_input_error)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
-    app.add_api_route("/api/about", service.about)
-    app.add_api_route("/api/search", service.text)
+    answers: dict[str, Callable[..., object]] = {
+        "/api/about": service.about,
+        "/api/words": service.words,
+        "/api/sample": service.sample,
+        "/api/search": service.text,
+        "/api/search/like/{row}": service.like,
+        "/api/zip": service.images.zip,
+        "/thumbnail/{row}": service.images.thumbnail,
+        "/image/{row}": service.images.whole,
+    }
+    for path, answer in answers.items():
+        app.add_api_route(path, answer)
     app.add_api_route("/api/search/image", service.image, methods=["POST"])
     app.add_api_route("/api/search/audio", service.audio, methods=["POST"])
-
-    @app.get("/thumbnail/{row}")
-    async def thumbnail(request: Request, row: int, index: str | None = None) -> Response:
-        return await service.file(request, row, "thumbnail", index)
-
-    @app.get("/image/{row}")
-    async def image(request: Request, row: int, index: str | None = None) -> Response:
-        return await service.file(request, row, "image", index)
 
     @app.get("/")
     async def start() -> FileResponse:

@@ -202,6 +202,19 @@ class Searcher:
         hits = self._hits(found, k, offset)
         return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
 
+    def similar(self, row: int, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> Answer:
+        """The images that resemble one of the index most, itself first; see `image`.
+
+        Raises:
+            ValueError: a vector store holds the embeddings.
+        """
+        if self.index.embeddings is None:
+            raise ValueError("the embeddings are in a vector store")
+        started = time.perf_counter()
+        query = self.index.embeddings.rows(np.array([row])).to(self.encoder.device)
+        (found,) = self._search(query, exact.cosine, offset + k, keep)
+        return Answer(self._hits(found, k, offset), 0.0, 1000 * (time.perf_counter() - started))
+
     def answers(self, sentences: Sequence[Sentence], keep: NDArray[np.bool_] | None = None) -> list[Answer]:
         """What `text` gives for some sentences at once; the times are those of all together."""
         started = time.perf_counter()

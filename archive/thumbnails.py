@@ -41,7 +41,7 @@ class Thumbnails:
         Raises:
             InputError: the image is gone, damaged, too large, or behind a link out of the folder.
         """
-        return to_jpeg(self._decode(row), LARGEST, 92)
+        return to_jpeg(self.decoded(row), LARGEST, 92)
 
     def kept(self, row: int) -> bytes | None:
         """A thumbnail that was kept."""
@@ -57,14 +57,23 @@ class Thumbnails:
 
     def thumbnail(self, row: int) -> bytes:
         """See `image`; scaled down to `THUMBNAIL`."""
-        return to_jpeg(self._decode(row), THUMBNAIL, 85)
+        return to_jpeg(self.decoded(row), THUMBNAIL, 85)
 
-    def _decode(self, row: int) -> Image.Image:
+    def decoded(self, row: int) -> Image.Image:
+        """The image; see `image`."""
+        return decode(self.path(row), self._max_pixels)
+
+    def path(self, row: int) -> Path:
+        """The file of an image.
+
+        Raises:
+            InputError: it lies behind a link out of the folder.
+        """
         name = self._index.name(row)
         path = self._images / name
         if leads_outside(path, self._images):
             raise InputError(f"{shown(name)} leads outside of the folder by a symbolic link")
-        return decode(path, self._max_pixels)
+        return path
 
 
 def to_jpeg(image: Image.Image, side: int, quality: int) -> bytes:

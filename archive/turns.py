@@ -1,4 +1,4 @@
-"""Who is next at a page's server: turns that are shared out fairly, and sentences that are searched with together.
+"""Who is next at a page's server: turns that are shared out fairly, sentences that are searched with together, threads.
 
 All of it lives in one event loop.
 """
@@ -6,19 +6,24 @@ All of it lives in one event loop.
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from archive.page_limits import Refusals
 
 MOST_WAITING = 1024
 MOST_WAITING_OF_ONE = 256
 """Requests of a kind that wait for their turn, in all and of one client; as many connections as it may have."""
+
+POLITE = 5  # what threads with less urgent work add to their niceness
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -153,3 +158,24 @@ class Batches(Generic[Item, Result]):
         for (_, _, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+
+async def still_there(request: Request) -> None:
+    """Spare the work for a client that went away while it waited for its turn; of a request without a body.
+
+    Raises:
+        HTTPException: it did.
+    """
+    if await request.is_disconnected():
+        raise HTTPException(400, "the sender went away.")
+
+
+def stand_back() -> None:
+    """Let a thread take what sentences leave of the processors, where the system can tell threads apart."""
+    if sys.platform == "linux":
+        os.nice(POLITE)
+
+
+async def in_thread(threads: ThreadPoolExecutor, work: Callable[..., Result], *arguments: object) -> Result:
+    """What some work gives, done in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)

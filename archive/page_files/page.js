@@ -1,90 +1,30 @@
-"use strict";
+// The page: what is asked stands in the address, and what is found below it.
 
-const at = (id) => document.getElementById(id);
+import { card } from "./cards.js";
+import { answerTo, at, count, create, say } from "./elements.js";
+import * as selection from "./selection.js";
+import * as viewer from "./viewer.js";
+import * as words from "./words.js";
+
 const MIB = 2 ** 20;
-const HINT = "Say what the image shows, or drop an image anywhere on this page.";
+const NOTHING = { q: "", scene: "", least: "", page: 1, file: null, like: null };
 
 let about = null; // what is searched, as the server tells
-let asked = { q: "", scene: "", page: 1, file: null }; // what the page shows; file: key of `files`
+let asked = NOTHING; // what the page shows; file: key of `files`; like: {row, index} of an image of the archive
 const files = new Map(); // query files, for going back and to other pages: {file, sound}
 let running = null;
 
-/** Ask the server; an Error carries its message. */
-async function answerOf(url, settings) {
-  const response = await fetch(url, settings);
-  const text = await response.text();
-  let answer = {};
-  try {
-    answer = JSON.parse(text);
-  } catch {
-    answer = { detail: text || `${response.status} ${response.statusText}` };
-  }
-  if (!response.ok) throw new Error(answer.detail);
-  return answer;
-}
-
-function say(id, text) {
-  at(id).textContent = text;
-  at(id).hidden = !text;
-}
-
-function create(name, className, text = "") {
-  const element = document.createElement(name);
-  element.className = className;
-  element.textContent = text;
-  return element;
-}
-
-function gone() {
-  return create("span", "gone", "This image can't be read.");
-}
-
-function frame(hit) {
-  const holder = create("span", "frame");
-  if (!hit.thumbnail) {
-    holder.append(gone());
-    return holder;
-  }
-  const image = document.createElement("img");
-  image.alt = hit.name;
-  image.addEventListener("error", () => image.replaceWith(gone()));
-  image.src = hit.thumbnail;
-  holder.append(image);
-  return holder;
-}
-
-function card(hit) {
-  const item = document.createElement("li");
-  const link = create(hit.image ? "a" : "div", "card");
-  const line = create("span", "line");
-  line.append(create("span", "rank", String(hit.rank)), create("span", "score", hit.score.toFixed(4)));
-  link.append(frame(hit), line, create("span", "name", hit.name));
-  if (hit.image) {
-    link.href = hit.image;
-    link.addEventListener("click", (event) => {
-      if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-      event.preventDefault();
-      view(hit);
-    });
-  }
-  item.append(link);
-  return item;
-}
-
-function view(hit) {
-  at("whole").src = hit.image;
-  at("whole").alt = hit.name;
-  at("alone").href = hit.image;
-  at("whole-name").textContent = `${hit.rank}: ${hit.name}, score ${hit.score.toFixed(4)}`;
-  at("viewer").showModal();
-}
+const isStart = () => !asked.q && !asked.like && !files.has(asked.file);
+const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 /** Put what is asked into the page's fields. */
 function fill() {
   const upload = files.get(asked.file);
   at("query").value = asked.q;
   at("scene").value = asked.scene;
-  at("asked").hidden = !upload;
+  at("least").value = asked.least;
+  at("asked").hidden = !upload && !asked.like;
+  at("asked-how").textContent = upload ? "Searched with" : "Similar to";
   at("asked-name").textContent = upload ? upload.file.name : "";
   document.title = asked.q ? `${asked.q} – RSRetrieval` : "RSRetrieval";
 }
@@ -92,17 +32,34 @@ function fill() {
 function clear() {
   at("results").replaceChildren();
   at("results").setAttribute("aria-busy", "false");
-  at("pager").hidden = true;
-  at("preview").hidden = true;
+  for (const id of ["pager", "preview", "start"]) at(id).hidden = true;
   for (const id of ["error", "note"]) say(id, "");
   at("status").textContent = "";
+  viewer.setImages([]);
+  selection.setPage("", [], 0, null);
 }
 
-function request() {
-  const parameters = new URLSearchParams({ page: asked.page, per_page: about.per_page });
+function checkedLength() {
+  const { length } = [...asked.q];
+  if (length > about.longest_query) {
+    throw new Error(
+      `This sentence has ${count(length, "character")}, at most ${count(about.longest_query, "character")} are taken.`,
+    );
+  }
+}
+
+/** The request for a page of what is asked. */
+function request(page, perPage) {
+  const parameters = new URLSearchParams({ page, per_page: perPage });
   if (asked.scene) parameters.set("scene", asked.scene);
+  if (asked.least !== "") parameters.set("min_score", asked.least);
   const upload = files.get(asked.file);
+  if (asked.like) {
+    parameters.set("index", asked.like.index);
+    return [`api/search/like/${asked.like.row}?${parameters}`, {}];
+  }
   if (!upload) {
+    checkedLength();
     parameters.set("q", asked.q);
     return [`api/search?${parameters}`, {}];
   }
@@ -115,25 +72,19 @@ function request() {
   return [`api/search/${upload.sound ? "audio" : "image"}?${parameters}`, { method: "POST", body }];
 }
 
-/** Search with what is asked, and show what is found. */
+/** Search with what is asked, or begin, and show what is found. */
 async function run() {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
+  const held = at("results").contains(document.activeElement);
   fill();
-  if (!asked.q && !files.has(asked.file)) {
-    clear();
-    at("status").textContent = HINT;
-    at("query").focus();
-    return;
-  }
   at("results").setAttribute("aria-busy", "true");
-  at("status").textContent = "Searching …";
+  at("status").textContent = isStart() ? "" : "Searching …";
   try {
-    const [url, settings] = request();
-    const found = await answerOf(url, { ...settings, signal });
-    clear();
-    show(found);
+    if (isStart()) await begin(signal);
+    else await search(signal);
+    if (held) at("results").focus({ preventScroll: true });
   } catch (fault) {
     if (signal.aborted) return;
     clear();
@@ -141,35 +92,83 @@ async function run() {
   }
 }
 
-function show(found) {
-  at("results").replaceChildren(...found.hits.map(card));
+async function search(signal) {
+  const [url, settings] = request(asked.page, about.per_page);
+  const found = await answerTo(url, { ...settings, signal });
+  clear();
   const notes = found.unknown_words.length ? [`The model does not know: ${found.unknown_words.join(", ")}.`] : [];
   if (found.note) notes.push(found.note);
   say("note", notes.join(" "));
-  if (found.preview) {
-    at("preview").src = found.preview;
-    at("preview").hidden = false;
-  }
-  const last = found.hits.length ? found.hits[found.hits.length - 1].rank : 0;
-  const first = last - found.hits.length + 1;
-  const times = `encoded in ${found.encode_ms.toFixed(1)} ms, searched in ${found.search_ms.toFixed(1)} ms`;
-  at("status").textContent = `${first} to ${last} of ${found.total.toLocaleString("en")} images, ${times}`;
+  const preview = found.preview ?? found.like?.thumbnail;
+  if (preview) at("preview").src = preview;
+  at("preview").hidden = !preview;
+  if (found.like) at("asked-name").textContent = found.like.name;
+  showImages(found.hits, found.total, (perPage) => request(1, perPage));
+  at("status").textContent = summary(found);
   at("place").textContent = `Page ${found.page} of ${found.pages}`;
   at("previous").disabled = found.page <= 1;
   at("next").disabled = found.page >= found.pages;
   at("pager").hidden = found.pages <= 1;
 }
 
-/** Search anew and keep the query in the address, for bookmarks and the way back. */
-function ask(changes) {
-  asked = { ...asked, page: 1, ...changes };
-  const parameters = new URLSearchParams();
-  if (asked.q) parameters.set("q", asked.q);
+function summary(found) {
+  if (!found.hits.length) return asked.least === "" ? "Nothing was found." : `No image has a score of ${asked.least}.`;
+  const first = found.hits[0].rank;
+  const last = found.hits[found.hits.length - 1].rank;
+  const encoded = found.like ? "" : `encoded in ${found.encode_ms.toFixed(1)} ms, `;
+  return `${first} to ${last} of ${count(found.total, "image")}, ${encoded}searched in ${found.search_ms.toFixed(1)} ms`;
+}
+
+/** The start page: examples, and images of the archive, others each time. */
+async function begin(signal) {
+  const parameters = new URLSearchParams({ count: about.per_page });
   if (asked.scene) parameters.set("scene", asked.scene);
-  if (asked.page > 1 && asked.q) parameters.set("page", asked.page);
-  history.pushState(asked, "", parameters.size ? `?${parameters}` : "./");
+  const { images } = await answerTo(`api/sample?${parameters}`, { signal });
+  clear();
+  at("start").hidden = false;
+  at("status").textContent = `${count(images.length, "image")}, chosen at random`;
+  showImages(images, images.length, null);
+}
+
+function showImages(images, total, more) {
+  const actions = {
+    isSelected: selection.isSelected,
+    select: selection.select,
+    similar: askLike,
+    open,
+  };
+  viewer.setImages(images);
+  selection.setPage(asked.q || at("asked-name").textContent, images, total, more);
+  at("results").replaceChildren(...images.map((image, place) => card(image, place, actions)));
+}
+
+function open(place) {
+  history.pushState({ ...asked, view: place }, "");
+  viewer.show(place);
+}
+
+function address() {
+  const parameters = new URLSearchParams();
+  for (const name of ["q", "scene", "least"]) if (asked[name] !== "") parameters.set(name, asked[name]);
+  if (asked.like) for (const name of ["row", "index"]) parameters.set(name, asked.like[name]);
+  if (asked.page > 1 && !asked.file) parameters.set("page", asked.page);
+  return parameters.size ? `?${parameters}` : "./";
+}
+
+/** Search anew and keep the query in the address, for bookmarks and the way back; the same query is kept once. */
+function ask(changes) {
+  const before = asked;
+  asked = { ...asked, page: 1, ...changes };
+  if (same(asked, before)) history.replaceState(asked, "");
+  else history.pushState(asked, "", address());
+  viewer.hide(false);
   window.scrollTo(0, 0);
   return run();
+}
+
+function askLike(hit) {
+  const index = new URLSearchParams(hit.image.split("?")[1]).get("index");
+  return ask({ q: "", file: null, like: { row: hit.row, index } });
 }
 
 function askWith(file) {
@@ -181,31 +180,41 @@ function askWith(file) {
   }
   const key = crypto.randomUUID?.() ?? String(Math.random());
   files.set(key, { file, sound });
-  ask({ q: "", file: key });
+  ask({ q: "", like: null, file: key });
 }
 
-function readAddress(state) {
+/** What a state of the history, or else the address, asks for. */
+function read(state) {
+  if (state && (!state.file || files.has(state.file))) {
+    const { view, ...search } = state;
+    return search;
+  }
   const parameters = new URLSearchParams(location.search);
   const page = Number.parseInt(parameters.get("page") ?? "1", 10);
-  asked = {
+  const row = parameters.get("row");
+  return {
+    ...NOTHING,
     q: parameters.get("q") ?? "",
     scene: parameters.get("scene") ?? "",
+    least: parameters.get("least") ?? "",
     page: page >= 1 ? page : 1,
-    file: null,
-    ...(state && files.has(state.file) ? state : {}),
+    like: row === null ? null : { row, index: parameters.get("index") ?? "" },
   };
-  return run();
 }
 
-function listen() {
-  at("search").addEventListener("submit", (event) => {
-    event.preventDefault();
-    ask({ q: at("query").value.trim(), file: null });
-  });
-  at("scene").addEventListener("change", () => ask({ scene: at("scene").value }));
-  at("previous").addEventListener("click", () => ask({ page: asked.page - 1 }));
-  at("next").addEventListener("click", () => ask({ page: asked.page + 1 }));
-  at("forget").addEventListener("click", () => ask({ file: null }));
+/** Follow the history: to another search, or in the same one into the viewer or out of it. */
+async function follow(state) {
+  const wanted = read(state);
+  if (!same(wanted, asked)) {
+    viewer.hide(false);
+    asked = wanted;
+    await run();
+  }
+  if (state?.view === undefined) viewer.hide();
+  else if (same(wanted, asked)) viewer.show(state.view);
+}
+
+function listenToFiles() {
   for (const [button, input] of [["choose", "image"], ["choose-sound", "sound"]]) {
     at(button).addEventListener("click", () => at(input).click());
     at(input).addEventListener("change", () => {
@@ -213,7 +222,6 @@ function listen() {
       at(input).value = "";
     });
   }
-  window.addEventListener("popstate", (event) => readAddress(event.state));
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     document.body.classList.add("dropping");
@@ -228,15 +236,27 @@ function listen() {
   });
 }
 
-async function start() {
-  try {
-    about = await answerOf("api/about");
-  } catch (fault) {
-    say("error", fault.message);
-    return;
-  }
-  at("about").textContent = `${about.images.toLocaleString("en")} images · ${about.model} · ${about.search} search`;
-  at("query").maxLength = about.longest_query;
+function listen() {
+  at("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask({ q: at("query").value.trim(), file: null, like: null });
+  });
+  at("scene").addEventListener("change", () => ask({ scene: at("scene").value }));
+  at("least").addEventListener("change", () => ask({ least: at("least").value }));
+  at("previous").addEventListener("click", () => ask({ page: asked.page - 1 }));
+  at("next").addEventListener("click", () => ask({ page: asked.page + 1 }));
+  at("forget").addEventListener("click", () => ask({ file: null, like: null }));
+  at("others").addEventListener("click", run);
+  listenToFiles();
+  viewer.listen(askLike);
+  selection.listen(about);
+  if (about.words) words.listen();
+  window.addEventListener("popstate", (event) => follow(event.state));
+}
+
+/** Put what the server tells of itself onto the page. */
+function introduce() {
+  at("about").textContent = `${count(about.images, "image")} · ${about.model} · ${about.search} search`;
   at("choose-sound").hidden = !about.audio;
   at("scene-label").hidden = !about.scenes.length;
   for (const scene of about.scenes) {
@@ -244,8 +264,29 @@ async function start() {
     choice.value = scene.name;
     at("scene").append(choice);
   }
+  at("examples").hidden = !about.examples.length;
+  for (const example of about.examples) {
+    const link = create("a", "example", example);
+    link.href = `?${new URLSearchParams({ q: example })}`;
+    at("examples").append(" ", link);
+  }
+}
+
+async function start() {
+  try {
+    about = await answerTo("api/about");
+  } catch (fault) {
+    say("error", fault.message);
+    return;
+  }
+  introduce();
   listen();
-  await readAddress(null);
+  const { state } = history;
+  asked = read(state);
+  if (isStart()) at("query").focus();
+  history.replaceState({ ...asked, ...(state?.view === undefined ? {} : { view: state.view }) }, "");
+  await run();
+  if (state?.view !== undefined) viewer.show(state.view);
 }
 
 start();

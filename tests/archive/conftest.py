@@ -6,15 +6,22 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
 from torch import Tensor
 
+import search
 from archive.encoder import Encoder
+from archive.scenes import Scenes, find_scenes
+from archive.searcher import Searcher
 from option import Options
+from tests.archive.pages import HOSTILE, MANY, client_with
 from tests.archives import Trained, make_index, make_trained
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def galr(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
     """A model whose score is the cosine."""
     return make_trained(tmp_path_factory.mktemp("galr"), tiny_options, "GaLR")
@@ -44,3 +51,34 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Encoder, "images", counting)
     return names
+
+
+@pytest.fixture(scope="session")
+def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one gone since."""
+    folder = tmp_path_factory.mktemp("many")
+    random = np.random.default_rng(0)
+    names = [f"{'north' if number % 3 else 'south'}/{number}.png" for number in range(MANY - 2)]
+    for name in [*names, HOSTILE, "north/last.tif"]:
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colours = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((96, 64), Image.Resampling.NEAREST).save(path)
+    search.main(Trained(galr.options, galr.checkpoint, folder / "images").arguments(folder / "index"))
+    (folder / "images" / "north" / "1.png").unlink()
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def searcher(many: Path) -> Searcher:
+    return Searcher.open(many, "cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes(searcher: Searcher) -> Scenes:
+    return find_scenes(searcher.index.names(), searcher.images)
+
+
+@pytest.fixture(scope="module")
+def client(searcher: Searcher, scenes: Scenes) -> TestClient:
+    return client_with(searcher, scenes)

@@ -12,12 +12,10 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,8 @@ from torch import Tensor
 
 import archive
 import search
-from archive import living, page, serve, thumbnails
+from archive import answers, living, page, serve, thumbnails
 from archive.index_folder import IndexFolder, Manifest, add_shard, update_manifest
-from archive.page import make_app
 from archive.page_limits import STRICT, RateLimit, client_of
 from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Searcher
@@ -49,63 +46,9 @@ from archive.uploads import FORM_BYTES, read_upload
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
 from data.images import decode
-from tests import ROOT
+from tests.archive.pages import MANY, MIB, client_with, row_of, told
 from tests.archives import Trained
 from utils import InputError
-
-MIB = 2**20
-HOSTILE = "<img src=x onerror=alert(1)>.png"
-MANY = 30  # images, which fill two of the page's pages
-
-
-@pytest.fixture(scope="module")
-def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one gone since."""
-    folder = tmp_path_factory.mktemp("many")
-    random = np.random.default_rng(0)
-    names = [f"{'north' if number % 3 else 'south'}/{number}.png" for number in range(MANY - 2)]
-    for name in [*names, HOSTILE, "north/last.tif"]:
-        path = folder / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        colours = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
-        Image.fromarray(colours).resize((96, 64), Image.Resampling.NEAREST).save(path)
-    search.main(Trained(galr.options, galr.checkpoint, folder / "images").arguments(folder / "index"))
-    (folder / "images" / "north" / "1.png").unlink()
-    return folder / "index"
-
-
-@pytest.fixture(scope="module")
-def searcher(many: Path) -> Searcher:
-    return Searcher.open(many, "cpu")
-
-
-@pytest.fixture(scope="module")
-def scenes(searcher: Searcher) -> Scenes:
-    return find_scenes(searcher.index.names(), searcher.images)
-
-
-def client_with(searcher: Searcher, scenes: Scenes, **limits: int) -> TestClient:
-    return TestClient(
-        make_app(searcher, lambda _: scenes, ["testserver"], **{"max_upload": MIB, "rate": 1000} | limits)
-    )
-
-
-@pytest.fixture(scope="module")
-def client(searcher: Searcher, scenes: Scenes) -> TestClient:
-    return client_with(searcher, scenes)
-
-
-def row_of(searcher: Searcher, name: str) -> int:
-    return searcher.index.names().index(name)
-
-
-def told(response: httpx2.Response, status: int, *words: str) -> None:
-    """The response is a refusal in one message, without a path of the server."""
-    assert response.status_code == status, response.text
-    (message,) = response.json().values()
-    for word in words:
-        assert word in message
-    assert tempfile.gettempdir() not in message
 
 
 def png(width: int, height: int) -> bytes:
@@ -130,10 +73,13 @@ def jpeg(side: int = 64) -> bytes:
 class TestSearch:
     def test_about(self, client: TestClient) -> None:
         assert client.get("/api/about").json() == {
+            "index": client.get("/api/sample").json()["images"][0]["image"].partition("=")[2],
             "images": MANY,
             "model": "GaLR",
             "search": "exact",
             "audio": False,
+            "words": True,
+            "examples": [],
             "scenes": [
                 {"name": "<img src=x onerror=alert(1)>", "images": 1},
                 {"name": "north", "images": 19},
@@ -142,6 +88,8 @@ class TestSearch:
             "per_page": 24,
             "longest_query": 1000,
             "max_upload": MIB,
+            "most_in_list": 1000,
+            "most_in_zip": 200,
         }
 
     def test_pages_are_the_searchers_with_an_offset(self, client: TestClient, searcher: Searcher) -> None:
@@ -212,7 +160,9 @@ class TestSearch:
             (f"q={'red' * 334}", 422, "q: String should have at most 1000 characters"),
             ("q=red&page=0", 422, "page: Input should be greater than or equal to 1"),
             ("q=red&page=x", 422, "page: Input should be a valid integer"),
-            ("q=red&per_page=101", 422, "per_page: Input should be less than or equal to 100"),
+            ("q=red&per_page=1001", 422, "per_page: Input should be less than or equal to 1000"),
+            ("q=red&min_score=nan", 422, "min_score: Input should be a finite number"),
+            ("q=red&min_score=-2&page=3", 404, "there is no page 3: 30 images fill 2"),
             ("q=red&page=3", 404, "there is no page 3: 30 images fill 2"),
             ("q=red&scene=west", 404, "no scene class 'west'"),
         ],
@@ -226,7 +176,7 @@ class TestSearch:
     def test_no_deeper_than_the_limit(
         self, searcher: Searcher, scenes: Scenes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(page, "DEEPEST", 10)
+        monkeypatch.setattr(answers, "DEEPEST", 10)
         client = client_with(searcher, scenes)
         assert client.get("/api/search?q=red&per_page=6").json()["total"] == 10
         assert len(client.get("/api/search?q=red&per_page=6&page=2").json()["hits"]) == 4
@@ -282,7 +232,7 @@ class TestStore:
         assert (empty["total"], empty["pages"], empty["hits"]) == (0, 0, [])
 
     def test_no_deeper_than_a_vector_index_proposes(self, stored: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(page, "DEEPEST_PROPOSED", 5)
+        monkeypatch.setattr(answers, "DEEPEST_PROPOSED", 5)
         monkeypatch.setattr(stored, "_store", FakeStore([(name, 0.5) for name in stored.index.names()]))
         assert client_with(stored, no_scenes(MANY)).get("/api/search?q=red").json()["total"] == 5
 
@@ -737,174 +687,3 @@ def ask_until_there(url: str) -> Any:
     transport = httpx2.HTTPTransport(retries=20)
     with httpx2.Client(transport=transport, trust_env=False, timeout=60) as client:
         return client.get(url, headers={"x-forwarded-for": "10.9.8.7"}).json()
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def served(many: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The command as a person starts it, and the address that it prints."""
-    command = [sys.executable, "search.py", "serve", str(many), "--port", "0", "--device", "cpu", "--max-upload", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    try:
-        yield process, line.partition(" at ")[2].split(" ")[0]
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A real headless browser."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield launched
-        launched.close()
-
-
-class Visit:
-    """A tab of the browser at the page, whose faults are collected."""
-
-    def __init__(self, browser: Any, url: str, width: int = 1280) -> None:
-        self.url = url
-        self.tab = browser.new_page(viewport={"width": width, "height": 900})
-        self.faults: list[str] = []
-        self.tab.on("pageerror", lambda fault: self.faults.append(str(fault)))
-        self.tab.on("dialog", lambda dialog: self.faults.append(dialog.message))
-        self.tab.on("console", lambda message: self.faults.append(message.text) if message.type == "error" else None)
-
-    def go(self, path: str) -> Visit:
-        self.tab.goto(self.url + path)
-        # The page is ready when it says something: empty, its script has not run yet.
-        return self.until("#status:not(:empty):not(:text('Searching')), #error:not([hidden])")
-
-    def until(self, selector: str) -> Visit:
-        self.tab.wait_for_selector(selector, state="attached")
-        return self
-
-    def shown(self) -> list[tuple[str, str, str]]:
-        """Rank, score and name of each image."""
-        parts = [self.tab.locator(f".card .{part}").all_text_contents() for part in ("rank", "score", "name")]
-        return list(zip(*parts, strict=True))
-
-
-def expected_cards(hits: Sequence[Any], first: int = 1) -> list[tuple[str, str, str]]:
-    return [(str(rank), f"{hit.score:.4f}", hit.name) for rank, hit in enumerate(hits, start=first)]
-
-
-class TestBrowser:
-    @pytest.fixture
-    def visit(self, browser: Any, served: tuple[subprocess.Popen[str], str]) -> Iterator[Visit]:
-        visit = Visit(browser, served[1])
-        yield visit
-        visit.tab.close()
-
-    def test_an_address_is_a_search(self, visit: Visit, searcher: Searcher) -> None:
-        visit.go("/?q=a+red+field").until(".card")
-        assert visit.shown() == expected_cards(searcher.text("a red field", 24))
-        status = visit.tab.inner_text("#status")
-        assert status.startswith("1 to 24 of 30 images, encoded in ")
-        assert visit.tab.inner_text("#about") == "30 images · GaLR · exact search"
-        visit.until("#results img")
-        visit.tab.click("#next")
-        visit.until("#place:text('Page 2 of 2')")
-        assert visit.shown() == expected_cards(searcher.text("a red field", 6, 24), 25)
-        assert visit.tab.url == f"{visit.url}/?q=a+red+field&page=2"
-        assert visit.tab.is_disabled("#next")
-        visit.tab.reload()
-        visit.until("#place:text('Page 2 of 2')")
-        visit.tab.click("#previous")
-        visit.until("#place:text('Page 1 of 2')")
-        visit.tab.go_back()
-        visit.until("#place:text('Page 2 of 2')")
-        assert [fault for fault in visit.faults if "404" not in fault] == []
-
-    def test_scenes_words_and_hostile_names(self, visit: Visit, searcher: Searcher) -> None:
-        visit.go("/")
-        choices = ["all", "<img src=x onerror=alert(1)> (1)", "north (19)", "south (10)"]
-        assert visit.tab.locator("#scene option").all_text_contents() == choices
-        visit.tab.fill("#query", "a red zeppelin")
-        visit.tab.press("#query", "Enter")
-        visit.until(".card")
-        assert visit.tab.inner_text("#note") == "The model does not know: zeppelin."
-        visit.tab.select_option("#scene", "south")
-        visit.until("#status:text('of 10 images')")
-        keep = np.array([name.startswith("south/") for name in searcher.index.names()])
-        assert visit.shown() == expected_cards(searcher.text("a red zeppelin", 24, 0, keep))
-        assert visit.tab.url == f"{visit.url}/?q=a+red+zeppelin&scene=south"
-        assert visit.tab.is_hidden("#pager")
-        visit.tab.click(".card >> nth=2")
-        visit.until("#viewer[open]")
-        visit.tab.wait_for_function("() => document.getElementById('whole').naturalWidth === 96")
-        assert visit.shown()[2][2] in visit.tab.inner_text("#whole-name")
-        visit.tab.keyboard.press("Escape")
-        visit.go("/?q=zeppelin").until("#error:text('knows no word')")
-        assert visit.shown() == []
-        names = []
-        for number in (1, 2):
-            visit.go(f"/?q=a+blue+pond&page={number}").until(f"#place:text('Page {number}')")
-            names += [name for _, _, name in visit.shown()]
-        assert HOSTILE in names
-        visit.go(f"/?q={'%3Cimg src=x onerror=alert(2)%3E red'}").until("#note:text('img')")
-        assert [fault for fault in visit.faults if "404" not in fault and "400" not in fault] == []
-
-    def test_uploads(self, visit: Visit, searcher: Searcher, tmp_path: Path) -> None:
-        asked = searcher.images / "north/last.tif"
-        visit.go("/")
-        visit.tab.set_input_files("#image", asked)
-        visit.until("#preview:not([hidden])")
-        image = decode(asked, 10**6)
-        assert visit.shown() == expected_cards(searcher.image(image, 24))
-        assert visit.tab.inner_text("#asked-name") == "last.tif"
-        visit.tab.click("#next")
-        visit.until("#place:text('Page 2')")
-        assert visit.shown() == expected_cards(searcher.image(image, 6, 24), 25)
-        (tmp_path / "notes.jpg").write_text("no image")
-        visit.tab.set_input_files("#image", tmp_path / "notes.jpg")
-        visit.until("#error:text(\"'notes.jpg': not an image\")")
-        assert visit.shown() == []
-        (tmp_path / "big.jpg").write_bytes(bytes(2 * MIB))
-        visit.tab.set_input_files("#image", tmp_path / "big.jpg")
-        visit.until("#error:text('big.jpg has 2.0 MiB, at most 1 MiB are taken.')")
-        encoded = base64.b64encode(asked.read_bytes()).decode()
-        dropped = visit.tab.evaluate_handle(
-            """(encoded) => {
-              const transfer = new DataTransfer();
-              const bytes = Uint8Array.from(atob(encoded), (character) => character.charCodeAt(0));
-              transfer.items.add(new File([bytes], "dropped.tif"));
-              return transfer;
-            }""",
-            encoded,
-        )
-        visit.tab.dispatch_event("main", "drop", {"dataTransfer": dropped})
-        visit.until("#asked-name:text('dropped.tif')").until(".card")
-        assert visit.shown() == expected_cards(searcher.image(image, 24))
-        visit.tab.click("#forget")
-        visit.until("#asked[hidden]")
-        assert [fault for fault in visit.faults if "404" not in fault and "400" not in fault] == []
-
-    def test_a_narrow_window_and_an_image_that_is_gone(
-        self, browser: Any, served: tuple[subprocess.Popen[str], str], searcher: Searcher
-    ) -> None:
-        visit = Visit(browser, served[1], width=390)
-        place = [hit.name for hit in searcher.text("red", 30)].index("north/1.png")
-        visit.go(f"/?q=red&page={place // 24 + 1}").until(".gone")
-        assert visit.tab.locator(".card", has=visit.tab.locator(".gone")).locator(".name").all_text_contents() == [
-            "north/1.png"
-        ]
-        assert visit.tab.evaluate("() => document.documentElement.scrollWidth") <= 390
-        visit.tab.close()
-
-    def test_sigterm_ends_the_command(self, served: tuple[subprocess.Popen[str], str]) -> None:
-        process, _ = served
-        process.terminate()
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert out == "Ended.\n"
-        assert "Traceback" not in err

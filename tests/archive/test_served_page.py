@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.responses import Response
 
-from archive import connections, page, serve, thumbnails
+from archive import connections, page, page_images, serve, thumbnails
 from archive.page import make_app
 from archive.page_limits import Refusals
 from archive.scenes import no_scenes
@@ -234,7 +234,7 @@ class TestWaiting:
         go_on.set()
         with client(port) as asking:
             assert asking.get("/thumbnail/11").status_code == 200
-        assert len(decoded) == page.IMAGES_AT_ONCE + 1  # those that had their turn, and the last one
+        assert len(decoded) == page_images.AT_ONCE + 1  # those that had their turn, and the last one
 
     def test_fifty_clients_at_one_address_are_all_answered(self, port: int) -> None:
         found: list[int] = []
