@@ -17,9 +17,9 @@ from PIL import Image
 import option
 from archive.encoder import Encoder, keyword_ids
 from archive.index_folder import IndexFolder
-from archive.indexing import Share, Target, index_archive, local_device
+from archive.indexing import Share, Target, Upkeep, index_archive, local_device
 from archive.measure import measure, read_queries
-from archive.nearest import build_in, refuse_pair_scores
+from archive.nearest import build_in, follow, is_built, refuse_pair_scores
 from archive.scenes import scenes_of
 from archive.searcher import BY_COSINE, Searcher
 from archive.sheet import check_sheet, write_sheet
@@ -54,11 +54,17 @@ def index(given: argparse.Namespace) -> None:
     model, _ = load_model(options, vocabulary, checkpoint, device)
     encoder = Encoder(model, options, vocabulary, device, words)
     target = Target(given.out, given.shard, given.dtype, given.store)
-    manifest = index_archive(encoder, checkpoint, given.images, target, share)
+    upkeep = Upkeep(given.prune, given.verify, encode=not given.upkeep)
+    manifest = index_archive(encoder, checkpoint, given.images, target, share, upkeep)
     by = ", by the ready model" if manifest.ready else ""
     print(f"{given.out}: {manifest.count} images, {manifest.dim} numbers each{by}.")
-    if given.kind is not None:
-        print(build_in(IndexFolder.open(given.out), given.kind))
+    if share.world > 1 or not manifest.count:
+        return
+    folder = IndexFolder.open(given.out)
+    for told in follow(folder):
+        print(told)
+    if given.kind is not None and not is_built(folder, given.kind):
+        print(build_in(folder, given.kind))
 
 
 def build(given: argparse.Namespace) -> None:

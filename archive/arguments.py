@@ -40,6 +40,9 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="folder of the index")
     parser.add_argument("--shard", type=int, default=SHARD, help="images written at a time (default %(default)s)")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="of the stored embeddings")
+    parser.add_argument("--prune", action="store_true", help="take out images that are no longer in the folder")
+    parser.add_argument("--verify", action="store_true", help="compare contents, not only sizes and times")
+    parser.add_argument("--upkeep", action="store_true", help="follow the folder, but encode nothing")
     parser.add_argument("--kind", choices=KINDS, help="build this vector index, too")
     parser.add_argument(
         "--store", nargs="?", const=EMBEDDED, metavar="URL", help="keep embeddings in Milvus; without URL: Milvus Lite"
@@ -103,6 +106,8 @@ def check_index(given: argparse.Namespace, processes: int) -> None:
     """Raise an InputError for arguments of `index` that exclude each other when so many processes share the work."""
     if given.store is not None and (given.kind is not None or given.dtype != "float32"):
         raise InputError("--store: Milvus has an index and a type of its own; leave out --kind and --dtype.")
+    if processes > 1 and (given.prune or given.verify or given.upkeep):
+        raise InputError("--prune, --verify and --upkeep: once without torchrun.")
     if processes > 1 and given.kind is not None:
         raise InputError(f"--kind: build it when all processes are done: python search.py build {given.out}")
     if processes > 1 and given.store == EMBEDDED:

@@ -3,7 +3,8 @@
 index.json            `Manifest`
 vocabulary.json       the words of the model, unless they come with it
 shards/<id>.npy       embeddings [n, D] of some thousand images (none where a vector store holds them)
-shards/<id>.json      their names, relative to the folder of the images; written last
+shards/<id>.json      their names and files, see `archive.records`; written last
+shards/<id>.out       the shard counts no more: one without the images that were taken out is there instead
 hnsw.faiss, ...       what `archive.nearest` builds
 """
 
@@ -21,8 +22,9 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 from torch import Tensor
 
+from archive.records import Record, free_id, read_records, write_records
 from archive.shards import AGAIN, Dtype, IndexFault, Shards, write_shard
-from data.lists import name_fault, shown
+from data.lists import shown
 from layers.registry import registered
 from option import Options
 from option.parameters import Parameters
@@ -32,6 +34,7 @@ from utils import InputError, first_line, write_text_atomic
 from vocab import Vocabulary
 
 FORMAT = "rsretrieval-index-1"
+_ABSENT = "nothing"
 OPEN_LISTS = 256
 """Lists of names that are in memory at once."""
 
@@ -51,11 +54,12 @@ class Manifest(Parameters):
         dtype: of the stored embeddings.
         dim: length of an embedding, D.
         store: None: the folder holds the embeddings; else where they are, see `archive.store`.
+        collection: its name in the vector store; indexes of earlier versions have none.
         keyword_ids: see `archive.encoder.keyword_ids`.
         count: images in the index.
         shards: id of each finished shard -> images in it.
-        crc32: id -> checksum of its embeddings, or of its names where a vector store holds those; indexes of earlier
-            versions have none.
+        crc32: id -> checksum of its embeddings, 0 where a vector store holds those; indexes of earlier versions have
+            none.
     """
 
     format: Literal["rsretrieval-index-1"] = "rsretrieval-index-1"
@@ -69,6 +73,7 @@ class Manifest(Parameters):
     dtype: Dtype
     dim: int
     store: str | None = None
+    collection: str | None = None
     keyword_ids: list[int] | None = None
     count: int = 0
     shards: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
@@ -84,7 +89,7 @@ class Manifest(Parameters):
         """What embeddings of the same index must agree in, by the name that a message uses."""
         dataset = self.options["dataset"]
         return {
-            "the model's options": self.options["model"],
+            **_dotted("model", self.options["model"]),
             "dataset.image_size": dataset["image_size"],
             "dataset.local_path": dataset["local_path"],
             "dataset.missing_regions": dataset["missing_regions"],
@@ -109,6 +114,13 @@ class Manifest(Parameters):
             InputError: a later version can't read them.
         """
         return typed_options(self.options, "index.json", "index again")
+
+
+def _dotted(key: str, value: Any) -> dict[str, Any]:
+    """The leaves of nested options by their dotted keys."""
+    if not isinstance(value, dict) or not value:
+        return {key: value}
+    return {dotted: leaf for name, inner in value.items() for dotted, leaf in _dotted(f"{key}.{name}", inner).items()}
 
 
 class IndexFolder:
@@ -197,7 +209,7 @@ class IndexFolder:
 
     def _read_names(self, place: int) -> list[str]:
         count = self._starts[place + 1] - self._starts[place]
-        return read_names(self.folder / "shards" / f"{self._ids[place]}.json", count)
+        return [record.name for record in read_records(self.folder / "shards" / f"{self._ids[place]}.json", count)]
 
 
 def _stamp(folder: Path) -> tuple[int, int, int] | None:
@@ -234,59 +246,23 @@ def _reason(fault: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
 
 
-def read_names(path: Path, count: int | None = None) -> list[str]:
-    """The names of a shard's images.
-
-    Args:
-        path: the JSON file.
-        count: how many there must be; None: any number.
-
-    Raises:
-        InputError: it is missing or damaged, or a name would leave the folder of the images.
-    """
-    try:
-        names = parse_json(read_bytes(path))
-    except (OSError, ValueError) as fault:
-        raise IndexFault(
-            f"{path}: this part of the index is missing or damaged ({first_line(fault)}); {AGAIN}"
-        ) from fault
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise IndexFault(f"{path}: this part of the index is damaged, no list of names; {AGAIN}")
-    if count is not None and len(names) != count:
-        raise IndexFault(f"{path}: {len(names)} names, expected {count}; {AGAIN}")
-    for name in names:
-        if fault_found := name_fault(name, "image"):
-            raise IndexFault(f"{path}: {fault_found}.")
-    if shard_id(names) != path.stem:
-        raise IndexFault(f"{path}: damaged: its names are not those that it was made with; {AGAIN}")
-    return names
-
-
 def refuse_repeated(folder: Path, names: Sequence[str]) -> None:
     """Raise an InputError if an index holds an image more than once."""
     if repeated := len(names) - len(set(names)):
         raise InputError(f"{folder}: {repeated} of {len(names)} images are in the index more than once; {AGAIN}")
 
 
-def shard_id(names: Sequence[str]) -> str:
-    """What a shard of these images is called."""
-    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()[:16]
-
-
-def check_recipe(folder: Path, manifest: Manifest) -> None:
-    """Refuse to add to an index what was made in another way.
+def check_recipe(present: Manifest, manifest: Manifest, folder: Path) -> None:
+    """Refuse to add to an index what was made in another way; images in another folder are no matter.
 
     Raises:
-        InputError: the folder holds an index with another model, checkpoint or folder of images.
+        InputError: the folder holds an index with another model or checkpoint; names the keys that differ.
     """
-    present = read_manifest(folder)
-    if present is None:
-        return
     before, now = present.recipe(), manifest.recipe()
     differing = [
-        f"\n  {key}: {shown(str(before[key]))} there, {shown(str(now[key]))} now"
-        for key in now
-        if before[key] != now[key]
+        f"\n  {key}: {shown(str(before.get(key, _ABSENT)))} there, {shown(str(now.get(key, _ABSENT)))} now"
+        for key in {**before, **now}
+        if key != "--images" and before.get(key, _ABSENT) != now.get(key, _ABSENT)
     ]
     if differing:
         raise InputError(
@@ -296,45 +272,68 @@ def check_recipe(folder: Path, manifest: Manifest) -> None:
 
 
 def finished_shards(folder: Path, store: str | None) -> list[str]:
-    """Ids of the shards that have all their files, sorted."""
-    listed = {path.stem for path in (folder / "shards").glob("*.json")}
-    return sorted(listed if store is not None else listed & {path.stem for path in (folder / "shards").glob("*.npy")})
+    """Ids of the shards that have all their files and were not retired, sorted."""
+    found = {
+        ending: {path.stem for path in (folder / "shards").glob(f"*.{ending}")} for ending in ("json", "npy", "out")
+    }
+    return sorted((found["json"] if store is not None else found["json"] & found["npy"]) - found["out"])
 
 
-def add_shard(folder: Path, names: Sequence[str], embeddings: Tensor | None, dtype: Dtype) -> None:
-    """Write a shard; its list of names, which makes it count, comes last.
+def add_shard(folder: Path, records: Sequence[Record], embeddings: Tensor | None, dtype: Dtype) -> None:
+    """Write a shard; its list of images, which makes it count, comes last.
 
     Args:
         folder: of the index.
-        names: n images.
+        records: n images.
         embeddings: [n, D]; None where a vector store has taken them.
         dtype: of the file.
     """
-    shard = shard_id(names)
+    shard = free_id(folder / "shards", records)
     if embeddings is not None:
         write_shard(folder / "shards" / f"{shard}.npy", embeddings, dtype)
-    write_text_atomic(folder / "shards" / f"{shard}.json", json.dumps(list(names)))
+    write_records(folder / "shards" / f"{shard}.json", records)
+
+
+def retire_shard(folder: Path, shard: str) -> None:
+    """Let a shard count no more; its files stay for those who have the index open, until `remove_retired`."""
+    write_text_atomic(folder / "shards" / f"{shard}.out", "")
+
+
+def remove_retired(folder: Path) -> None:
+    """Remove the files of retired shards, and embeddings whose list was never written. No other run may be writing."""
+    shards = folder / "shards"
+    for path in shards.glob("*.npy"):
+        if path.with_suffix(".out").exists() or not path.with_suffix(".json").exists():
+            path.unlink()
+    for path in shards.glob("*.out"):
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink()
 
 
 def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
-    """Bring `index.json` up to the shards that are finished.
+    """Bring `index.json` up to the shards that are finished; those that it names already keep their order.
 
     Several processes may do so at once without a lock: each looks again after it has written, so that the last one to
     write has seen all.
     """
     while True:
-        known = read_manifest(folder) or recipe
-        finished = finished_shards(folder, recipe.store)
-        counts = {
-            shard: known.shards.get(shard) or len(read_names(folder / "shards" / f"{shard}.json")) for shard in finished
-        }
-        ending = "npy" if recipe.store is None else "json"
-        checksums = {
-            shard: known.crc32[shard] if shard in known.crc32 else file_crc32(folder / "shards" / f"{shard}.{ending}")
-            for shard in finished
-        }
+        known, finished = read_manifest(folder) or recipe, finished_shards(folder, recipe.store)
+        order = [shard for shard in known.shards if shard in set(finished)]
+        order += [shard for shard in finished if shard not in known.shards]
+        counts = {shard: known.shards.get(shard) or len(read_records(_file(folder, shard, "json"))) for shard in order}
+        checksums = {shard: _checksum(folder, known, shard) for shard in order}
         found = {"shards": counts, "count": sum(counts.values()), "crc32": checksums, "created": known.created}
         manifest = recipe.model_copy(update=found)
         write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
         if finished_shards(folder, recipe.store) == finished:
             return manifest
+
+
+def _checksum(folder: Path, known: Manifest, shard: str) -> int:
+    if known.store is not None:
+        return 0
+    return known.crc32[shard] if shard in known.crc32 else file_crc32(_file(folder, shard, "npy"))
+
+
+def _file(folder: Path, shard: str, ending: str) -> Path:
+    return folder / "shards" / f"{shard}.{ending}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 import option
 from archive.encoder import Encoder
-from archive.index_folder import Manifest, add_shard, check_recipe, update_manifest
-from archive.mending import mended_names
+from archive.index_folder import Manifest, add_shard, check_recipe, read_manifest, update_manifest
+from archive.mending import Parts, mended
+from archive.records import Record
 from archive.shards import Dtype
-from archive.store import VectorStore, open_full_store
+from archive.store import VectorStore, collection_of, new_collection, open_full_store, remove_strangers
+from archive.upkeep import Changes, Stamp, compare, differs, record_of, say, stamps_of, take_in
 from data.images import image_names, load_square
-from data.lists import first_faults, name_fault
+from data.lists import first_faults, name_fault, shown
 from option.schema import ImageReading
 from runs.ready.folder import is_ready
 from runtime.devices import choose_device
@@ -73,6 +75,21 @@ def _number(name: str) -> int:
 
 
 @dataclass(frozen=True)
+class Upkeep:
+    """How far an index follows its folder.
+
+    Attributes:
+        prune: images that are no longer in the folder are taken out.
+        verify: contents are compared even where a file's size and time of modification are as they were.
+        encode: images that the index lacks are encoded.
+    """
+
+    prune: bool = False
+    verify: bool = False
+    encode: bool = True
+
+
+@dataclass(frozen=True)
 class Target:
     """Where an index goes.
 
@@ -89,8 +106,10 @@ class Target:
     store: str | None
 
 
-def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Target, share: Share) -> Manifest:
-    """Encode what an index does not have yet.
+def index_archive(
+    encoder: Encoder, checkpoint: Path, images: Path, target: Target, share: Share, upkeep: Upkeep
+) -> Manifest:
+    """Bring an index up to its folder: take in what changed, and encode what it does not have yet.
 
     Args:
         encoder: with the weights of `checkpoint`.
@@ -98,42 +117,113 @@ def index_archive(encoder: Encoder, checkpoint: Path, images: Path, target: Targ
         images: folder of the images, searched with all folders in it.
         target: where the embeddings go.
         share: which of the images fall to this process.
+        upkeep: how far to follow the folder.
 
     Returns:
         What the index holds at the end.
 
     Raises:
         InputError: no images, none that can be read, some without regions that the model reads, or the index was
-            made otherwise, or another run is adding to it.
+            made otherwise or of other images, or another run is adding to it.
     """
     if not images.is_dir():
         raise InputError(f"--images {images}: no such folder.")
     names = image_names(images)
     recipe = make_recipe(encoder, checkpoint, images, target)
     with folder_lock(target.folder, "give another --out", share.rank, share.world):
-        return _add(encoder, images, names, target, share, recipe)
+        present = read_manifest(target.folder)
+        if present is not None:
+            check_recipe(present, recipe, target.folder)
+        collection = collection_of(present) if present is not None else new_collection(recipe, target.folder)
+        recipe = recipe.model_copy(update={"collection": collection})
+        return _run(_Job(encoder, images, target, share, upkeep, recipe), names)
 
 
-def _add(
-    encoder: Encoder, images: Path, names: Sequence[str], target: Target, share: Share, recipe: Manifest
-) -> Manifest:
-    """`index_archive` of an index that no other run writes."""
-    check_recipe(target.folder, recipe)
-    if share.world == 1:
-        remove_unfinished(target.folder)
-        remove_unfinished(target.folder / "shards")
-    done = mended_names(target.folder, recipe, share.world == 1)
-    missing = share.of(name for name in names if name not in done)
-    encoder.check_regions(missing)
-    _say_start(len(names), done, set(names), len(missing), share)
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """What `index_archive` is given, and the recipe of its index."""
+
+    encoder: Encoder
+    images: Path
+    target: Target
+    share: Share
+    upkeep: Upkeep
+    recipe: Manifest
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process shares the work."""
+        return self.share.world == 1
+
+
+def _run(job: _Job, names: Sequence[str]) -> Manifest:
+    """`index_archive` of an index that no other run writes, and the images of its folder."""
+    encoder, folder, share = job.encoder, job.target.folder, job.share
+    if job.alone:
+        remove_unfinished(folder)
+        remove_unfinished(folder / "shards")
+    parts = mended(folder, job.recipe, job.alone)
+    count, changes = sum(map(len, parts.values())), _changes(job, parts, names)
+    dropped = {*changes.changed, *(changes.missing if job.upkeep.prune else ())}
+    mine = share.of([*changes.new, *changes.changed]) if job.upkeep.encode else []
+    encoder.check_regions(mine)
+    _say_start(len(names), count - len(dropped), len(mine), share)
     if encoder.model.own_vocabulary(encoder.options.model) is None:
-        encoder.vocabulary.save(target.folder / "vocabulary.json")
-    faults = _encode(encoder, images, missing, target, recipe, share, len(done))
-    _report(faults, target.folder / f"skipped-{share.rank}.txt")
-    manifest = update_manifest(target.folder, recipe) if len(faults) < len(missing) or done else recipe
-    if not manifest.count and share.world == 1:
-        raise InputError(f"{images}: none of the {len(names)} images can be read; see above.")
+        encoder.vocabulary.save(folder / "vocabulary.json")
+    shards = _shards(mine, job.target.shard, encoder.options.dataset.batch_size_val)
+    decoded = _read([batch for shard in shards for batch in shard], job.images, encoder.options.dataset)
+    # After the start of the processes that read: the client has threads, which must not be there when it forks.
+    store = open_full_store(folder, job.recipe, count) if job.target.store is not None else None
+    if job.alone and parts:
+        if store is not None:
+            remove_strangers(store, {record.name for records in parts.values() for record in records})
+        take_in(folder, job.recipe, parts, changes, dropped, store)
+        update_manifest(folder, job.recipe)
+    faults = _encode(job, shards, decoded, store)
+    _report(faults, folder / f"skipped-{share.rank}.txt")
+    manifest = update_manifest(folder, job.recipe) if len(faults) < len(mine) or parts else job.recipe
+    if not manifest.count and job.alone:
+        raise InputError(f"{job.images}: none of the {len(names)} images can be read; see above.")
     return manifest
+
+
+def _changes(job: _Job, parts: Parts, names: Sequence[str]) -> Changes:
+    """What became of the images of an index; of several processes each takes in new ones alone.
+
+    Raises:
+        InputError: it has none of the folder's images; or some changed, and this process is not alone.
+    """
+    records = [record for part in parts.values() for record in part]
+    known, files = {record.name for record in records}, stamps_of(job.images, names)
+    if not job.alone:
+        _refuse_changed(records, files)
+        changes = Changes(new=[name for name in names if name not in known], missing=[*known - files.keys()])
+    else:
+        changes = compare(records, files, job.images, job.upkeep.verify, follow=not job.encoder.reads_regions)
+    if records and len(changes.missing) == len(records):
+        _refuse_others(job.target.folder, job.images)
+    say(changes, job.upkeep.prune)
+    return changes
+
+
+def _refuse_others(folder: Path, images: Path) -> None:
+    """Raise an InputError where an index that has none of a folder's images is to follow it in place of its own."""
+    present = read_manifest(folder)
+    if present is not None and present.images != images.resolve():
+        raise InputError(
+            f"{folder} has none of the images in {images}: another archive? Its own were in {present.images}. Give the "
+            "folder where they are now, or another --out."
+        )
+
+
+def _refuse_changed(records: Sequence[Record], files: Mapping[str, Stamp]) -> None:
+    """Raise an InputError where files are not as they were encoded, which one process alone can look into."""
+    changed = [record.name for record in records if record.name in files and differs(record, files[record.name])]
+    if changed:
+        raise InputError(
+            f"{len(changed)} images of the index have another size or time of modification by now, such as "
+            f"{shown(changed[0])}. Look into that once without torchrun: the same command with --upkeep."
+        )
 
 
 def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target) -> Manifest:
@@ -153,62 +243,59 @@ def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target
     )
 
 
-def _encode(
-    encoder: Encoder, images: Path, names: Sequence[str], target: Target, recipe: Manifest, share: Share, done: int
-) -> list[str]:
-    """Encode images and write their shards; returns what is wrong with those that can't be read.
+def _shards(names: Sequence[str], size: int, batch: int) -> list[list[Sequence[str]]]:
+    """Images by shards of a size, and these by batches."""
+    shards = [names[start : start + size] for start in range(0, len(names), size)]
+    return [[shard[start : start + batch] for start in range(0, len(shard), batch)] for shard in shards]
 
-    Raises:
-        InputError: the vector store lacks some of the `done` images that it was given before.
-    """
-    dataset = encoder.options.dataset
-    shards = [names[start : start + target.shard] for start in range(0, len(names), target.shard)]
-    batches = [
-        [shard[start : start + dataset.batch_size_val] for start in range(0, len(shard), dataset.batch_size_val)]
-        for shard in shards
-    ]
-    decoded = _read([batch for shard in batches for batch in shard], images, dataset)
-    # After the start of the processes that read: the client has threads, which must not be there when it forks.
-    store = open_full_store(target.folder, recipe, done) if target.store is not None else None
+
+def _encode(
+    job: _Job,
+    shards: Sequence[Sequence[Sequence[str]]],
+    decoded: Iterator[tuple[Tensor, Outcome]],
+    store: VectorStore | None,
+) -> list[str]:
+    """Encode images and write their shards; returns what is wrong with those that can't be read."""
     faults: list[str] = []
-    title = "images" if share.world == 1 else f"images of process {share.rank}"
-    with progress_bar(total=len(names), desc=title, unit="image") as bar:
-        for shard in batches:
-            kept: list[str] = []
+    title = "images" if job.alone else f"images of process {job.share.rank}"
+    total = sum(len(batch) for shard in shards for batch in shard)
+    with progress_bar(total=total, desc=title, unit="image") as bar:
+        for shard in shards:
+            kept: list[Record] = []
             embeddings: list[Tensor] = []
             for batch in shard:
                 pixels, outcome = next(decoded)
-                readable = [name for name, fault in zip(batch, outcome, strict=True) if fault is None]
-                faults += [fault for fault in outcome if fault is not None]
+                readable = [found for found in outcome if isinstance(found, Record)]
+                faults += [found for found in outcome if isinstance(found, str)]
                 if readable:
                     kept += readable
-                    embeddings.append(encoder.images(pixels, readable).cpu())
+                    embeddings.append(job.encoder.images(pixels, [record.name for record in readable]).cpu())
                 bar.update(len(batch))
             if kept:
-                _write(kept, torch.cat(embeddings), target, store)
-                update_manifest(target.folder, recipe)
+                _write(kept, torch.cat(embeddings), job.target, store)
+                update_manifest(job.target.folder, job.recipe)
     return faults
 
 
-def _write(names: Sequence[str], embeddings: Tensor, target: Target, store: VectorStore | None) -> None:
+def _write(records: Sequence[Record], embeddings: Tensor, target: Target, store: VectorStore | None) -> None:
     """Keep a shard [n, D].
 
     Raises:
         InputError: an embedding is not finite: it would be found first, or hide others.
     """
-    broken = (~embeddings.isfinite().all(dim=1)).nonzero()
-    if len(broken):
+    broken = [record.name for record, good in zip(records, embeddings.isfinite().all(dim=1), strict=True) if not good]
+    if broken:
         raise InputError(
-            f"{names[int(broken[0])]}: the model gives an embedding that is not finite: its weights are damaged, or "
-            "its numbers too large for optim.amp; try --set optim.amp=off."
+            f"{broken[0]}: the model gives an embedding that is not finite: its weights are damaged, "
+            "or its numbers too large for optim.amp; try --set optim.amp=off."
         )
     if store is not None:
-        store.add(names, embeddings.numpy())
-    add_shard(target.folder, names, embeddings if store is None else None, target.dtype)
+        store.add([record.name for record in records], embeddings.numpy())
+    add_shard(target.folder, records, embeddings if store is None else None, target.dtype)
 
 
-Outcome = list[str | None]
-"""For each image of a batch what is wrong with it, or None."""
+Outcome = list[Record | str]
+"""Of each image of a batch what the index is to know of it, or what is wrong with it."""
 
 
 class _Squares(Dataset[tuple[Tensor, Outcome]]):
@@ -226,8 +313,9 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
             try:
                 if fault := name_fault(name, "image"):
                     raise InputError(fault)
+                record = record_of(self.folder, name)  # first: an image that is replaced meanwhile shows as changed
                 squares.append(load_square(self.folder / name, self.size, self.max_pixels))
-                outcome.append(None)
+                outcome.append(record)
             except InputError as error:
                 outcome.append(str(error))
         empty = np.empty((0, 3, self.size, self.size), np.uint8)
@@ -242,11 +330,9 @@ def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: ImageReading)
     return iter(DataLoader(squares, batch_size=None, sampler=batches, num_workers=dataset.workers))
 
 
-def _say_start(found: int, done: set[str], names: set[str], missing: int, share: Share) -> None:
+def _say_start(found: int, done: int, missing: int, share: Share) -> None:
     share_of = f", of which process {share.rank} of {share.world} takes {missing}" if share.world > 1 else ""
-    logger.info("%d images, %d of them in the index already%s", found, len(done & names), share_of)
-    if gone := len(done - names):
-        logger.warning("%d images of the index are no longer in the folder; they can still be found.", gone)
+    logger.info("%d images in the folder, %d in the index already%s", found, done, share_of)
 
 
 def _report(faults: Sequence[str], path: Path) -> None:

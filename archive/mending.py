@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from archive.index_folder import Manifest, add_shard, finished_shards, read_manifest, read_names, update_manifest
+from archive.index_folder import Manifest, add_shard, finished_shards, read_manifest, remove_retired, update_manifest
+from archive.records import Record, read_records
 from archive.shards import AGAIN, Shards
+from runtime.progress import progress_bar
 from utils import InputError, logger
 
+Parts = dict[str, list[Record]]
+"""The images of each shard, by its id."""
 
-def mended_names(folder: Path, recipe: Manifest, alone: bool) -> set[str]:
-    """The images that an index holds, once what is damaged or repeated is taken out.
+
+def mended(folder: Path, recipe: Manifest, alone: bool) -> Parts:
+    """What an index holds, once what is damaged or repeated is taken out.
 
     Args:
         folder: of the index, which no other run writes.
@@ -26,48 +30,72 @@ def mended_names(folder: Path, recipe: Manifest, alone: bool) -> set[str]:
     present = read_manifest(folder)
     if present is None:
         present = recipe
-    names: set[str] = set()
-    for shard in tqdm(finished_shards(folder, recipe.store), "parts checked", disable=None, leave=False):
-        path = folder / "shards" / f"{shard}.json"
+    if alone:
+        remove_retired(folder)
+    found = _sound(folder, present, alone)
+    while repeated := _repeated(found):
+        for shard, places in repeated.items():
+            told = f"{len(found[shard]) - len(places)} of its {len(found[shard])} images are in the index already"
+            _tell(f"{folder / 'shards' / shard}.json: {told}; {AGAIN}", alone)
+            _keep(folder, present, shard, found[shard], places)
+        found = _sound(folder, present, alone)
+    if alone and present is not recipe:
+        update_manifest(folder, present)
+    return found
+
+
+def _sound(folder: Path, manifest: Manifest, alone: bool) -> Parts:
+    """The shards that can be read; the others are removed."""
+    found = {}
+    for shard in progress_bar(finished_shards(folder, manifest.store), desc="parts checked", unit="part"):
         try:
-            listed, rows = _read(folder, present, shard)
+            records = read_records(folder / "shards" / f"{shard}.json", manifest.shards.get(shard))
+            if manifest.store is None:
+                rows_of(folder, manifest, shard, len(records)).check(0)
         except InputError as fault:
             _tell(str(fault), alone)
+            _remove(folder, shard)
         else:
-            kept = _new(listed, names)
-            names.update(listed)
-            if len(kept) == len(listed):
-                continue
-            repeated = f"{len(listed) - len(kept)} of its {len(listed)} images are in the index already"
-            _tell(f"{path}: {repeated}; {AGAIN}", alone)
-            if kept:
-                values = None if rows is None else rows.rows(np.array(kept))
-                add_shard(folder, [listed[place] for place in kept], values, recipe.dtype)
-        path.unlink()  # first: without it the shard does not count
-        path.with_suffix(".npy").unlink(missing_ok=True)
-    if alone and present is not recipe:
-        update_manifest(folder, recipe)
-    return names
+            found[shard] = records
+    return found
 
 
-def _read(folder: Path, manifest: Manifest, shard: str) -> tuple[list[str], Shards | None]:
-    """Names and embeddings of a shard; None: a vector store has them.
+def _repeated(found: Parts) -> dict[str, list[int]]:
+    """The places of the images to be kept, of each shard that has some of an earlier one, or one twice."""
+    earlier: set[str] = set()
+    repeated = {}
+    for shard, records in found.items():
+        first = {record.name: place for place, record in reversed(list(enumerate(records)))}
+        kept = sorted(place for name, place in first.items() if name not in earlier)
+        earlier.update(first)
+        if len(kept) < len(records):
+            repeated[shard] = kept
+    return repeated
+
+
+def _keep(folder: Path, manifest: Manifest, shard: str, records: list[Record], places: list[int]) -> None:
+    """Put a shard of some of its images in its place."""
+    if places:
+        values = None
+        if manifest.store is None:
+            values = rows_of(folder, manifest, shard, len(records)).rows(np.array(places))
+        add_shard(folder, [records[place] for place in places], values, manifest.dtype)
+    _remove(folder, shard)
+
+
+def rows_of(folder: Path, manifest: Manifest, shard: str, count: int) -> Shards:
+    """The embeddings of a shard.
 
     Raises:
-        InputError: it is damaged.
+        InputError: they are damaged.
     """
-    listed = read_names(folder / "shards" / f"{shard}.json", manifest.shards.get(shard))
-    if manifest.store is not None:
-        return listed, None
-    rows = Shards(folder / "shards", {shard: len(listed)}, manifest.dim, manifest.dtype, manifest.crc32)
-    rows.check(0)
-    return listed, rows
+    return Shards(folder / "shards", {shard: count}, manifest.dim, manifest.dtype, manifest.crc32)
 
 
-def _new(listed: list[str], earlier: set[str]) -> list[int]:
-    """Places of the names that are not among the earlier ones, equal names once."""
-    first = {name: place for place, name in reversed(list(enumerate(listed)))}
-    return sorted(place for name, place in first.items() if name not in earlier)
+def _remove(folder: Path, shard: str) -> None:
+    path = folder / "shards" / f"{shard}.json"
+    path.unlink()  # first: without it the shard does not count
+    path.with_suffix(".npy").unlink(missing_ok=True)
 
 
 def _tell(fault: str, alone: bool) -> None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from archive.arguments import Kind
+from archive.arguments import KINDS, Kind
 from archive.exact import Ranked, Scorer, order
 from archive.index_folder import IndexFolder
 from archive.shards import Shards
@@ -37,6 +37,7 @@ PROBED_SHARE = 1 / 32  # of IVF's lists that a search reads
 LEAST_PROBED = 16
 CODE_NUMBERS = 8  # numbers of a vector that PQ writes as one byte
 FEWEST = 256  # vectors that the 256 codes of a byte can be learned from
+ROWS_ADDED = 2**16  # to a vector index at once
 CANDIDATES_PER_HIT = 20  # of PQ, whose distances are coarse
 """All of them are settings that `python -m bench.search` shows the price of."""
 
@@ -174,14 +175,72 @@ def build_in(folder: IndexFolder, kind: Kind) -> str:
         raise InputError(f"{folder.folder} keeps its embeddings in a vector store, which has an index of its own.")
     started = time.perf_counter()
     index = build(kind, folder.embeddings)
-    seconds = time.perf_counter() - started
+    return _keep(folder, kind, index, len(folder), time.perf_counter() - started)
+
+
+def is_built(folder: IndexFolder, kind: Kind) -> bool:
+    """Whether a folder has a vector index of all its images as they are."""
     path, about = _paths(folder.folder, kind)
-    faiss = _faiss()
-    content = {"kind": kind, "count": len(folder), "shards_sha256": folder.manifest.shards_sha256, "seconds": seconds}
+    return path.is_file() and _read_about(about).get("shards_sha256") == folder.manifest.shards_sha256
+
+
+def follow(folder: IndexFolder) -> list[str]:
+    """Bring the vector indexes of a folder up to its images; returns a line on each that was outdated.
+
+    Where images were added alone, their vectors are added; else, or once there are twice as many as IVF-PQ learned its
+    codes from, the index is built anew.
+    """
+    told = []
+    for kind in KINDS:
+        path, about = _paths(folder.folder, kind)
+        if not path.is_file() or folder.embeddings is None or is_built(folder, kind):
+            continue
+        told.append(_extended(folder, kind, _read_about(about)) or build_in(folder, kind))
+    return told
+
+
+def _extended(folder: IndexFolder, kind: Kind, built: dict[str, Any]) -> str | None:
+    """Add the vectors of the shards that came last; None where there is more to it."""
+    path, _ = _paths(folder.folder, kind)
+    shards, learned, earlier = list(folder.manifest.shards.items()), built.get("learned", 0), built.get("shards", {})
+    known = list(earlier.items())
+    outgrown = kind == "ivfpq" and len(folder) > 2 * learned
+    if not known or shards[: len(known)] != known or outgrown or built.get("crc32") != file_crc32(path):
+        return None
+    started = time.perf_counter()
+    index = _faiss().read_index(str(path))
+    assert folder.embeddings is not None
+    rows = np.arange(index.ntotal, len(folder))
+    for part in np.array_split(rows, max(1, len(rows) // ROWS_ADDED)):
+        index.add(_unit(folder.embeddings.rows(part)))
+    return _keep(folder, kind, index, learned, time.perf_counter() - started)
+
+
+def _keep(folder: IndexFolder, kind: Kind, index: Any, learned: int, seconds: float) -> str:
+    """Write a vector index and what it was built from."""
+    path, about = _paths(folder.folder, kind)
+    faiss, manifest = _faiss(), folder.manifest
+    content = {
+        "kind": kind,
+        "count": len(folder),
+        "learned": learned,
+        "shards": manifest.shards,
+        "shards_sha256": manifest.shards_sha256,
+        "seconds": seconds,
+    }
     with waiting_lock(path):  # of two that build at once, one would describe the other's file
         write_atomic(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
         write_text_atomic(about, json.dumps(content | {"crc32": file_crc32(path)}, indent=2) + "\n")
     return f"{path}: {len(folder)} images, {path.stat().st_size / 2**20:.1f} MiB, built in {seconds:.1f} s"
+
+
+def _read_about(about: Path) -> dict[str, Any]:
+    """What is written beside a vector index; nothing where it is missing or damaged, so that nothing fits it."""
+    try:
+        built = parse_json(read_bytes(about))
+    except (OSError, ValueError):
+        return {}
+    return built if isinstance(built, dict) else {}
 
 
 def refuse_pair_scores(model: str, advice: str) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ LONGEST_NAME = 4096  # bytes
 MOST_HITS = 16_384  # that Milvus gives at once
 ROWS_PER_CALL = 1000  # 2 MiB of 512 float32 numbers; Milvus takes up to 64 MiB
 
+Thing = TypeVar("Thing")
+
 
 class VectorStore(Protocol):
     """What holds vectors under names and finds those of the highest cosine."""
@@ -41,6 +43,15 @@ class VectorStore(Protocol):
     def count(self) -> int:
         """Vectors that it holds."""
 
+    def names(self) -> Iterator[str]:
+        """The names of all of them, in any order."""
+
+    def copy(self, names: Mapping[str, str]) -> None:
+        """Keep the vector of each name under another one, too."""
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Forget vectors; those that are not there are no matter."""
+
 
 def open_store(folder: Path, manifest: Manifest) -> VectorStore:
     """The store of an index.
@@ -50,8 +61,21 @@ def open_store(folder: Path, manifest: Manifest) -> VectorStore:
     """
     assert manifest.store is not None
     url = str(folder / "milvus.db") if manifest.store == EMBEDDED else manifest.store
-    digest = hashlib.sha256(json.dumps(manifest.recipe(), sort_keys=True).encode()).hexdigest()
-    return MilvusStore(url, f"rsretrieval_{digest[:16]}", manifest.dim)
+    return MilvusStore(url, collection_of(manifest), manifest.dim)
+
+
+def collection_of(manifest: Manifest) -> str:
+    """The collection of an index, which indexes of earlier versions named by their recipe alone."""
+    return manifest.collection or new_collection(manifest)
+
+
+def new_collection(manifest: Manifest, folder: Path | None = None) -> str:
+    """A name that all processes agree on which make an index in a folder."""
+    recipe = {key: value for key, value in manifest.recipe().items() if not key.startswith("model.")}
+    recipe["the model's options"] = manifest.options["model"]
+    if folder is not None:
+        recipe["--out"] = str(folder.resolve())
+    return f"rsretrieval_{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def open_full_store(folder: Path, manifest: Manifest, count: int) -> VectorStore:
@@ -67,6 +91,12 @@ def open_full_store(folder: Path, manifest: Manifest, count: int) -> VectorStore
             f"deleted. Delete {folder} and index again."
         )
     return store
+
+
+def remove_strangers(store: VectorStore, known: Collection[str]) -> None:
+    """Forget vectors that an index does not know: of images that a stopped run was about to move or to take out."""
+    if store.count() > len(known):
+        store.remove([name for name in store.names() if name not in known])
 
 
 def check_url(store: str | None) -> None:
@@ -129,8 +159,8 @@ class MilvusStore:
         """
         rows = [{"name": name, "embedding": vector} for name, vector in zip(names, vectors, strict=True)]
         with self._failures_told():
-            for start in range(0, len(rows), ROWS_PER_CALL):
-                self.client.upsert(self.collection, rows[start : start + ROWS_PER_CALL])
+            for piece in _pieces(rows):
+                self.client.upsert(self.collection, piece)
             self.client.flush(self.collection)
 
     def search(self, vector: NDArray[np.float32], k: int) -> list[tuple[str, float]]:
@@ -152,6 +182,28 @@ class MilvusStore:
         with self._failures_told():
             return int(self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"])
 
+    def names(self) -> Iterator[str]:
+        """See `VectorStore.names`."""
+        with self._failures_told():
+            rows = self.client.query_iterator(self.collection, batch_size=ROWS_PER_CALL, output_fields=["name"])
+            while found := rows.next():
+                yield from (row["name"] for row in found)
+            rows.close()
+
+    def copy(self, names: Mapping[str, str]) -> None:
+        """See `VectorStore.copy`."""
+        with self._failures_told():
+            for old in _pieces(list(names)):
+                found = self.client.get(self.collection, ids=old, output_fields=["name", "embedding"])
+                self.client.upsert(self.collection, [row | {"name": names[row["name"]]} for row in found])
+            self.client.flush(self.collection)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """See `VectorStore.remove`."""
+        with self._failures_told():
+            for gone in _pieces(names):
+                self.client.delete(self.collection, ids=gone)
+
     @contextmanager
     def _failures_told(self) -> Iterator[None]:
         """Puts a failure of the store into one message."""
@@ -162,6 +214,11 @@ class MilvusStore:
                 f"the vector store {self.url} does not work: {first_line(fault)}. Check that it runs, that "
                 f"no other process has its folder open (Milvus Lite serves one), and {TOKEN} where it wants one."
             ) from fault
+
+
+def _pieces(things: Sequence[Thing]) -> Iterator[list[Thing]]:
+    """As many at a time as a call takes."""
+    return (list(things[start : start + ROWS_PER_CALL]) for start in range(0, len(things), ROWS_PER_CALL))
 
 
 class NameRows:

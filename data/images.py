@@ -44,10 +44,18 @@ _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 def image_names(folder: Path) -> tuple[str, ...]:
     """The images below a folder by their endings, as paths relative to it, in alphabetical order.
 
+    Hidden files and folders, whose names begin with a full stop, are passed over.
+
     Raises:
         InputError: there is none, or some lie outside of the folder behind symbolic links.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
     if not paths:
         raise InputError(f"{folder}: no image there ({', '.join(ENDINGS)}).")
     refuse_outside(paths, folder)

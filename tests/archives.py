@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import option
 import search
 import vocab
+from archive.encoder import Encoder
+from archive.index_folder import IndexFolder
+from archive.indexing import Share, Target, Upkeep, index_archive
 from layers import build_model
 from option import Options
 from runs.checkpoints import save_checkpoint
@@ -67,3 +71,29 @@ def make_index(trained: Trained, folder: Path) -> Path:
     """An index of its images in shards of 5."""
     search.main(trained.arguments(folder / "index", "--shard", "5"))
     return folder / "index"
+
+
+@dataclass
+class Archive:
+    """An index, and a copy of its images."""
+
+    encoder: Encoder
+    checkpoint: Path
+    images: Path
+    index: Path
+
+    def follow(self, share: Share = Share(), store: str | None = None, **upkeep: bool) -> None:  # noqa: B008 (frozen)
+        """Run the command."""
+        target = Target(self.index, 5, "float32", store)
+        index_archive(self.encoder, self.checkpoint, self.images, target, share, Upkeep(**upkeep))
+
+    def names(self) -> list[str]:
+        return IndexFolder.open(self.index).names()
+
+    def embeddings(self) -> dict[str, Tensor]:
+        return dict(zip(self.names(), self.rows(), strict=True))
+
+    def rows(self) -> Tensor:
+        embeddings = IndexFolder.open(self.index).embeddings
+        assert embeddings is not None
+        return torch.cat(list(embeddings.blocks()))

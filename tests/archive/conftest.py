@@ -8,17 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from torch import Tensor
 
+import option
 import search
 from archive.encoder import Encoder
 from archive.scenes import Scenes, find_scenes
 from archive.searcher import Searcher
 from option import Options
+from runs.loaders import read_vocabulary
+from runs.models import load_model
 from tests.archive.pages import HOSTILE, MANY, client_with
-from tests.archives import Trained, make_index, make_trained
+from tests.archives import Archive, Trained, make_index, make_trained
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +86,21 @@ def scenes(searcher: Searcher) -> Scenes:
 @pytest.fixture(scope="module")
 def client(searcher: Searcher, scenes: Scenes) -> TestClient:
     return client_with(searcher, scenes)
+
+
+@pytest.fixture(scope="session")
+def encoder(galr: Trained) -> Encoder:
+    """The model, loaded once."""
+    options = option.load_options(galr.options)
+    vocabulary, cpu = read_vocabulary(options), torch.device("cpu")
+    return Encoder(load_model(options, vocabulary, galr.checkpoint, cpu)[0], options, vocabulary, cpu)
+
+
+@pytest.fixture
+def archive(galr: Trained, index: Path, encoder: Encoder, encoded: list[str], tmp_path: Path) -> Archive:
+    """An archive that its index follows; `encoded` names what is encoded from then on."""
+    images = Path(shutil.copytree(galr.images, tmp_path / "images"))  # which keep their times
+    found = Archive(encoder, galr.checkpoint, images, index)
+    found.follow()
+    assert encoded == []
+    return found

@@ -38,6 +38,7 @@ import search
 from archive import answers, living, page, serve, thumbnails
 from archive.index_folder import IndexFolder, Manifest, add_shard, update_manifest
 from archive.page_limits import STRICT, RateLimit, client_of
+from archive.records import Record
 from archive.scenes import Scenes, find_scenes, no_scenes, read_scenes
 from archive.searcher import Searcher
 from archive.shards import IndexFault
@@ -314,7 +315,7 @@ class TestImages:
 
 def grow(index: Path, manifest: Manifest, embedding: Tensor) -> None:
     """Add an image to an index as the command does."""
-    add_shard(index, ["north/new.png"], embedding, manifest.dtype)
+    add_shard(index, [Record("north/new.png")], embedding, manifest.dtype)
     update_manifest(index, manifest)
 
 

@@ -178,7 +178,7 @@ class TestIndex:
         next((images / "north").iterdir()).unlink()
         with caplog.at_level(logging.WARNING):
             search.main(grown.arguments(tmp_path / "index"))
-        assert "1 images of the index are no longer in the folder" in caplog.text
+        assert "1 images of the index are no longer in the folder; answers leave them out" in caplog.text
         assert names_of(tmp_path / "index").count("new/é x.TIFF") == 1
         assert len(IndexFolder.open(tmp_path / "index")) == 13
 
@@ -283,8 +283,11 @@ class TestRefusals:
             lambda: search.main(galr.arguments(index, "--set", "dataset.test_views=right_angles")),
             "test_views: 'one' there",
         )
-        elsewhere = Trained(galr.options, galr.checkpoint, galr.images / "north")
-        refused(lambda: search.main(elsewhere.arguments(index)), "--images")
+        before = (index / "index.json").read_bytes()
+        Image.new("RGB", (9, 9), "blue").save(tmp_path / "other.png")
+        elsewhere = Trained(galr.options, galr.checkpoint, tmp_path)
+        refused(lambda: search.main(elsewhere.arguments(index)), "has none of the images", "another --out")
+        assert json.loads((index / "index.json").read_text()) == json.loads(before)
 
     def test_missing_things(self, galr: Trained, tmp_path: Path) -> None:
         out, empty = tmp_path / "index", tmp_path / "empty"
@@ -316,6 +319,7 @@ class TestRefusals:
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "0")
         refused(index_with("--kind", "flat"), "when all processes are done")
+        refused(index_with("--prune"), "--prune, --verify and --upkeep: once without torchrun")
         refused(index_with("--store"), "serves one process")
 
 

@@ -8,24 +8,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import bench.search
 import search
 from archive import exact, nearest
-from archive.arguments import KINDS, Kind
-from archive.index_folder import IndexFolder
+from archive.arguments import EMBEDDED, KINDS, Kind
+from archive.index_folder import IndexFolder, add_shard, retire_shard, update_manifest
 from archive.measure import recall
+from archive.records import Record
 from archive.searcher import Searcher
 from archive.shards import Shards
 from archive.store import MilvusStore, open_store
 from bench.search import Draw
 from option import Options
-from tests.archives import Trained, make_trained
+from tests.archives import Archive, Trained, make_trained
 from utils import InputError
 
 
@@ -105,6 +109,41 @@ class TestFaiss:
                 InputError, match=r"flat.faiss: damaged \(its checksum is not that of flat.json\); build it"
             ):
                 Searcher.open(index, "cpu", "flat")
+
+    def test_follows_an_index_that_grows_and_shrinks(self, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("faiss")
+        for path in [*index.glob("flat.*"), *index.glob("hnsw.*")]:
+            path.unlink()
+        folder = IndexFolder.open(index)
+        nearest.build_in(folder, "hnsw")
+        assert nearest.follow(folder) == []
+        random = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 128), np.float32))
+        add_shard(index, [Record(f"{number}.png") for number in range(3)], random, "float32")
+        update_manifest(index, folder.manifest)
+
+        built: list[str] = []
+        build = nearest.build
+
+        def counting(kind: Kind, embeddings: Shards) -> Any:
+            built.append(kind)
+            return build(kind, embeddings)
+
+        monkeypatch.setattr(nearest, "build", counting)
+        self.assert_followed(index)
+        assert built == []
+        retire_shard(index, next(iter(folder.manifest.shards)))
+        update_manifest(index, folder.manifest)
+        self.assert_followed(index)
+        assert built == ["hnsw"]
+
+    def assert_followed(self, index: Path) -> None:
+        folder = IndexFolder.open(index)
+        (told,) = nearest.follow(folder)
+        assert f"hnsw.faiss: {len(folder)} images" in told
+        found = nearest.Nearest.open(folder, "hnsw")
+        for row in range(len(folder)):
+            query = found.embeddings.rows(np.array([row]))[0]
+            assert found.search(query, exact.cosine, 1)[1].tolist() == [row]
 
     def test_a_model_that_scores_pairs(self, tmp_path: Path, tiny_options: Callable[..., Options]) -> None:
         pairs = make_trained(tmp_path / "amfmn", tiny_options, "AMFMN")
@@ -208,11 +247,48 @@ class TestStore:
         with pytest.raises(InputError, match="an index of its own"):
             search.main(["build", str(folder), "--kind", "flat"])
 
+    @pytest.mark.parametrize("embedded", [True, False])
+    def test_follows_its_folder(
+        self,
+        embedded: bool,
+        server: str,
+        archive: Archive,
+        tmp_path: Path,
+        encoded: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        stored = replace(archive, index=tmp_path / "stored")
+        address = EMBEDDED if embedded else server
+        stored.follow(store=address)
+        names, encoded[:] = stored.names(), []
+        for place in (1, 11):  # of a shard that another image leaves, and of one that keeps its rows
+            (stored.images / names[place]).rename(stored.images / f"moved{place}.png")
+        (stored.images / names[6]).unlink()
+        Image.new("RGB", (9, 9), "blue").save(stored.images / names[2])
+
+        def killed(folder: Path, shard: str) -> None:
+            raise KeyboardInterrupt
+
+        for step in ("retire_shard", "write_records"):  # after which the store holds what the index does not know
+            with monkeypatch.context() as patch:
+                patch.setattr(f"archive.upkeep.{step}", killed)
+                with pytest.raises(KeyboardInterrupt):
+                    stored.follow(store=address, prune=True)
+        stored.follow(store=address, prune=True)
+        assert encoded == [names[2]]
+        store = open_store(stored.index, IndexFolder.open(stored.index).manifest)
+        expected = {*names, "moved1.png", "moved11.png"} - {names[place] for place in (1, 6, 11)}
+        assert sorted(store.names()) == sorted(expected) == sorted(stored.names())
+        for place in (1, 11):
+            assert store.search(archive.embeddings()[names[place]].numpy(), 1)[0][0] == f"moved{place}.png"
+
     def test_a_store_that_lacks_images(self, server: str, index: Path) -> None:
         content = json.loads((index / "index.json").read_text())
-        (index / "index.json").write_text(json.dumps(content | {"store": server, "created": "another"}))
+        (index / "index.json").write_text(
+            json.dumps(content | {"store": server, "collection": None, "created": "another"})
+        )
         IndexFolder.open(index)
-        content["images"] = "elsewhere"
+        content |= {"collection": None, "images": "elsewhere"}
         (index / "index.json").write_text(json.dumps(content | {"store": server}))
         with pytest.raises(InputError, match="holds 0 of 12 images"):
             Searcher.open(index, "cpu")
