@@ -8,19 +8,28 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-
-from nltk.tokenize import NLTKWordTokenizer
+from typing import TYPE_CHECKING
 
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
+
+if TYPE_CHECKING:
+    from nltk.tokenize import NLTKWordTokenizer
 
 UNKNOWN = "<unk>"
 DROPPED_TOKENS = frozenset(",.:;?()[]&!*@#$%")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_TOKENIZER = NLTKWordTokenizer()
+
+
+@cache
+def _tokenizer() -> NLTKWordTokenizer:
+    """Imported at the first caption: NLTK loads SciPy and scikit-learn where they are installed, which takes 2 s."""
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
 
 
 def tokenize(caption: str, punctuation: bool = False) -> list[str]:
@@ -36,7 +45,7 @@ def tokenize(caption: str, punctuation: bool = False) -> list[str]:
 def _tokens(caption: str) -> tuple[str, ...]:
     """Remembered, because every fold asks for the same captions again."""
     sentences = _SENTENCE_END.split(caption.lower())
-    return tuple(token for sentence in sentences for token in _TOKENIZER.tokenize(sentence))
+    return tuple(token for sentence in sentences for token in _tokenizer().tokenize(sentence))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from nltk.stem.porter import PorterStemmer
 
 import vocab
 from data.annotations import Annotations
@@ -33,8 +32,6 @@ ORDERS = (1, 2, 3, 4)
 COLUMNS = ("word_shares", "lengths", "wording", "caption_image")
 CAPTIONS_PER_BLOCK = 512
 
-_stemmer = PorterStemmer()
-
 
 def stems(caption: str) -> list[str]:
     """Porter stems of all tokens, punctuation among them."""
@@ -43,7 +40,9 @@ def stems(caption: str) -> list[str]:
 
 @lru_cache(maxsize=2**16)
 def _stem(token: str) -> str:
-    return str(_stemmer.stem(token))
+    from nltk.stem.porter import PorterStemmer  # here, because every training imports this file: see `vocab`
+
+    return str(PorterStemmer().stem(token))
 
 
 def content_stems(caption_stems: Sequence[str]) -> list[str]:
