@@ -35,3 +35,9 @@ def test_a_misspelt_flag_is_refused_as_early(program: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"usage: {program}")
     assert done.stderr.splitlines()[-1] == ""
+
+
+def test_the_rooms_leave_nltk_to_the_first_caption() -> None:
+    source = "import sys, engine, runs.loaders, vocab; print('nltk' in sys.modules, vocab.tokenize('A river.'))"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False ['a', 'river']\n"

@@ -205,7 +205,7 @@ def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
     assert broken.returncode == 2, faults
     assert "none of the rows was trained" in faults
     assert faults.count("absent.json") >= 2  # both rows are checked before anything is done
-    done = start(script, "--name", "small")
+    done = start(script, "--name", "small", "--set", "k_fold.nums=1")
     printed, faults = done.communicate()
     assert done.returncode == 0, printed + faults
     table = (script.parent / "checkpoint" / "small.md").read_text()
