@@ -301,7 +301,7 @@ class Optim(Training):
 @cache
 def _optim_with_losses() -> type[Optim]:
     blocks = loss_blocks()
-    weights: Any = dict[Literal[tuple(blocks)], PositiveFloat]  # type: ignore[valid-type]  # names that plug in
+    weights: Any = dict[Literal[tuple(blocks)], PositiveFloat]  # type: ignore[misc]  # names that plug in
     fields: dict[str, Any] = {
         "loss": (
             Annotated[weights, BeforeValidator(_weight_of_one)],
