@@ -17,7 +17,7 @@ from PIL import Image
 import option
 from archive.encoder import Encoder, keyword_ids
 from archive.index_folder import IndexFolder
-from archive.indexing import Share, Target, Upkeep, index_archive, local_device
+from archive.indexing import Share, Target, Upkeep, index_archive, local_device, with_known_range
 from archive.measure import measure, read_queries
 from archive.nearest import build_in, follow, is_built, refuse_pair_scores
 from archive.scenes import scenes_of
@@ -51,7 +51,8 @@ def index(given: argparse.Namespace) -> None:
         refuse_pair_scores(options.model.name, "leave out --kind and --store; its index is searched exactly.")
     vocabulary = read_vocabulary(options)
     words, device = keyword_ids(options, vocabulary), local_device(given.device)
-    model, _ = load_model(options, vocabulary, checkpoint, device)
+    model, content = load_model(options, vocabulary, checkpoint, device)
+    options = with_known_range(options, given.out, given.images, content)
     encoder = Encoder(model, options, vocabulary, device, words)
     target = Target(given.out, given.shard, given.dtype, given.store)
     upkeep = Upkeep(given.prune, given.verify, encode=not given.upkeep)
@@ -77,10 +78,10 @@ def query(given: argparse.Namespace) -> None:
     if given.sheet is not None:
         check_sheet(given.sheet)
     searcher = open_searcher(given, given.index)
-    max_pixels = searcher.encoder.options.dataset.max_pixels
+    rule = searcher.encoder.options.dataset.rule
     asked: str | Path | Image.Image
     if given.image is not None:
-        asked, caption = decode(given.image, max_pixels), f"like {given.image.name}"
+        asked, caption = decode(given.image, rule), f"like {given.image.name}"
         if not searcher.encoder.model.scores_by_cosine():
             logger.info(BY_COSINE)
     elif given.audio is not None:
@@ -95,7 +96,7 @@ def query(given: argparse.Namespace) -> None:
         print(f"{rank:4}  {hit.score:6.4f}  {hit.label}")
     if given.sheet is not None:
         shown = asked if isinstance(asked, Image.Image) else None
-        write_sheet(given.sheet, caption, hits, searcher.images, max_pixels, shown)
+        write_sheet(given.sheet, caption, hits, searcher.images, rule, shown)
         print(f"\nDrawn in {given.sheet}.")
 
 

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoints = {given.checkpoint.name: given.checkpoint}
     _refuse_missing(checkpoints, given.path_opt, given.set)
     _settle_targets(given, options)
-    test_set = open_test_set(options, device)
+    test_set = open_test_set(options, device, next(iter(checkpoints.values())))
     report, scores, gate = Report(test_set), Scores(), Gate(given.force)
     for label, path in checkpoints.items():
         score_checkpoint(given, test_set, label, path, device, gate, scores, report)

@@ -56,6 +56,7 @@ class Manifest(Parameters):
         store: None: the folder holds the embeddings; else where they are, see `archive.store`.
         collection: its name in the vector store; indexes of earlier versions have none.
         keyword_ids: see `archive.encoder.keyword_ids`.
+        decoding: `data.images.DECODING_RULES` that the images were read by.
         count: images in the index.
         shards: id of each finished shard -> images in it.
         crc32: id -> checksum of its embeddings, 0 where a vector store holds those; indexes of earlier versions have
@@ -75,6 +76,7 @@ class Manifest(Parameters):
     store: str | None = None
     collection: str | None = None
     keyword_ids: list[int] | None = None
+    decoding: int = 1  # of indexes that do not say it
     count: int = 0
     shards: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
     crc32: dict[str, int] = {}  # noqa: RUF012
@@ -94,6 +96,10 @@ class Manifest(Parameters):
             "dataset.local_path": dataset["local_path"],
             "dataset.missing_regions": dataset["missing_regions"],
             "dataset.test_views": dataset.get("test_views", "one"),  # absent where there was no choice
+            "dataset.bands": dataset.get("bands"),
+            "dataset.range": dataset.get("range", "auto"),
+            "dataset.nodata": dataset.get("nodata", "auto"),
+            "the rules of docs/images.md": self.decoding,
             "optim.amp": self.options["optim"]["amp"],
             "SHA-256 of the checkpoint": self.checkpoint_sha256,
             "SHA-256 of the vocabulary": self.vocabulary_sha256,

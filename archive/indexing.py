@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,12 @@ from archive.records import Record
 from archive.shards import Dtype
 from archive.store import VectorStore, collection_of, new_collection, open_full_store, remove_strangers
 from archive.upkeep import Changes, Stamp, compare, differs, record_of, say, stamps_of, take_in
-from data.images import image_names, load_square
+from data.images import DECODING_RULES, image_names, load_square
 from data.lists import first_faults, name_fault, shown
+from option import Options
+from option.images import ImageRule
 from option.schema import ImageReading
+from runs.ranges import begun_with, with_range
 from runs.ready.folder import is_ready
 from runtime.devices import choose_device
 from runtime.distributed import environment_number, ranks, told
@@ -104,6 +108,21 @@ class Target:
     shard: int
     dtype: Dtype
     store: str | None
+
+
+def with_known_range(options: Options, folder: Path, images: Path, checkpoint: Mapping[str, Any]) -> Options:
+    """Options of which `dataset.range` is a number where images have more than 8 bits: the index's, or else found out.
+
+    Args:
+        options: as they were given.
+        folder: of the index.
+        images: folder of the images.
+        checkpoint: its content, which may know a range.
+    """
+    present = read_manifest(folder)
+    if present is None:
+        return with_range(options, list(images.rglob("*")), checkpoint)
+    return begun_with(options, {"options": present.options})
 
 
 def index_archive(
@@ -239,6 +258,7 @@ def make_recipe(encoder: Encoder, checkpoint: Path, images: Path, target: Target
         dtype=target.dtype,
         dim=encoder.dim,
         store=target.store,
+        decoding=DECODING_RULES,
         keyword_ids=None if encoder.keyword_ids is None else list(encoder.keyword_ids),
     )
 
@@ -301,10 +321,10 @@ Outcome = list[Record | str]
 class _Squares(Dataset[tuple[Tensor, Outcome]]):
     """Images [B, 3, S, S] by batches of names, without those that can't be read."""
 
-    def __init__(self, folder: Path, size: int, max_pixels: int) -> None:
+    def __init__(self, folder: Path, size: int, rule: ImageRule) -> None:
         self.folder = folder
         self.size = size
-        self.max_pixels = max_pixels
+        self.rule = rule
 
     def __getitem__(self, names: Sequence[str]) -> tuple[Tensor, Outcome]:
         squares: list[np.ndarray] = []
@@ -314,7 +334,7 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
                 if fault := name_fault(name, "image"):
                     raise InputError(fault)
                 record = record_of(self.folder, name)  # first: an image that is replaced meanwhile shows as changed
-                squares.append(load_square(self.folder / name, self.size, self.max_pixels))
+                squares.append(load_square(self.folder / name, self.size, self.rule))
                 outcome.append(record)
             except InputError as error:
                 outcome.append(str(error))
@@ -324,7 +344,7 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
 
 def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: ImageReading) -> Iterator[tuple[Tensor, Outcome]]:
     """The readable images of each batch, and what is wrong with the others, read ahead by `dataset.workers`."""
-    squares = _Squares(folder, dataset.image_size, dataset.max_pixels)
+    squares = _Squares(folder, dataset.image_size, dataset.rule)
     if dataset.workers == 0:
         return map(squares.__getitem__, batches)
     return iter(DataLoader(squares, batch_size=None, sampler=batches, num_workers=dataset.workers))

@@ -54,7 +54,7 @@ class Opened:
         return cls(
             searcher,
             scenes,
-            Thumbnails(index, searcher.images, searcher.encoder.options.dataset.max_pixels),
+            Thumbnails(index, searcher.images, searcher.encoder.options.dataset.rule),
             NameRows(index) if searcher.kind == "store" else None,
             hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:12],
         )

@@ -220,7 +220,7 @@ class Service:
     ) -> tuple[Answer, bytes]:
         """The answer to an uploaded image, and its preview."""
         with stored(name, content) as path:
-            image = decode(path, self.options.dataset.max_pixels)
+            image = decode(path, self.options.dataset.rule)
         answer = now.searcher.answer(image, window.k, window.offset, keep(now, scene))
         return answer, to_jpeg(image, PREVIEW, 85)
 

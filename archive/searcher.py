@@ -21,16 +21,21 @@ from archive.arguments import KINDS
 from archive.encoder import Encoder
 from archive.exact import Ranked, Scorer
 from archive.index_folder import IndexFolder
+from data.images import DECODING_RULES
 from data.lists import shown
 from runs.models import load_model
 from runs.ready.folder import ready_weights
 from runtime.devices import choose_device
-from utils import InputError, file_sha256
+from utils import InputError, file_sha256, logger
 
 Named = list[tuple[str, float]]
 """Names and scores, the best first, as a vector store gives them."""
 BY_COSINE = "Images are compared by the cosine of their embeddings, not by the model's score."
 """To be said of a query image where the model scores by more than a cosine."""
+READ_OTHERWISE = (
+    "%s is of an earlier version, which read turned images and those with more than 8 bits, alpha or nodata otherwise: "
+    "if there are such, index again (docs/images.md)."
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,8 @@ class Searcher:
         options, vocabulary, place = manifest.typed_options(), index.vocabulary(), choose_device(device)
         if kind != "exact":
             nearest.refuse_pair_scores(options.model.name, "a vector index can't search for that; use --index exact.")
+        if manifest.decoding != DECODING_RULES:
+            logger.warning(READ_OTHERWISE, folder)
         model, _ = load_model(options, vocabulary, path, place)
         encoder = Encoder(model, options, vocabulary, place, manifest.keyword_ids)
         return cls(index, encoder, images, kind)

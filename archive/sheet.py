@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from archive.searcher import Hit
 from data.images import decode
+from option.images import ImageRule
 from utils import InputError, first_line, write_atomic
 
 SIDE = 200  # pixels of a thumbnail
@@ -22,7 +23,7 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def write_sheet(
-    path: Path, caption: str, hits: Sequence[Hit], folder: Path, max_pixels: int, query: Image.Image | None = None
+    path: Path, caption: str, hits: Sequence[Hit], folder: Path, rule: ImageRule, query: Image.Image | None = None
 ) -> None:
     """Draw the images that were found, with rank, score and name.
 
@@ -31,7 +32,7 @@ def write_sheet(
         caption: the query in words.
         hits: what it found.
         folder: of the images.
-        max_pixels: images with more are left blank, see `data.images.decode`.
+        rule: how they are read; those with too many pixels are left blank, see `data.images.decode`.
         query: the query where it is an image.
 
     Raises:
@@ -40,7 +41,7 @@ def write_sheet(
     check_sheet(path)
     cells: list[tuple[Image.Image | None, str, str]] = [(query, "query", "")] if query is not None else []
     for rank, hit in enumerate(hits, start=1):
-        cells.append((_image(folder / hit.name, max_pixels), f"{rank}   {hit.score:.4f}", hit.label))
+        cells.append((_image(folder / hit.name, rule), f"{rank}   {hit.score:.4f}", hit.label))
     sheet = _draw(caption, cells)
     try:
         write_atomic(path, partial(sheet.save, format=_FORMATS[path.suffix.lower()]))
@@ -58,10 +59,10 @@ def check_sheet(path: Path) -> None:
         raise InputError(f"--sheet {path}: expected the name of a file that ends in {', '.join(_FORMATS)}.")
 
 
-def _image(path: Path, max_pixels: int) -> Image.Image | None:
+def _image(path: Path, rule: ImageRule) -> Image.Image | None:
     """A thumbnail; None for an image that is gone or damaged."""
     try:
-        image = decode(path, max_pixels)
+        image = decode(path, rule)
     except InputError:
         return None
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

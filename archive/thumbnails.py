@@ -11,6 +11,7 @@ from PIL import Image
 from archive.index_folder import IndexFolder
 from data.images import decode
 from data.lists import shown
+from option.images import ImageRule
 from runtime.untrusted import leads_outside
 from utils import InputError
 
@@ -22,17 +23,17 @@ LARGEST = 4096  # pixels of the longer side of a whole image
 class Thumbnails:
     """Images by their row; no byte of a file is handed on as it is. What is `kept` belongs to one thread."""
 
-    def __init__(self, index: IndexFolder, images: Path, max_pixels: int) -> None:
+    def __init__(self, index: IndexFolder, images: Path, rule: ImageRule) -> None:
         """Open nothing yet.
 
         Args:
             index: names the images.
             images: their folder.
-            max_pixels: those with more are refused, see `data.images.decode`.
+            rule: how they are read, see `data.images.decode`.
         """
         self._index = index
         self._images = images
-        self._max_pixels = max_pixels
+        self._rule = rule
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     def image(self, row: int) -> bytes:
@@ -61,7 +62,7 @@ class Thumbnails:
 
     def decoded(self, row: int) -> Image.Image:
         """The image; see `image`."""
-        return decode(self.path(row), self._max_pixels)
+        return decode(self.path(row), self._rule)
 
     def path(self, row: int) -> Path:
         """The file of an image.

@@ -30,6 +30,7 @@ from data.scenes import scene_classes
 from layers.base import l2norm
 from runs.loaders import read_vocabulary
 from runs.models import load_model
+from runs.ranges import with_range
 from runs.ready.folder import chosen
 from runtime.arguments import add_model
 from runtime.devices import choose_device
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.query is not None:
         best = encoder.model.score(images, encoder.text(given.query))[:, 0].cpu().topk(min(TOP, len(names)))
         hits = [Hit(names[row], value, row) for value, row in zip(*map(Tensor.tolist, best), strict=True)]
-        write_sheet(given.sheet, given.query, hits, folder, encoder.options.dataset.max_pixels)
+        write_sheet(given.sheet, given.query, hits, folder, encoder.options.dataset.rule)
         print(f"\nDrawn in {given.sheet}: {', '.join(classes[hit.row] for hit in hits if hit.row is not None)}.")
 
 
@@ -109,7 +110,9 @@ def open_encoder(given: argparse.Namespace) -> Encoder:
     refuse_pair_scores(options.model.name, "prompts can't be averaged.")
     vocabulary, device = read_vocabulary(options), choose_device(given.device)
     words = keyword_ids(options, vocabulary)
-    model, _ = load_model(options, vocabulary, checkpoint, device)
+    model, content = load_model(options, vocabulary, checkpoint, device)
+    names = read_annotations(given.data_path, given.split).image_names
+    options = with_range(options, [given.data_path / "images" / name for name in names], content)
     return Encoder(model, options, vocabulary, device, words)
 
 
@@ -129,7 +132,7 @@ def embed_images(encoder: Encoder, paths: Sequence[Path]) -> Tensor:
     batches = [paths[start : start + dataset.batch_size_val] for start in range(0, len(paths), dataset.batch_size_val)]
     found = []
     for batch in batches:
-        squares = [torch.from_numpy(load_square(path, dataset.image_size, dataset.max_pixels)) for path in batch]
+        squares = [torch.from_numpy(load_square(path, dataset.image_size, dataset.rule)) for path in batch]
         found.append(encoder.images(torch.stack(squares), [path.name for path in batch]))
     return torch.cat(found)
 

@@ -19,7 +19,7 @@ from bench.arguments import add_network, none_or_more, positive
 from bench.machine import description, wait_for
 from bench.table import machine_line, show
 from data.image_store import ImageStore
-from data.images import image_names
+from data.images import DEFAULT_RULE, image_names
 from dataloader import stored_batches
 from layers.backbone import build_backbone
 from layers.folding import folded
@@ -34,7 +34,6 @@ NETWORKS = ("timm/tf_efficientnet_lite0", "resnet18", "timm/vit_base_patch32_224
 BARE = ("bare, folded", "bare")
 HEAD = ("network", "from files", *BARE, *(f"from files / {bare}" for bare in BARE))
 """Of the table whose rows are `row`."""
-MAX_PIXELS = 100_000_000
 Batches = Callable[[], Iterator[Tensor]]
 
 
@@ -99,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--images {given.images}: {len(names)} images; at least --batch {given.batch} are needed.")
     names = names[: len(names) // given.batch * given.batch]
     paths = [given.images / name for name in names]
-    store = ImageStore(paths, given.size, "off", None, device, MAX_PIXELS)
+    store = ImageStore(paths, given.size, "off", None, device, DEFAULT_RULE)
     found = {
         name: measure(name, store, given.batch, given.workers, device, given.amp, given.rounds) for name in NETWORKS
     }

@@ -41,6 +41,7 @@ from data.similarity.prior import ORDERS, PriorSimilarity
 from data.similarity.ragged import Ragged
 from layers.skip_thoughts import WORD_DIM, SkipThoughts, Weights, load_skip_thoughts
 from layers.text import load_glove
+from option.images import ImageRule
 from reports.history import read_history
 from runtime.untrusted import is_plain_weight
 from runtime.weights import read_checkpoint
@@ -348,7 +349,7 @@ def _prior(path: Path) -> None:
 
 @target("images", "x.jpg", _image_file("PNG"), _image_file("JPEG"), _image_file("TIFF"), _image_file("PNG", "L"))
 def _images(path: Path) -> None:
-    image = decode(path, _LARGEST_IMAGE)
+    image = decode(path, ImageRule(max_pixels=_LARGEST_IMAGE))
     assert image.mode == "RGB"
     assert 0 < image.width * image.height <= _LARGEST_IMAGE
 

@@ -71,7 +71,7 @@ class Setting:
         path = folder / f"{side}_{row}_{column}{ending}"
         cut = image.crop((column, row, column + side, row + side))
         Image.fromarray(to_square(cut, self.image_size).transpose(1, 2, 0)).save(path)
-        pixels = torch.from_numpy(load_square(path, self.image_size, self.image_size**2))[None].to(self.queries.device)
+        pixels = torch.from_numpy(load_square(path, self.image_size))[None].to(self.queries.device)
         batch = Batch(images=normalise(pixels))
         embedding = embed(self.model, self.model.encode_image, [batch], "window", self.queries.device, self.amp)
         return float(self.model.score(embedding, self.queries[:1]))
@@ -161,7 +161,7 @@ def time_plain(setting: Setting, image: LargeImage, sides: Sequence[int], sample
 
 def whole_of(image: LargeImage) -> Image.Image:
     """The image in memory, where the plain path cuts its windows."""
-    return image.read(0, 0, image.height, image.width)
+    return image.read(0, 0, image.height, image.width).image
 
 
 def table(ours: dict[str, Any], plain: dict[str, Any], queries: int) -> str:
@@ -224,7 +224,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     setting = Setting(
         model, queries, dataset.image_size, dataset.batch_size_val, options.optim.amp, max(1, dataset.workers)
     )
-    with open_large(given.image, dataset.max_pixels) as image, tempfile.TemporaryDirectory() as folder:
+    with open_large(given.image, dataset.rule) as image, tempfile.TemporaryDirectory() as folder:
         side = min(given.part, image.height, image.width)
         fitting = [window for window in sides if window <= side]
         if not fitting or max(sides) > min(image.height, image.width):
@@ -232,8 +232,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         ours = time_ours(setting, image, sides)
         plain = time_plain(setting, image, sides, given.sample, given.rows)
         part = Path(folder) / "part.png"
-        image.read(0, 0, side, side).save(part)
-        with open_large(part, dataset.max_pixels) as cut:
+        image.read(0, 0, side, side).image.save(part)
+        with open_large(part, dataset.rule) as cut:
             apart = differences(setting, cut, fitting)
     return {"ours": ours, "plain": plain, "part": side, "differences": apart}
 

@@ -28,12 +28,11 @@ from runs.media import audio_folder_of, regions_of
 
 BLOCK = 128
 """Images and captions of a block in the published evaluation."""
-MAX_PIXELS = 100_000_000
 
 
 def decode(path: Path, size: int) -> Tensor:
     """An image from its file, [3, size, size] uint8."""
-    return torch.from_numpy(load_square(path, size, MAX_PIXELS))
+    return torch.from_numpy(load_square(path, size))
 
 
 def view_from_file(path: Path, size: int, draws: Draws, row: int) -> Tensor:

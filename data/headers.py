@@ -10,7 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from data.images import decode, opened
+from data.images import decode, is_raster, opened
+from data.rasters.reader import open_raster
+from data.rasters.tags import Tags
+from option.images import ImageRule
 from runtime.progress import progress_bar
 from utils import InputError
 
@@ -19,38 +22,42 @@ THREADS = 8
 
 _TAIL = 4096
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-_STRIPS = ((273, 279), (324, 325))  # a TIFF's tags of where its strips or tiles begin, and how long they are
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image's header says: pixels and Pillow's name of their kind."""
+    """What an image's header says: pixels and the kind of their values, as Pillow or NumPy names it."""
 
     width: int
     height: int
     mode: str
 
 
-def read_header(path: Path, max_pixels: int) -> Header:
+def read_header(path: Path, rule: ImageRule) -> Header:
     """Read an image's header and see that its file does not end too early.
 
     A file whose end looks wrong is decoded, so that the answer is the one that training would get. Damage in the middle
     of a file shows only when it is decoded. Arguments and errors are those of `data.images.decode`.
     """
-    with opened(path, max_pixels) as image:
-        header = Header(image.width, image.height, image.mode)
-        whole = _seems_whole(image, path)
+    if path.is_file() and is_raster(path, rule):
+        with open_raster(path, rule) as raster:
+            header = Header(raster.width, raster.height, raster.mode)
+            whole = raster.end <= path.stat().st_size
+    else:
+        with opened(path, rule) as image:
+            header = Header(image.width, image.height, image.mode)
+            whole = _seems_whole(image, path)
     if not whole:
-        decode(path, max_pixels)
+        decode(path, rule)
     return header
 
 
-def read_headers(paths: Sequence[Path], max_pixels: int) -> tuple[list[Header], list[str]]:
+def read_headers(paths: Sequence[Path], rule: ImageRule) -> tuple[list[Header], list[str]]:
     """`read_header` of many images: the headers that could be read, and what is wrong with the others."""
 
     def look(path: Path) -> Header | str:
         try:
-            return read_header(path, max_pixels)
+            return read_header(path, rule)
         except InputError as fault:
             return str(fault)
 
@@ -63,18 +70,8 @@ def read_headers(paths: Sequence[Path], max_pixels: int) -> tuple[list[Header], 
 def _seems_whole(image: Image.Image, path: Path) -> bool:
     size = path.stat().st_size
     if image.format == "TIFF":
-        return _strips_end(image) <= size
+        return Tags.of(path).end <= size
     with path.open("rb") as file:
         file.seek(max(0, size - _TAIL))
         end = _ENDS.get(str(image.format))
         return end is not None and end in file.read(_TAIL)
-
-
-def _strips_end(image: Image.Image) -> float:
-    """Where the last strip or tile of a TIFF ends in its file; infinite where its header does not say."""
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    try:
-        pairs = [(tags[first], tags[second]) for first, second in _STRIPS if first in tags and second in tags]
-        return max(place + length for pair in pairs for place, length in zip(*pair, strict=True))
-    except (TypeError, ValueError):
-        return float("inf")

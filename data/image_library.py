@@ -70,14 +70,14 @@ class ImageLibrary:
     def unkept(self, names: Sequence[str], size: int) -> tuple[ImageStore, Tensor]:
         """The same without a cache: for images that features stand for."""
         paths = [self.folder / name for name in names]
-        return ImageStore(paths, size, "off", None, self.device, self.images.max_pixels), torch.arange(len(names))
+        return ImageStore(paths, size, "off", None, self.device, self.images.rule), torch.arange(len(names))
 
     def _store(self, size: int) -> ImageStore:
         promised = {"ram": sum(store.promised for store in self.beside)}
         cache = choose_cache(self.images.cache, len(self.names), size, self.device, self.processes, promised)
         logger.info("Images of %d pixels: cache %s, %.0f MiB", size, cache, len(self.names) * 3 * size**2 / 2**20)
         paths = [self.folder / name for name in self.names]
-        return ImageStore(paths, size, cache, self.cache_folder, self.device, self.images.max_pixels)
+        return ImageStore(paths, size, cache, self.cache_folder, self.device, self.images.rule)
 
 
 def choose_cache(

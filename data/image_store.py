@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.images import DECODING_RULES, load_square
 from data.lists import first_faults
+from option.images import ImageRule
 from runtime.locks import waiting_lock
 from runtime.progress import progress_bar
 from utils import InputError, logger, remove_unfinished, write_atomic
@@ -50,12 +51,12 @@ class ImageStore:
         cache: str,
         cache_folder: Path | None,
         device: torch.device,
-        max_pixels: int,
+        rule: ImageRule,
     ) -> None:
         """Prepare the store; nothing is decoded yet.
 
         With "disk" the pixels go into `cache_folder`, one file for each list and size; with "device" onto `device`.
-        `max_pixels` is that of `data.images.decode`.
+        `rule` is that of `data.images.decode`.
 
         Raises:
             InputError: there is no room for the pixels.
@@ -67,7 +68,7 @@ class ImageStore:
         self.size = size
         self.cache = cache
         self.decoded = 0
-        self._max_pixels = max_pixels
+        self._rule = rule
         # An image is held if its mark is its stamp. On disk the mark says which state of the file was decoded.
         self._stamps = np.ones(len(self.paths), dtype=np.int64)
         self._marks = np.zeros(len(self.paths), dtype=np.int64)
@@ -78,7 +79,7 @@ class ImageStore:
         self._map: np.memmap[Any, np.dtype[np.uint8]] | None = None
         if cache == "disk" and cache_folder is not None:
             self._stamps = np.array([_stamp(path) for path in self.paths], dtype=np.int64)
-            self._file = _prepare_file(self.paths, size, cache_folder)
+            self._file = _prepare_file(self.paths, size, cache_folder, rule)
             self._open(self._file)
         elif cache != "off":
             self._pixels = _allocate(len(self.paths), size, device if cache == "device" else torch.device("cpu"))
@@ -187,7 +188,7 @@ class ImageStore:
 
         def decode_row(row: int) -> str | None:
             try:
-                pixels[row] = load_square(self.paths[indices[row]], self.size, self._max_pixels)
+                pixels[row] = load_square(self.paths[indices[row]], self.size, self._rule)
             except InputError as error:
                 return str(error)
             return None
@@ -221,9 +222,9 @@ def _allocate(count: int, size: int, device: torch.device) -> Tensor:
         ) from error
 
 
-def _prepare_file(paths: Sequence[Path], size: int, cache_folder: Path) -> Path:
+def _prepare_file(paths: Sequence[Path], size: int, cache_folder: Path, rule: ImageRule) -> Path:
     """The cache file of a list at a size: an earlier run's, or a new one without marks."""
-    key = json.dumps([DECODING_RULES, size, [os.path.abspath(path) for path in paths]])
+    key = json.dumps([DECODING_RULES, rule.deciding(), size, [os.path.abspath(path) for path in paths]])
     file = cache_folder / f"{_digest(key).hex()[:16]}.uint8"
     total = len(paths) * (_MARK_BYTES + _CHECKSUM_BYTES + 3 * size * size)
     with waiting_lock(file):  # two runs that each made one would not share what they decode

@@ -1,20 +1,23 @@
 """Images: what a file becomes as red, green and blue.
 
-Rules of decoding, whatever the file is called: its content must be JPEG, PNG or TIFF.
+What a file is, its content says, whatever it is called. Plain ones are read by Pillow: JPEG, PNG, WebP, BMP, GIF, and
+TIFFs of at most 8 bits that declare nothing but common colours. All other TIFFs, JPEG 2000 and PNGs of 16 bits are
+rasters, read by rasterio (`data.rasters`): the bands that are declared red, green and blue, or those that the rule
+names, are scaled from the rule's range to 8 bits. For both:
 
-- Grey (1 to 8 bits) and palette images become RGB of the same look; CMYK and YCbCr are converted by Pillow.
-- 16-bit grey is scaled from its full range: 0 to 65535 becomes 0 to 255, to the nearest value.
-- 16 bits per colour keep their upper 8 bits.
-- Alpha, a transparent colour and a fourth band are dropped, nothing is composited.
-- 32-bit grey (whole numbers or floats), signed 16-bit grey, Lab and more than four bands have no range or colours that
-  could be known, and are refused.
-- An orientation in JPEG or PNG metadata is ignored; the orientation tag of a TIFF, which says in what order its rows
-  are stored, is followed. Of several images in a file the first counts.
+- Grey, palette, CMYK and YCbCr images become RGB of the same look.
+- Pixels that hold no data (nodata value, mask, alpha 0, a transparent colour) take the mean colour of the others.
+- The orientation that a file declares is followed. Of several images in a file the first counts.
+- What is not certain is refused: bands that do not say what they show, Lab, complex numbers.
+
+docs/images.md says the same for users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,23 +25,30 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from data.lists import refuse_outside
-from utils import InputError
+from data.rasters.reader import open_raster
+from data.rasters.tags import Tags, kind_of_file, orientation_of
+from data.rasters.values import TURNS, Part
+from option.images import ImageRule
+from utils import InputError, logger
 
-DECODING_RULES = 1
+DECODING_RULES = 2
 """Raised when a change above makes pixels that were stored earlier outdated."""
-
-MAX_PIXELS = 100_000_000
-"""The most that the commands which make data let an image have."""
 
 MAX_SIDE = 65_535
 """Pixels of a side, as many as JPEG allows: a resize of a narrow image of 100 million rows takes gigabytes."""
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
+ENDINGS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Of the files that count as images where no list names them."""
 
+BESIDE = (".aux.xml", ".ovr", ".msk", ".prj", ".tfw", ".tifw", ".jgw", ".pgw", ".wld")
+"""Of files that belong to an image beside them."""
+
+DEFAULT_RULE = ImageRule()
+NAMED_ENDINGS = 4  # of files that are passed over
 _LFS_POINTER = b"version https://git-lfs"
-_FORMATS = ("JPEG", "PNG", "TIFF")
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_WITH_ALPHA = {"LA", "PA", "RGBA"}
 
 
 def image_names(folder: Path) -> tuple[str, ...]:
@@ -49,57 +59,113 @@ def image_names(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: there is none, or some lie outside of the folder behind symbolic links.
     """
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder) and path.is_file())
+    paths = [path for path in files if path.suffix.lower() in ENDINGS]
     if not paths:
-        raise InputError(f"{folder}: no image there ({', '.join(ENDINGS)}).")
+        raise InputError(f"{folder}: no image there ({', '.join(ENDINGS)}).{_passed_over(files)}")
     refuse_outside(paths, folder)
+    if over := _passed_over(files):
+        logger.info("%s: %d images.%s", folder, len(paths), over)
     return tuple(path.relative_to(folder).as_posix() for path in paths)
 
 
-def decode(path: Path, max_pixels: int) -> Image.Image:
-    """Decode an image to 8-bit RGB by the rules at the top of this module.
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _passed_over(files: Iterable[Path]) -> str:
+    """How many files are no images by their endings, in words; those that belong to an image are not counted."""
+    endings = Counter(
+        path.suffix.lower() or "no ending"
+        for path in files
+        if path.suffix.lower() not in ENDINGS and not path.name.lower().endswith(BESIDE)
+    )
+    if not endings:
+        return ""
+    named = [f"{count} of {ending}" for ending, count in endings.most_common(NAMED_ENDINGS)]
+    more = ", ..." if len(endings) > NAMED_ENDINGS else ""
+    return f" Passed over as no images by their endings: {', '.join(named)}{more}."
+
+
+def decode(path: Path, rule: ImageRule = DEFAULT_RULE) -> Image.Image:
+    """Decode an image to 8-bit RGB by what is said at the top of this module.
 
     Args:
-        path: a JPEG, PNG or TIFF file.
-        max_pixels: the most pixels that its header may announce; checked before anything is decoded. Pillow refuses
+        path: the file.
+        rule: its `max_pixels` is compared with what the header announces before anything is decoded. Pillow refuses
             about 179 million in any case.
 
     Raises:
-        InputError: the file is missing, empty, damaged, too large (`MAX_SIDE`, too), or of a kind that is not read.
+        InputError: the file is missing, empty, damaged, too large (`MAX_SIDE`, too), of a kind that is not read, or
+            without any pixel that holds data.
     """
-    with opened(path, max_pixels) as image:
-        return _to_rgb(image)
+    part = read(path, rule)
+    if part.valid is not None and not part.valid.any():
+        raise InputError(f"{path}: no pixel holds data, by its nodata value, mask or alpha (dataset.nodata)")
+    return part.filled()
 
 
-@contextmanager
-def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """An image of which only the header is read so far; whatever goes wrong with it meanwhile names the file.
+def read(path: Path, rule: ImageRule) -> Part:
+    """An image as its file holds it, and which of its pixels hold data; see `decode`."""
+    with _told(path):
+        if not is_raster(path, rule):
+            with opened(path, rule) as image:
+                return to_part(image, rule)
+        with open_raster(path, rule) as raster:
+            _refuse_large(path, raster.width, raster.height, rule.max_pixels)
+            return raster.whole()
+
+
+def is_raster(path: Path, rule: ImageRule) -> bool:
+    """Whether rasterio has to read a file; raises nearly anything for a damaged one."""
+    kind = kind_of_file(path)
+    if kind != "TIFF":
+        return bool(kind)
+    asked = rule.bands is not None or not isinstance(rule.nodata, str)
+    beside = any(path.with_name(path.name + ending).exists() for ending in (".aux.xml", ".msk"))
+    return asked or beside or not Tags.of(path).is_plain()
+
+
+def mark_of(path: Path, rule: ImageRule) -> str:
+    """What the pixels of a file depend on beside its content: equal marks, equal pixels.
+
+    Empty for a file that has been read alike under all rules so far: 8 bits, upright, every pixel holding data.
 
     Raises:
         InputError: see `decode`.
     """
+    with _told(path):
+        if not is_raster(path, rule):
+            with opened(path, rule) as image:
+                if orientation_of(image) == 1 and not _has_alpha(image):
+                    return ""
+    return f" {json.dumps([DECODING_RULES, *rule.deciding()])}"
+
+
+@contextmanager
+def opened(path: Path, rule: ImageRule) -> Iterator[Image.Image]:
+    """An image of which only the header is read so far, by Pillow; whatever goes wrong meanwhile names the file.
+
+    Raises:
+        InputError: see `decode`.
+    """
+    # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
+    with _told(path), path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+        _refuse_large(path, image.width, image.height, rule.max_pixels)
+        if image.mode not in _MODES:
+            raise InputError(
+                f"{path}: pixels of kind {image.mode!r} (Pillow's name) have no known range of brightness or colours; "
+                "convert the image to 8-bit RGB"
+            )
+        yield image
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Puts whatever goes wrong with a file into an InputError that names it."""
     try:
         refuse_special(path)
-        # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise InputError(
-                    f"{path}: {image.width} x {image.height} pixels, at most {max_pixels} are allowed "
-                    "(dataset.max_pixels): scale the image down, or cut it into tiles"
-                )
-            if max(image.size) > MAX_SIDE:
-                raise InputError(
-                    f"{path}: {image.width} x {image.height} pixels, at most {MAX_SIDE} a side are allowed: cut it "
-                    "into tiles"
-                )
-            _refuse_unknown_mode(path, image)
-            yield image
+        yield
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -115,13 +181,23 @@ def refuse_special(path: Path) -> None:
         raise InputError(f"{path}: not an image: no regular file")
 
 
-def load_square(path: Path, size: int, max_pixels: int) -> np.ndarray:
+def _refuse_large(path: Path, width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise InputError(
+            f"{path}: {width} x {height} pixels, at most {most} are allowed (dataset.max_pixels): scale the image "
+            "down, or cut it into tiles"
+        )
+    if max(width, height) > MAX_SIDE:
+        raise InputError(f"{path}: {width} x {height} pixels, at most {MAX_SIDE} a side are allowed: cut it into tiles")
+
+
+def load_square(path: Path, size: int, rule: ImageRule = DEFAULT_RULE) -> np.ndarray:
     """`decode` an image and resize it to a square, bilinear with antialiasing, as the published transform does.
 
     Returns:
         [3, S, S] uint8, S = `size` pixels.
     """
-    return to_square(decode(path, max_pixels), size)
+    return to_square(decode(path, rule), size)
 
 
 def to_square(image: Image.Image, size: int) -> np.ndarray:
@@ -130,28 +206,25 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))  # [3, S, S]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as RGB, by the rules of this module."""
-    grey_of_16_bits = _is_16_bit_grey(image)
+def to_part(image: Image.Image, rule: ImageRule) -> Part:
+    """An image that Pillow has opened, upright as RGB, with the pixels that hold data."""
+    turn = 1 if image.format == "TIFF" else orientation_of(image)  # a TIFF's is followed as it is loaded
     image.load()
-    if grey_of_16_bits:
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    valid = None
+    if _has_alpha(image) and rule.nodata != "none":
+        image = image.convert("RGBA")
+        valid = np.asarray(image.getchannel("A")) > 0
+        valid = None if valid.all() else valid
     image.info.pop("transparency", None)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    if turn == 1:
+        return Part(image, valid)
+    upright = Image.fromarray(np.ascontiguousarray(TURNS[turn].applied(np.asarray(image))))
+    return Part(upright, None if valid is None else TURNS[turn].applied(valid))
 
 
-def _is_16_bit_grey(image: Image.Image) -> bool:
-    # Pillow 10.0 gives 16-bit PNG, but no other PNG, the mode of 32-bit grey.
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-
-
-def _refuse_unknown_mode(path: Path, image: Image.Image) -> None:
-    if image.mode not in _MODES and not _is_16_bit_grey(image):
-        raise InputError(
-            f"{path}: pixels of kind {image.mode!r} (Pillow's name) have no known range of brightness or colours; "
-            "convert the image to 8-bit RGB or 16-bit grey"
-        )
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in _WITH_ALPHA or "transparency" in image.info
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -167,7 +240,7 @@ def _reason(path: Path, error: Exception) -> str:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 return "a pointer of Git LFS, not the image itself: fetch the images with git lfs pull"
         return (
-            "not an image of a kind that is read: expected JPEG, PNG, or TIFF with at most four bands of 8 or 16 "
-            "bits; convert it, or copy it again if it is damaged"
+            "not an image of a kind that is read (JPEG, PNG, TIFF, JPEG 2000, WebP, BMP, GIF): convert it, or copy it "
+            "again if it is damaged"
         )
     return f"the image is damaged or cut short ({type(error).__name__}: {error}): copy it again"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.annotations import Annotations, Split, check_images, read_annotations
-from data.images import MAX_PIXELS, load_square
+from data.images import load_square
 from data.polygons import Place, write_places
 from data.scenes import scene_classes
 from runtime.entry_point import run_entry_point
@@ -75,7 +75,7 @@ def lay_out(
     for row in progress_bar(range(count), desc="rows of tiles", unit="row"):
         for column in range(count):
             files = images[str(blocks[row // tiles_per_block, column // tiles_per_block])]
-            square = load_square(files[generator.integers(len(files))], tile, MAX_PIXELS).transpose(1, 2, 0)
+            square = load_square(files[generator.integers(len(files))], tile).transpose(1, 2, 0)
             part = mosaic[row * tile :, column * tile :][:tile, :tile]
             part[:] = square[: part.shape[0], : part.shape[1]]
     return mosaic

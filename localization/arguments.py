@@ -11,6 +11,7 @@ from utils import InputError
 
 WINDOWS = "128,256,512,768"
 MEDIAN = 251
+THRESHOLD = 0.75
 LARGEST_MEDIAN = 255  # OpenCV counts the pixels of the filter with 16 bits
 
 
@@ -28,6 +29,12 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     )
     parser.add_argument("--windows", default=WINDOWS, help=f"sides of the windows in pixels ({WINDOWS})")
     parser.add_argument("--median", type=int, default=MEDIAN, help=f"side of the median filter in pixels ({MEDIAN})")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        help=f"level in 0..1 from which on areas are outlined ({THRESHOLD})",
+    )
     return parser.parse_args(arguments)
 
 
@@ -35,6 +42,8 @@ def check_arguments(given: argparse.Namespace) -> None:
     """Raise an InputError for arguments that the work would fail at or that exclude each other."""
     if not (1 <= given.median <= LARGEST_MEDIAN and given.median % 2):
         raise InputError(f"--median {given.median}: expected an odd number from 1 to {LARGEST_MEDIAN}.")
+    if not 0 < given.threshold <= 1:
+        raise InputError(f"--threshold {given.threshold}: expected a number above 0, at most 1.")
     if given.out.exists() and not given.out.is_dir():
         raise InputError(f"--out {given.out}: this is a file; give a folder.")
     if given.image is not None and (not given.query or given.images is not None):

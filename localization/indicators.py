@@ -91,18 +91,20 @@ def rsu(levels: NDArray[np.uint8], within: NDArray[np.bool_]) -> float:
     return float(1 - np.exp(-0.707 * ratio))
 
 
-def attention_centres(levels: NDArray[np.uint8]) -> NDArray[np.float64]:
+def attention_centres(levels: NDArray[np.uint8], known: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Where a map has its peaks, [K, 2] as x and y in pixels, in reading order.
 
     The map is softened with five box filters of 50 pixels. A peak is what no pixel of the 1000 x 1000 around it
-    exceeds; pixels that touch are one, at their centroid; those where the map is below 0.5 do not count.
+    exceeds; pixels that touch are one, at their centroid. Those where the map is below 0.5 do not count, nor those
+    where `known` [H, W] says that it says nothing.
     """
     cv2 = opencv()
     # Labels of 16 bits: those of 32 would take four times the memory of the map.
     kinds = (8, cv2.CV_16U, cv2.CCL_DEFAULT)
     centroids = cv2.connectedComponentsWithStatsWithAlgorithm(_peaks(levels), *kinds)[3][1:]  # [K, 2]
     columns, rows = centroids.round().astype(np.int64).T
-    return np.asarray(centroids[levels[rows, columns] >= LEAST * TOP_LEVEL])
+    counted = levels[rows, columns] >= LEAST * TOP_LEVEL
+    return np.asarray(centroids[counted if known is None else counted & known[rows, columns]])
 
 
 def _peaks(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:

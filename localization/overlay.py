@@ -19,12 +19,12 @@ def overlay(image: Image.Image, attention: Tensor) -> Image.Image:
     spread = float(values.max() - values.min())
     values = (values - values.min()) / spread if spread > FLAT else np.zeros_like(values)
     resized = Image.fromarray(values).resize(image.size, Image.Resampling.BILINEAR)
-    heat = _colours(np.asarray(resized).clip(0, 1))
+    heat = heat_colours(np.asarray(resized).clip(0, 1))
     mixed = (1 - OPACITY) * np.asarray(image, dtype=np.float64) + OPACITY * heat
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def _colours(values: NDArray[np.float32]) -> NDArray[np.float64]:
+def heat_colours(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Numbers [H, W] in 0..1 as colours [H, W, 3] of `HEAT`."""
     steps = np.linspace(0, 1, len(HEAT))
     return np.stack([np.interp(values, steps, channel) for channel in HEAT.T], axis=-1)

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.polygons import Place, read_places, refuse_outside
 from layers.registry import registered
 from localization.large_image import open_large
+from localization.windows import held_windows
 from option import Options
-from utils import InputError
+from option.images import ImageRule
+from utils import InputError, logger
 from vocab import UNKNOWN, Vocabulary, tokenize
 
 
@@ -47,7 +52,7 @@ def read_tasks(given: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def check_tasks(tasks: Sequence[Task], vocabulary: Vocabulary, sides: Sequence[int], max_pixels: int) -> None:
+def check_tasks(tasks: Sequence[Task], vocabulary: Vocabulary, sides: Sequence[int], rule: ImageRule) -> None:
     """Find out before the work what it would fail at.
 
     Raises:
@@ -56,7 +61,7 @@ def check_tasks(tasks: Sequence[Task], vocabulary: Vocabulary, sides: Sequence[i
     """
     for task in tasks:
         _check_queries(task, vocabulary)
-        _check_image(task, sides, max_pixels)
+        _check_image(task, sides, rule)
 
 
 def _check_queries(task: Task, vocabulary: Vocabulary) -> None:
@@ -71,8 +76,8 @@ def _check_queries(task: Task, vocabulary: Vocabulary) -> None:
             )
 
 
-def _check_image(task: Task, sides: Sequence[int], max_pixels: int) -> None:
-    with open_large(task.image, max_pixels) as image:
+def _check_image(task: Task, sides: Sequence[int], rule: ImageRule) -> None:
+    with open_large(task.image, rule) as image:
         width, height = image.width, image.height
     if min(width, height) < max(sides):
         fitting = [side for side in sides if side <= min(width, height)] or [min(width, height)]
@@ -82,6 +87,26 @@ def _check_image(task: Task, sides: Sequence[int], max_pixels: int) -> None:
         )
     if task.annotations is not None:
         refuse_outside(task.annotations, task.places, task.numbers, width, height)
+
+
+def windows_of(task: Task, windows: NDArray[np.int64], valid: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """The windows [N, 3] of which at least half hold data; how many don't is said.
+
+    Raises:
+        InputError: none does.
+    """
+    held = held_windows(windows, valid)
+    if not len(held):
+        raise InputError(
+            f"{task.image}: no window holds data in half of its pixels (nodata, mask, alpha): try smaller --windows, "
+            "or --set dataset.nodata=none"
+        )
+    if len(held) < len(windows):
+        share = 100 * float(np.count_nonzero(valid)) / valid.size if valid is not None else 100.0
+        logger.info(
+            "%s: %.0f %% of the pixels hold data; %d windows skipped", task.image, share, len(windows) - len(held)
+        )
+    return held
 
 
 def refuse_regions(options: Options) -> None:

@@ -14,13 +14,13 @@ from itertools import groupby
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from batches.augmentation import normalise
 from batches.batch import Batch, Captions
 from data.images import to_square
+from data.rasters.values import Part
 from engine import embed
 from layers.base import RetrievalModel
 from layers.folding import folded
@@ -28,6 +28,7 @@ from localization.indicators import TOP_LEVEL, opencv
 from localization.large_image import LargeImage
 
 READ_AHEAD = 32  # windows side by side that are read as one part of the image
+LEAST_HELD = 0.5  # of a window, share of the pixels that hold data
 SIDE, ROW, COLUMN = range(3)  # of a window
 
 
@@ -75,9 +76,20 @@ def prepared_windows(
                 yield from pool.map(partial(_prepare, band, side, image_size), lefts)
 
 
-def _prepare(band: Image.Image, side: int, image_size: int, left: int) -> NDArray[np.uint8]:
+def _prepare(band: Part, side: int, image_size: int, left: int) -> NDArray[np.uint8]:
     """The window [3, S, S] that begins at a column of a band of its height."""
-    return to_square(band.crop((left, 0, left + side, side)), image_size)
+    return to_square(band.cropped(left, 0, side, side).filled(), image_size)
+
+
+def held_windows(windows: NDArray[np.int64], valid: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """The windows [N, 3] of which at least half hold data; `valid` [H, W] says which pixels do, None: all."""
+    if valid is None:
+        return windows
+    held = [
+        np.count_nonzero(valid[row : row + side, column : column + side]) >= LEAST_HELD * side**2
+        for side, row, column in windows.tolist()
+    ]
+    return windows[held]
 
 
 def encode_queries(model: RetrievalModel, queries: Captions, device: torch.device, amp: str = "off") -> Tensor:
@@ -142,12 +154,37 @@ class MeanMap:
     Attributes:
         row_edges: [R + 1], from 0 to H.
         column_edges: [C + 1], from 0 to W.
-        values: [R, C].
+        values: [R, C]; not a number where no window lies, or no pixel holds data.
+        valid: [H, W] which pixels hold data; None: all of them.
     """
 
     row_edges: NDArray[np.int64]
     column_edges: NDArray[np.int64]
     values: NDArray[np.float64]
+    valid: NDArray[np.bool_] | None = None
+
+    @property
+    def lowest(self) -> float:
+        """The lowest value that there is."""
+        return float(np.nanmin(self.values))
+
+    @property
+    def highest(self) -> float:
+        """The highest value that there is."""
+        return float(np.nanmax(self.values))
+
+    def known(self) -> NDArray[np.bool_] | None:
+        """The pixels [H, W] that the map says something of; None: all."""
+        scored = ~np.isnan(self.values)
+        if self.valid is None:
+            return None if scored.all() else self.pixels(scored)
+        return self.pixels(scored) & self.valid
+
+    def at(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values [K] at points [K, 2], x and y in pixels."""
+        columns = np.searchsorted(self.column_edges[1:-1], points[:, 0].round(), side="right")
+        rows = np.searchsorted(self.row_edges[1:-1], points[:, 1].round(), side="right")
+        return self.values[rows, columns]
 
     def pixels(self, cells: NDArray) -> NDArray:
         """A value for each cell [R, C] as one for each pixel [H, W]."""
@@ -160,26 +197,38 @@ class MeanMap:
             median: side of the median filter, odd, 1 to 255 pixels.
 
         Returns:
-            [H, W], 0 to 255 for 0 to 1, rounded down before the filter; all 0 where the values do not differ.
+            [H, W], 0 to 255 for 0 to 1, rounded down before the filter; all 0 where the values do not differ, and 0
+            where nothing is known, which the filter takes for the mean.
         """
-        low, high = self.values.min(), self.values.max()
+        low, high = self.lowest, self.highest
         share = (self.values - low) / (high - low) if high > low else np.zeros_like(self.values)
-        levels = self.pixels((share * TOP_LEVEL).astype(np.uint8))
-        return levels if median == 1 else np.asarray(opencv().medianBlur(levels, median))
+        levels = self.pixels((np.nan_to_num(share) * TOP_LEVEL).astype(np.uint8))
+        known = self.known()
+        if known is not None:
+            levels[~known] = levels[known].mean()
+        if median > 1:
+            levels = np.asarray(opencv().medianBlur(levels, median))
+        return levels if known is None else np.where(known, levels, 0).astype(np.uint8)
 
 
-def mean_map(windows: NDArray[np.int64], scores: NDArray[np.floating]) -> MeanMap:
+def mean_map(
+    windows: NDArray[np.int64], scores: NDArray[np.floating], valid: NDArray[np.bool_] | None = None
+) -> MeanMap:
     """The mean score of the windows that cover each pixel, by 2-D difference arrays of their sum and their number.
 
     The arrays hold one entry per cell between window edges, not per pixel: some hundred rows and columns for any size
     of image.
 
     Args:
-        windows: [N, 3] of `window_grid`; together they cover the image.
+        windows: [N, 3] of `window_grid`; where all pixels hold data, they cover the image together.
         scores: [N], of one query.
+        valid: [H, W] which pixels hold data; None: all of them.
     """
     starts, ends = windows[:, (ROW, COLUMN)], windows[:, (ROW, COLUMN)] + windows[:, SIDE, None]
-    row_edges, column_edges = (np.unique(np.concatenate([starts[:, axis], ends[:, axis]])) for axis in (0, 1))
+    ends_of = ends.max(axis=0) if valid is None else valid.shape
+    row_edges, column_edges = (
+        np.unique(np.concatenate([starts[:, axis], ends[:, axis], [0, ends_of[axis]]])) for axis in (0, 1)
+    )
     top, bottom = (np.searchsorted(row_edges, edge[:, 0]) for edge in (starts, ends))
     left, right = (np.searchsorted(column_edges, edge[:, 1]) for edge in (starts, ends))
     total, count = np.zeros((2, len(row_edges), len(column_edges)))
@@ -187,4 +236,8 @@ def mean_map(windows: NDArray[np.int64], scores: NDArray[np.floating]) -> MeanMa
         np.add.at(total, (row, column), sign * scores.astype(np.float64))
         np.add.at(count, (row, column), sign)
     sums, numbers = (array.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] for array in (total, count))  # [R, C]
-    return MeanMap(row_edges, column_edges, sums / numbers)
+    means = np.divide(sums, numbers, out=np.full_like(sums, np.nan), where=numbers > 0)
+    if valid is not None:
+        of_rows = np.logical_or.reduceat(valid, row_edges[:-1], axis=0)
+        means[~np.logical_or.reduceat(of_rows, column_edges[:-1], axis=1)] = np.nan
+    return MeanMap(row_edges, column_edges, means, valid)

@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 
+from option.images import ImageRule
 from option.parameters import MOST_EPOCHS, MOST_STEPS, ModelParameters, Parameters, loss_blocks
 
 Angles = Literal["published", "overhead", "right_angles", "none"]
@@ -69,7 +70,7 @@ GivenPath = Annotated[Path, BeforeValidator(_not_blank)]
 FolderName = Annotated[str, AfterValidator(_plain_folder_name)]
 
 
-class ImageReading(Parameters):
+class ImageReading(ImageRule):
     """What the `dataset` block of every entry point says about reading images."""
 
     batch_size: int = Field(
@@ -96,9 +97,6 @@ class ImageReading(Parameters):
         default="auto",
         description="where decoded images are kept; device: the GPU; off: nowhere, each epoch decodes them again; "
         "auto: the fastest place with room for them",
-    )
-    max_pixels: int = Field(
-        default=100_000_000, ge=1, le=10**9, description="images with more pixels are refused undecoded [pixels]"
     )
 
 

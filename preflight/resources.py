@@ -31,7 +31,7 @@ def check_headers(
 ) -> list[Header]:
     """Read the headers of all images that are there; those that are not are `check_images`' matter."""
     paths = [folder / name for name in sorted(set(names))]
-    headers, faults = read_headers([path for path in paths if path.is_file()], images.max_pixels)
+    headers, faults = read_headers([path for path in paths if path.is_file()], images.rule)
     found.add_alike(group, faults)
     return headers
 

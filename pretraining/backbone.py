@@ -33,6 +33,7 @@ from runs.checkpoints import ending_clearly, refuse_diverged
 from runs.fold import written
 from runs.images import note_images
 from runs.models import plan_of, start_state
+from runs.ranges import with_range
 from runs.resume import Keeper, carry_on, save_best
 from runtime.distributed import ALONE
 from training.epoch import Loader
@@ -176,7 +177,8 @@ def open_sides(
     train, val = split_classes(labels.numpy(), dataset.val_share, derive_seed(options.optim.seed, "split"))
     logger.info("%d images to train on, %d held out", len(train), len(val))
     note_images(folder, {name: images / name for name in names}, (folder / "last.pth").is_file())
-    library = ImageLibrary(dataset, images, folder / "cache", names, device)
+    rule = with_range(options, [images / name for name in names]).dataset
+    library = ImageLibrary(rule, images, folder / "cache", names, device)
 
     def opened(places: Tensor, size: int, title: str) -> Side:
         return Side(places, *library.open([names[place] for place in places.tolist()], size, title))

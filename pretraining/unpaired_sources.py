@@ -21,6 +21,7 @@ from option.pretraining import UnpairedSources
 from pretraining.unpaired import CaptionLoader, ImageLoader, Schedule, SpectrogramLoader, StoredLoader, ViewLoader
 from runs.images import note_images
 from runs.loaders import warn_of_blanks
+from runs.ranges import with_range
 from utils import InputError, derive_seed, logger
 from vocab import UNKNOWN, Vocabulary
 
@@ -143,9 +144,8 @@ def _stored(
     """Each image, or each different spectrogram."""
     dataset, (folder, names) = options.dataset, files
     size, title = SIZES[kind]
-    store, rows = ImageLibrary(dataset, folder, cache_folder, names, device).open(
-        names, size(dataset.image_size), title
-    )
+    rule = with_range(options, [folder / name for name in names]).dataset
+    store, rows = ImageLibrary(rule, folder, cache_folder, names, device).open(names, size(dataset.image_size), title)
 
     def loader(ids: Tensor, schedule: Schedule) -> ViewLoader:
         return kind(schedule, store, rows[ids], image_size=dataset.image_size, workers=dataset.workers, device=device)

@@ -17,6 +17,7 @@ from batches.features import NO_FEATURES, ListFeatures
 from data.annotations import Annotations, check_images
 from data.feature_store import FeatureStore, FeatureTable, SequenceTable, key_of
 from data.image_store import ImageStore
+from data.images import mark_of
 from dataloader import stored_batches
 from layers.base import RetrievalModel
 from layers.folding import folded
@@ -143,11 +144,11 @@ def image_features(
     dataset, size = options.dataset, options.dataset.image_size
     check_images(annotations, dataset.image_folder)
     paths = [dataset.image_folder / name for name in annotations.image_names]
-    digests = [file_sha256(path) for path in paths]
+    digests = [f"{file_sha256(path)}{mark_of(path, dataset.rule)}" for path in paths]
     recipe = {"part": _digest(part), "side": size, "preparation": PREPARATION, "precision": options.optim.amp}
     store = FeatureStore(dataset.feature_path, recipe)
     keys = [key_of(f"{digest} {view}".encode()) for digest in digests for view in range(views)]
-    images = ImageStore(paths, size, "off", Path(), device, dataset.max_pixels)
+    images = ImageStore(paths, size, "off", Path(), device, dataset.rule)
     quick = _quick(part, size, device)
     precise = autocast(device, options.optim.amp)
 

@@ -75,6 +75,11 @@ class Media:
         return None if self.region_file is None else self.region_file.of(names, missing)
 
 
+def image_files(options: Options, *lists: Annotations) -> list[Path]:
+    """The image files that some lists name."""
+    return [options.dataset.image_folder / name for listed in lists for name in listed.image_names]
+
+
 def audio_folder_of(options: Options) -> Path | None:
     """The folder of the spectrograms, None for a model that uses no sound.
 

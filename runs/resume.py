@@ -16,6 +16,7 @@ from option.parameters import Parameters
 from runs.checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
 from runs.events import write_table
 from runs.provenance import start_of
+from runs.ranges import begun_with
 from runtime.distributed import World
 from runtime.untrusted import read_bytes
 from runtime.weights import read_checkpoint
@@ -69,7 +70,7 @@ def begun_run(folder: Path, options: Parameters, resume: bool, name_key: str) ->
             f"{last} is damaged: it does not say how far it has come ({first_line(fault)}). Delete {folder} to begin "
             "anew."
         ) from fault
-    _refuse_other_options(content["options"], options, folder, name_key)
+    _refuse_other_options(content["options"], begun_with(options, content), folder, name_key)
     return content | dict(progress)
 
 

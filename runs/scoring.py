@@ -26,9 +26,10 @@ from option import Options
 from option.schema import Rerank
 from runs.checkpoints import FORMAT
 from runs.loaders import evaluation_loader, read_vocabulary
-from runs.media import Media, audio_folder_of
+from runs.media import Media, audio_folder_of, image_files
 from runs.models import load_model
 from runs.provenance import check_data_set, check_fold
+from runs.ranges import with_range
 from utils import Gate
 from vocab import Vocabulary
 
@@ -68,17 +69,18 @@ class TestSet:
     def decoded(self, image: int) -> Image.Image:
         """An image as large as its file has it."""
         path = self.options.dataset.image_folder / self.annotations.image_names[image]
-        return decode(path, self.options.dataset.max_pixels)
+        return decode(path, self.options.dataset.rule)
 
 
-def open_test_set(options: Options, device: torch.device) -> TestSet:
-    """The test list of an experiment, ready to be encoded.
+def open_test_set(options: Options, device: torch.device, checkpoint: Path | None = None) -> TestSet:
+    """The test list of an experiment, ready to be encoded; images with more than 8 bits as the checkpoint knows them.
 
     Raises:
         InputError: lists, images, vocabulary or what else the model needs can't be read.
     """
     vocabulary = read_vocabulary(options)
     annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
+    options = with_range(options, image_files(options, annotations), checkpoint)
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device, load=False)
     return TestSet(options, annotations, vocabulary, loader, scene_numbers(annotations))

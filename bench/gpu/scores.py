@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from archive import exact
-from bench.encode import HEAD, MAX_PIXELS, measure, row
+from bench.encode import HEAD, measure, row
 from bench.gpu.setting import MODELS, Section, Setting, Skipped
 from bench.machine import wait_for
 from bench.search import Draw, K
 from bench.subject import Experiment
 from bench.variants import OURS
 from data.image_store import ImageStore
-from data.images import image_names
+from data.images import DEFAULT_RULE, image_names
 from engine import encode, score_blocks
 from metrics.ranks import rank_blocks, recalls
 from runs.loaders import evaluation_loader
@@ -126,7 +126,8 @@ def encoding(setting: Setting, section: Section) -> None:
     sizes, data = setting.sizes, setting.data()
     names = image_names(data / "images")[: sizes.encoded]
     names = names[: len(names) // sizes.encode_batch * sizes.encode_batch]
-    store = ImageStore([data / "images" / name for name in names], sizes.side, "off", None, setting.device, MAX_PIXELS)
+    paths = [data / "images" / name for name in names]
+    store = ImageStore(paths, sizes.side, "off", None, setting.device, DEFAULT_RULE)
     workers = 0 if setting.small else min(16, os.cpu_count() or 1)
     table = section.table(HEAD)
     measured = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from data.annotations import SIDES, read_annotations
-from data.images import MAX_PIXELS, image_names
+from data.images import image_names
 from data.lists import first_faults
 from data.prepare.captions import Entry, Keys
 from data.prepare.checks import DROPS, Findings, describe, examine, leave_out
@@ -19,6 +19,7 @@ from data.prepare.known_sets import compare_known
 from data.prepare.lists import Lists, counts, equal_counts, split_entries
 from data.prepare.sources import FORMS, Source, find_images, images_folder, open_source
 from data.prepare.writer import compare_record, new_folder, put_images, refuse_taken, write_lists
+from option.images import MOST_PIXELS, ImageRule
 from runtime.entry_point import run_entry_point
 from utils import InputError
 
@@ -50,7 +51,7 @@ class Request:
     test_share: float = 0.2
     seed: int = 0
     drop: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MOST_PIXELS
     train: str | None = None
     val: str | None = None
     test: str | None = None
@@ -80,7 +81,7 @@ def prepare(request: Request) -> str:
     report = [f"{source.words}\nsplit: {note}", compare_known(request.out, **lists)]
     with new_folder(request.out) as folder:
         lists, paths = _with_images(request, source, lists, folder)
-        findings = examine(lists, paths, request.max_pixels)
+        findings = examine(lists, paths, ImageRule(max_pixels=request.max_pixels))
         report.append(describe(lists, findings))
         lists, left_out = leave_out(lists, findings, request.drop)
         _refuse_unreadable(source, lists, findings)
@@ -94,7 +95,7 @@ def prepare(request: Request) -> str:
     return "\n\n".join(filter(None, report))
 
 
-def check(folder: Path, images: Path | None = None, max_pixels: int = MAX_PIXELS) -> str:
+def check(folder: Path, images: Path | None = None, max_pixels: int = MOST_PIXELS) -> str:
     """Report on a data set in the precomp format, whose images are in `images/` unless given; nothing is written.
 
     Raises:
@@ -107,7 +108,7 @@ def check(folder: Path, images: Path | None = None, max_pixels: int = MAX_PIXELS
     place = images_folder(images, [folder / "images"])
     names = [entry.name for entries in lists.values() for entry in entries]
     paths = None if place is None else {name: place / name for name in names if (place / name).is_file()}
-    findings = examine(lists, paths, max_pixels)
+    findings = examine(lists, paths, ImageRule(max_pixels=max_pixels))
     return "\n\n".join(
         filter(None, [compare_known(folder, **lists), compare_record(folder), describe(lists, findings)])
     )
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test_share", type=float, default=0.2, help="where the source has no test split (0.2)")
     parser.add_argument("--seed", type=int, default=0, help="of that split (0)")
     parser.add_argument("--drop", type=_drops, default=(), metavar="WHAT", help=f"some of {','.join(DROPS)}")
-    parser.add_argument("--max_pixels", type=int, default=MAX_PIXELS, help="refuse larger images (1e8)")
+    parser.add_argument("--max_pixels", type=int, default=MOST_PIXELS, help="refuse larger images (1e8)")
     given = parser.parse_args(arguments)
     if given.check is not None and given.source is None and given.out is None:
         print(check(given.check, given.images, given.max_pixels))

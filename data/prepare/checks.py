@@ -10,6 +10,8 @@ from data.lists import first_faults
 from data.prepare.captions import Entry
 from data.prepare.fingerprints import Place, same_scene, take_fingerprints
 from data.prepare.lists import Lists, captions_of
+from data.rasters.survey import settled
+from option.images import ImageRule
 from utils import markdown
 from vocab import tokenize
 
@@ -32,13 +34,13 @@ class Findings:
     same: tuple[tuple[Place, Place, bool], ...]
 
 
-def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> Findings:
+def examine(lists: Lists, paths: Mapping[str, Path] | None, rule: ImageRule) -> Findings:
     """Decode and compare the images of both lists.
 
     Args:
         lists: both lists.
         paths: the file of each name; names without a file are missing. None to look at no image.
-        max_pixels: larger images count as unreadable.
+        rule: how images are read.
     """
     places = [(side, entry.name) for side, entries in lists.items() for entry in entries]
     in_train = {entry.name for entry in lists["train"]}
@@ -46,7 +48,7 @@ def examine(lists: Lists, paths: Mapping[str, Path] | None, max_pixels: int) -> 
     if paths is None:
         return Findings(False, {}, tuple(sorted(same)))
     files = {place: paths[place[1]] for place in places if place[1] in paths}
-    prints, faults = take_fingerprints(files, max_pixels)
+    prints, faults = take_fingerprints(files, settled(rule, list(files.values())))
     unreadable = {place: f"{place[1]}: there is no such image" for place in places if place not in files} | faults
     read = [place for place in files if place not in faults]
     same |= {(read[earlier], read[later], equal) for earlier, later, equal in same_scene(prints)}

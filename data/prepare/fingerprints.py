@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data.images import decode
+from option.images import ImageRule
 from runtime.progress import progress_bar
 from utils import InputError
 
@@ -38,7 +39,7 @@ class Fingerprints:
     thumbnails: np.ndarray
 
 
-def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fingerprints, dict[Place, str]]:
+def take_fingerprints(paths: Mapping[Place, Path], rule: ImageRule) -> tuple[Fingerprints, dict[Place, str]]:
     """Decode every image once.
 
     Returns:
@@ -48,7 +49,7 @@ def take_fingerprints(paths: Mapping[Place, Path], max_pixels: int) -> tuple[Fin
     faults: dict[Place, str] = {}
     for place, path in progress_bar(paths.items(), desc="images", unit="image", total=len(paths)):
         try:
-            grey = decode(path, max_pixels).convert("L").resize((COLUMNS, ROWS), Image.Resampling.BOX)
+            grey = decode(path, rule).convert("L").resize((COLUMNS, ROWS), Image.Resampling.BOX)
             digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
             thumbnails.append(np.asarray(grey))
         except InputError as fault:

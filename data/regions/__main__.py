@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import MAX_PIXELS, decode, image_names
+from data.images import decode, image_names
+from data.rasters.survey import settled
 from data.regions.coco import read_detections
 from data.regions.drawing import draw_regions
 from data.regions.file import by_region_name, read_regions, region_name, write_regions
 from data.regions.graph import DESIGN, MAX_COSINE, MAX_IOU, region_arrays
 from data.regions.proposals import APPEARANCES, propose_in_all
 from data.regions.published import read_published
+from option.images import MOST_PIXELS, ImageRule
 from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 
@@ -33,7 +35,9 @@ def build(given: argparse.Namespace) -> None:
     """`build --images FOLDER` or `build --detections JSON`, with `--out OUT.h5`."""
     if given.images is not None:
         names = by_region_name(image_names(given.images))
-        detections = propose_in_all(given.images, list(names.values()), given.workers, given.max_pixels)
+        paths = [given.images / name for name in names.values()]
+        rule = settled(ImageRule(max_pixels=given.max_pixels), paths)
+        detections = propose_in_all(given.images, list(names.values()), given.workers, rule)
         source, classes = "built-in proposals: segments of even colour scored by contrast", list(APPEARANCES)
     else:
         detections, classes = read_detections(given.detections)
@@ -60,7 +64,7 @@ def show(given: argparse.Namespace) -> None:
     if not regions.classes:
         raise InputError(f"{given.regions}: the meaning of its columns is not known, so no boxes can be drawn.")
     row = regions.row[name]
-    image = decode(given.image, given.max_pixels)
+    image = decode(given.image, ImageRule(max_pixels=given.max_pixels))
     drawn = draw_regions(image, regions.nodes[row], regions.adjacency[row], regions.classes)
     write_atomic(given.out, lambda file: drawn.save(file, format="PNG"))
     print(given.out)
@@ -101,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     showing.add_argument("--regions", type=Path, required=True, metavar="OUT.h5")
     showing.add_argument("--out", type=Path, required=True, metavar="PNG")
     for reading in (building, showing):
-        reading.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="refuse larger images (1e8)")
+        reading.add_argument("--max-pixels", type=int, default=MOST_PIXELS, help="refuse larger images (1e8)")
     given = parser.parse_args(arguments)
     given.run(given)
 

@@ -17,6 +17,7 @@ from data.images import load_square
 from data.lists import first_faults
 from data.regions.graph import Detections
 from data.workers import in_parallel
+from option.images import ImageRule
 from utils import InputError
 
 SIDE = 96  # pixels; a car of UCM (30 cm per pixel) still covers 2 x 4 of them
@@ -33,23 +34,23 @@ DARKEST = 60  # greatest channel of a dark colour
 GREYEST = 16  # range of the channels of a grey colour
 
 
-def propose(path: Path, max_pixels: int) -> Detections:
+def propose(path: Path, rule: ImageRule) -> Detections:
     """Objects of an image, each of one of the 15 `APPEARANCES`.
 
     Raises:
         InputError: it can't be read.
     """
-    pixels = load_square(path, SIDE, max_pixels).transpose(1, 2, 0).astype(np.float64)  # [S, S, 3]
+    pixels = load_square(path, SIDE, rule).transpose(1, 2, 0).astype(np.float64)  # [S, S, 3]
     return describe(pixels, segment(pixels))
 
 
-def propose_in_all(folder: Path, names: Sequence[str], workers: int, max_pixels: int) -> dict[str, Detections]:
+def propose_in_all(folder: Path, names: Sequence[str], workers: int, rule: ImageRule) -> dict[str, Detections]:
     """`propose` for images of a folder, by name; the same for any number of worker processes.
 
     Raises:
         InputError: some can't be read; names the first five and counts the rest.
     """
-    work = partial(_propose_or_fault, max_pixels=max_pixels)
+    work = partial(_propose_or_fault, rule=rule)
     results = in_parallel(work, [folder / name for name in names], workers, "regions", "image")
     faults = [result for result in results if isinstance(result, str)]
     if faults:
@@ -57,9 +58,9 @@ def propose_in_all(folder: Path, names: Sequence[str], workers: int, max_pixels:
     return {name: result for name, result in zip(names, results, strict=True) if not isinstance(result, str)}
 
 
-def _propose_or_fault(path: Path, max_pixels: int) -> Detections | str:
+def _propose_or_fault(path: Path, rule: ImageRule) -> Detections | str:
     try:
-        return propose(path, max_pixels)
+        return propose(path, rule)
     except InputError as fault:
         return str(fault)
 

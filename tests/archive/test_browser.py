@@ -169,7 +169,7 @@ class TestBrowser:
         visit.go("/")
         visit.tab.set_input_files("#image", asked)
         visit.until("#preview:not([hidden])")
-        image = decode(asked, 10**6)
+        image = decode(asked)
         assert visit.shown() == expected_cards(searcher.image(image, 24))
         assert visit.tab.inner_text("#asked-name") == "last.tif"
         visit.tab.click("#next")

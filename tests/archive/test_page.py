@@ -47,6 +47,7 @@ from archive.uploads import FORM_BYTES, read_upload
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
 from data.images import decode
+from option.images import ImageRule
 from tests.archive.pages import MANY, MIB, client_with, row_of, told
 from tests.archives import Trained
 from utils import InputError
@@ -115,7 +116,7 @@ class TestSearch:
     def test_an_image(self, client: TestClient, searcher: Searcher) -> None:
         path = searcher.images / "north/last.tif"
         sent = client.post("/api/search/image?per_page=5", files={"image": ("a.tif", path.read_bytes())}).json()
-        expected = searcher.image(decode(path, 10**6), 5)
+        expected = searcher.image(decode(path), 5)
         assert [hit["row"] for hit in sent["hits"]] == [hit.row for hit in expected]
         assert sent["hits"][0]["name"] == "north/last.tif"
         kind, _, preview = sent["preview"].partition(",")
@@ -256,9 +257,7 @@ class TestImages:
             assert response.headers["content-type"] == "image/jpeg"
             with Image.open(io.BytesIO(response.content)) as shown:
                 assert (shown.format, shown.size) == ("JPEG", (96, 64))
-                difference = np.abs(
-                    np.asarray(shown, float) - np.asarray(decode(searcher.images / "north/last.tif", 10**6))
-                )
+                difference = np.abs(np.asarray(shown, float) - np.asarray(decode(searcher.images / "north/last.tif")))
                 assert difference.mean() < 12
 
     def test_are_scaled_down(self) -> None:
@@ -269,9 +268,9 @@ class TestImages:
     def test_thumbnails_are_kept_up_to_a_bound(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded: list[Path] = []
 
-        def counting(path: Path, max_pixels: int) -> Image.Image:
+        def counting(path: Path, rule: ImageRule) -> Image.Image:
             decoded.append(path)
-            return decode(path, max_pixels)
+            return decode(path, rule)
 
         monkeypatch.setattr(thumbnails, "decode", counting)
         monkeypatch.setattr(thumbnails, "KEPT", 2)

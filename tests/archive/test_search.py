@@ -41,6 +41,7 @@ from data.regions.file import write_regions
 from engine import embed, encode
 from layers import build_model
 from option import Options, load_options
+from option.images import ImageRule
 from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
 from runs.models import load_model
@@ -412,7 +413,7 @@ class TestSearcher:
         folder = request.getfixturevalue(fixture)
         searcher = Searcher.open(folder, "cpu")
         name = names_of(folder)[7]
-        hits = searcher.image(decode(searcher.images / name, 10**6), 12)
+        hits = searcher.image(decode(searcher.images / name), 12)
         assert hits[0].name == name
         assert hits[0].score == pytest.approx(1, abs=1e-5)
         expected = exact.cosine(whole(folder), whole(folder)[7:8])[:, 0]
@@ -463,7 +464,7 @@ class TestSearcher:
         wavfile.write(tmp_path / "a.wav", 16_000, tone.astype(np.float32))
         searcher = Searcher.open(tmp_path / "index", "cpu")
         save_image(tmp_path / "a.png", to_image(mel_power(tone.astype(np.float32))))
-        pixels = torch.from_numpy(load_square(tmp_path / "a.png", 64, 10**7))[None]
+        pixels = torch.from_numpy(load_square(tmp_path / "a.png", 64))[None]
         with torch.no_grad():
             heard = searcher.encoder.model.eval().encode_audio(Batch(audio=normalise(pixels)))
         scores = searcher.encoder.model.score(whole(tmp_path / "index"), heard)[:, 0].tolist()
@@ -554,7 +555,7 @@ class TestCommands:
         for colour in ("red", "lime"):
             Image.new("RGB", (400, 400), colour).save(tmp_path / f"{colour}.png")
         hits = [Hit("red.png", 0.5, 0), Hit("gone.png", 0.4, 1), Hit("lime.png", 0.3, 2), Hit("x" * 300, 0.1, 3)]
-        write_sheet(tmp_path / "sheet.png", "a long caption " * 40, hits, tmp_path, 10**6)
+        write_sheet(tmp_path / "sheet.png", "a long caption " * 40, hits, tmp_path, ImageRule())
         with Image.open(tmp_path / "sheet.png") as sheet:
             y = sheet.height - THUMBNAIL // 2 - 50
             middles = [GAP + place * (THUMBNAIL + GAP) + THUMBNAIL // 2 for place in range(3)]

@@ -26,6 +26,7 @@ from archive.page_limits import Refusals
 from archive.scenes import no_scenes
 from archive.searcher import Searcher
 from data.images import decode
+from option.images import ImageRule
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 UPLOAD = (
@@ -220,10 +221,10 @@ class TestWaiting:
     ) -> None:
         go_on, decoded = threading.Event(), list[str]()
 
-        def wait(path: Path, max_pixels: int) -> Image.Image:
+        def wait(path: Path, rule: ImageRule) -> Image.Image:
             decoded.append(path.name)
             assert go_on.wait(20)
-            return decode(path, max_pixels)
+            return decode(path, rule)
 
         monkeypatch.setattr(thumbnails, "decode", wait)
         gone = [connected(port, b"GET /thumbnail/%d HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % row) for row in range(10)]

@@ -20,13 +20,14 @@ from batches.sampling import like_lengths
 from data.annotations import Annotations
 from data.image_store import ImageStore
 from dataloader import EvaluationLoader, TrainLoader
+from option.images import ImageRule
 from utils import InputError
 
 CPU = torch.device("cpu")
 COUNT = 7
 SIZE = 32
 MARGIN = 35
-LIMIT = 10_000
+RULE = ImageRule(max_pixels=10_000)
 CAPTIONS = (
     *("two planes", "two planes", "a big plane is parked near the terminal"),
     *("a farm", ".", "a green farm with trees"),
@@ -63,7 +64,7 @@ def listed(tmp_path: Path) -> Annotations:
 def _store(listed: Annotations, cache: str, size: int) -> ImageStore:
     """The images in the opposite order, as a store of other lists, too, may hold them."""
     paths = [listed.folder / "images" / name for name in reversed(listed.image_names)]
-    return ImageStore(paths, size, cache, listed.folder / "cache", CPU, LIMIT)
+    return ImageStore(paths, size, cache, listed.folder / "cache", CPU, RULE)
 
 
 def _train_loader(

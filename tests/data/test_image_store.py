@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from data import image_library, image_store
 from data.image_library import choose_cache
 from data.image_store import ImageStore
+from option.images import ImageRule
 from utils import InputError
 
 CPU = torch.device("cpu")
-LIMIT = 10_000
+RULE = ImageRule(max_pixels=10_000)
 COUNT = 6
 SIZE = 8
 
@@ -41,7 +42,7 @@ def _grey(path: Path, value: int, width: int = 10) -> Path:
 
 
 def _store(paths: list[Path], cache: str, folder: Path | None = None) -> ImageStore:
-    return ImageStore(paths, SIZE, cache, folder and folder.parent / "cache", CPU, LIMIT)
+    return ImageStore(paths, SIZE, cache, folder and folder.parent / "cache", CPU, RULE)
 
 
 def _greys(batch: Tensor) -> list[int]:
@@ -158,7 +159,7 @@ def test_other_lists_and_sizes_have_their_own_place_on_disk(paths: list[Path]) -
     cache = paths[0].parent.parent / "cache"
     _store(paths, "disk", paths[0].parent).load(range(COUNT))
     assert _greys(_store(paths[::-1], "disk", paths[0].parent).batch(torch.tensor([0]))) == [60]
-    other = ImageStore(paths, 4, "disk", cache, CPU, LIMIT)
+    other = ImageStore(paths, 4, "disk", cache, CPU, RULE)
     assert not other.holds(0)
     assert other.batch(torch.tensor([5])).shape == (1, 3, 4, 4)
     assert all(_store(paths, "disk", paths[0].parent).holds(i) for i in range(COUNT))
@@ -376,7 +377,7 @@ def test_published_images() -> None:
     """The first UCM images, as the published transform (RGB, then resized by Pillow) gives them."""
     folder = Path(os.environ["RSR_DATA"]) / "data/ucm_precomp/images"
     names = [folder / f"{number}.jpg" for number in range(1, 41)]
-    store = ImageStore(names, 256, "ram", None, CPU, 100_000_000)
+    store = ImageStore(names, 256, "ram", None, CPU, ImageRule())
     batch = store.batch(torch.arange(40))
     for row, name in zip(batch, names, strict=True):
         with Image.open(name) as image:

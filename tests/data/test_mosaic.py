@@ -32,7 +32,7 @@ def test_every_tile_is_an_image_of_its_place(folder: Path, tmp_path: Path) -> No
     masks = [inside(place.polygons, (100, 100)) for place in places]
     np.testing.assert_array_equal(sum(mask.astype(int) for mask in masks), np.ones((100, 100)))
     tiles = {
-        kind: [load_square(path, 16, 10**6).transpose(1, 2, 0) for path in (folder / "images").glob(f"{kind}_test*")]
+        kind: [load_square(path, 16).transpose(1, 2, 0) for path in (folder / "images").glob(f"{kind}_test*")]
         for kind in kinds
     }
     for row in range(0, 100, 16):

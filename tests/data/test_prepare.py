@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.annotations import Split, check_images, read_annotations
-from data.images import MAX_PIXELS
 from data.prepare.__main__ import Request, check, main, prepare
 from data.prepare.captions import Captions, Entry, gather_entries, one_line
 from data.prepare.checks import examine, leave_out
@@ -31,6 +30,7 @@ from data.prepare.lists import Lists, split_entries
 from data.prepare.nested import read_json, read_json_lines
 from data.prepare.sources import find_images
 from data.prepare.tables import read_table
+from option.images import ImageRule
 from utils import InputError
 
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
@@ -518,7 +518,7 @@ def test_leaving_all_out_is_told(tmp_path: Path) -> None:
 
 def test_an_image_in_both_lists_is_a_leak_by_its_name() -> None:
     lists: Lists = {"train": [Entry("a.png", CAPTIONS), Entry("b.png", ("x",))], "test": [Entry("a.png", ("y",))]}
-    findings = examine(lists, None, MAX_PIXELS)
+    findings = examine(lists, None, ImageRule())
     assert findings.same == ((("train", "a.png"), ("test", "a.png"), True),)
     kept, _ = leave_out(lists, findings, ["leaks"])
     assert {side: [entry.name for entry in entries] for side, entries in kept.items()} == {

@@ -34,6 +34,7 @@ from data.regions.graph import (
 )
 from data.regions.proposals import APPEARANCES, borders, describe, elongation, propose, segment
 from data.regions.published import read_published
+from option.images import ImageRule
 from utils import InputError
 
 
@@ -429,7 +430,7 @@ def scene(path: Path, side: int = 96) -> Path:
 
 class TestProposals:
     def test_finds_what_is_there(self, tmp_path: Path) -> None:
-        nodes, _ = region_arrays(propose(scene(tmp_path / "a.png"), 10**6))
+        nodes, _ = region_arrays(propose(scene(tmp_path / "a.png"), ImageRule()))
         best = nodes[:2]
         assert [APPEARANCES[row[:CLASSES].argmax()] for row in best] == ["long grey", "broad blue"]
         expected = [[11 / 16, 3 / 16, 3 / 8, 1 / 8], [1 / 4, 5 / 8, 1 / 4, 1 / 4]]
@@ -437,7 +438,7 @@ class TestProposals:
 
     def test_even_ground_has_no_objects(self, tmp_path: Path) -> None:
         Image.new("RGB", (64, 64), (10, 90, 30)).save(tmp_path / "even.png")
-        assert len(propose(tmp_path / "even.png", 10**6).scores) == 0
+        assert len(propose(tmp_path / "even.png", ImageRule()).scores) == 0
 
     def test_segments_by_hand(self) -> None:
         pixels = np.zeros((6, 9, 3))
@@ -533,7 +534,7 @@ def test_real_images_have_regions() -> None:
         pytest.skip("RSR_DATA is not set")
     folder = Path(os.environ["RSR_DATA"]) / "data" / "ucm_precomp" / "images"
     for name in ("105.jpg", "1310.jpg", "1950.jpg"):
-        nodes, adjacency = region_arrays(propose(folder / name, 10**6))
+        nodes, adjacency = region_arrays(propose(folder / name, ImageRule()))
         assert (nodes[:, SCORE] > 0).sum() >= 15
         assert (nodes[:, CLASSES:SCORE] <= 1).all()
         assert np.allclose(adjacency.sum(axis=1)[nodes[:, SCORE] > 0], 1, atol=1e-6)

@@ -13,6 +13,7 @@ import rasterio
 import torch
 import yaml
 from PIL import Image
+from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 import localize
@@ -23,13 +24,16 @@ from layers import build_model
 from localization.indicators import attention_centres, indicators
 from localization.large_image import open_large
 from localization.windows import encode_queries, mean_map, score_windows, window_grid
+from option.images import ImageRule
 from runs.checkpoints import save_checkpoint
 from runs.loaders import read_vocabulary
 from runs.models import load_model
+from tests.data.test_rasters import write
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 
 POLYGON = [[20, 30], [90, 30], [90, 100], [20, 100]]
+FILES = ["centres.csv", "localization.json"]
 FLAGS = ["--windows", "64,96", "--median", "31"]
 
 
@@ -85,13 +89,13 @@ def test_two_queries_write_maps_drawings_and_coordinates(
     run(folder, "--image", image, "--query", "A red roof!", "--query", "blue", "--out", str(tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     stems = ["000_a_red_roof", "001_blue"]
-    assert names == sorted([f"{s}.{e}" for s in stems for e in ("npy", "png", "tif")] + ["localization.json"])
+    assert names == sorted([f"{s}.{e}" for s in stems for e in ("geojson", "npy", "png", "tif")] + FILES)
     options = option.load_options(folder / "tiny.yaml", [])
     vocabulary = read_vocabulary(options)
     model, _ = load_model(options, vocabulary, folder / "model.pth.tar", torch.device("cpu"))
     windows = window_grid(144, 180, [64, 96])
     texts = encode_queries(model, Captions.encode(["A red roof!", "blue"], vocabulary), torch.device("cpu"))
-    with open_large(folder / "image.png", 10**6) as large:  # the same pixels
+    with open_large(folder / "image.png", ImageRule()) as large:  # the same pixels
         scores = score_windows(model, large, windows, texts, image_size=64, batch_size=5)
     result = json.loads((tmp_path / "out" / "localization.json").read_text())
     assert (result["windows"], result["median"]) == ([64, 96], 31)
@@ -108,6 +112,36 @@ def test_two_queries_write_maps_drawings_and_coordinates(
         assert entry["highest"] == pytest.approx(expected.values.max())
         assert entry["attention_centres"] == attention_centres(levels).round(1).tolist()
     assert "000_a_red_roof: attention centres at (x, y)" in capsys.readouterr().out
+
+
+def test_16_bits_in_another_order_with_nodata_make_the_map_of_the_rest(folder: Path, tmp_path: Path) -> None:
+    """Reflectance of 0 to 3060 as blue, green, red, whose right third holds no data: in every file that is written."""
+    with Image.open(folder / "image.png") as plain:
+        pixels = np.asarray(plain)
+    deep = np.where(np.arange(180) < 120, 12 * pixels.transpose(2, 0, 1).astype(np.uint16), 9999)
+    kinds = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
+    form = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_600_000, 2, 2), "nodata": 9999}
+    path = write(tmp_path / "deep.tif", deep[::-1], kinds=kinds, **form)
+    with open_large(path, ImageRule(range=(0, 3060))) as large:
+        np.testing.assert_array_equal(np.asarray(large.read(0, 0, 144, 120).image), pixels[:, :120])
+        valid = large.valid()
+    assert valid is not None
+    assert valid.tolist() == [[column < 120 for column in range(180)]] * 144
+    out = tmp_path / "out"
+    run(folder, "--image", str(path), "--query", "a red roof", "--out", str(out), "--set", "dataset.range=[0,3060]")
+    (entry,) = json.loads((out / "localization.json").read_text())["queries"]
+    assert entry["range"] == [0, 3060]
+    assert all(x < 120 for x, _ in entry["attention_centres"])
+    with rasterio.open(out / "000_a_red_roof.tif") as written:
+        np.testing.assert_array_equal(written.dataset_mask() > 0, valid)
+    found = json.loads((out / "000_a_red_roof.geojson").read_text())["features"]
+    assert {feature["properties"]["kind"] for feature in found} <= {"centre", "area"}
+    assert found
+    for feature in found:
+        points = np.array(feature["geometry"]["coordinates"]).reshape(-1, 2)
+        assert (points[:, 0] <= 500_240).all()
+    rows = (out / "centres.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(entry["attention_centres"])
 
 
 def test_annotations_give_a_table_and_means(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

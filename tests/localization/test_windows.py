@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,8 @@ from torch import Tensor
 from batches.augmentation import normalise
 from batches.batch import Batch, Captions
 from data.images import to_square
+from data.rasters.places import Georeference
+from data.rasters.values import Limits, Part
 from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
@@ -42,21 +43,25 @@ CPU = torch.device("cpu")
 class Held:
     """An image in memory that remembers the widest part that was read of it."""
 
-    georeference: tuple[Any, Any] | None = None
+    georeference: Georeference | None = None
+    limits: Limits | None = None
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.image = Image.fromarray(pixels)
         self.width, self.height = self.image.size
         self.widest = 0
 
-    def read(self, row: int, column: int, height: int, width: int) -> Image.Image:
+    def read(self, row: int, column: int, height: int, width: int) -> Part:
         assert 0 <= row <= row + height <= self.height
         assert 0 <= column <= column + width <= self.width
         self.widest = max(self.widest, width)
-        return self.image.crop((column, row, column + width, row + height))
+        return Part(self.image.crop((column, row, column + width, row + height)))
 
-    def overview(self, side: int) -> Image.Image:
-        return self.image
+    def overview(self, side: int) -> Part:
+        return Part(self.image)
+
+    def valid(self) -> None:
+        return None
 
 
 def noise(height: int, width: int) -> Held:

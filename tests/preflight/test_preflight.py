@@ -20,6 +20,7 @@ from data.headers import Header, read_header, read_headers
 from data.images import decode
 from layers.mcrn import McrnParameters
 from option import load_options
+from option.images import ImageRule
 from preflight.findings import Findings
 from preflight.resources import each_weight_alone
 from runs.media import Media
@@ -30,7 +31,7 @@ from tests.small_model import use_small_model
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
 from utils import InputError
 
-LIMIT = 100_000
+RULE = ImageRule(max_pixels=100_000)
 
 
 @pytest.fixture
@@ -61,14 +62,14 @@ class TestHeaders:
             verdicts = []
             for read in (decode, read_header):
                 try:
-                    read(path, LIMIT)
+                    read(path, RULE)
                     verdicts.append("")
                 except InputError as fault:
                     verdicts.append(str(fault))
             assert bool(verdicts[0]) == bool(verdicts[1]), (kept, verdicts)
             refused += bool(verdicts[1])
         assert refused >= 12
-        assert read_header(path, LIMIT) == Header(40, 30, "RGB")
+        assert read_header(path, RULE) == Header(40, 30, "RGB")
 
     def test_a_whole_file_is_not_decoded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("data.headers.decode", None)
@@ -77,22 +78,23 @@ class TestHeaders:
             Image.new("L", (20, 10)).save(path, kind)
             with path.open("ab") as file:
                 file.write(more)  # what some cameras append
-            assert read_header(path, LIMIT) == Header(20, 10, "L")
+            assert read_header(path, RULE) == Header(20, 10, "L")
 
     def test_a_jpeg_of_several_images(self, tmp_path: Path) -> None:
         first, second = Image.new("RGB", (20, 10)), Image.new("RGB", (20, 10), "red")
         first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
-        assert read_header(tmp_path / "a.jpg", LIMIT) == Header(20, 10, "RGB")
+        assert read_header(tmp_path / "a.jpg", RULE) == Header(20, 10, "RGB")
 
     def test_all_faults_of_many_files(self, tmp_path: Path) -> None:
         Image.new("RGB", (20, 10)).save(tmp_path / "sound.png")
         Image.new("F", (20, 10)).save(tmp_path / "floats.tif")
+        Image.new("LAB", (20, 10)).save(tmp_path / "lab.tif")
         Image.new("RGB", (400, 300)).save(tmp_path / "large.png")
-        names = ["sound.png", "floats.tif", "large.png", "absent.png"]
-        headers, faults = read_headers([tmp_path / name for name in names], LIMIT)
-        assert headers == [Header(20, 10, "RGB")]
-        assert [fault.partition(": ")[0] for fault in faults] == [str(tmp_path / name) for name in names[1:]]
-        assert "pixels of kind 'F'" in faults[0]
+        names = ["sound.png", "floats.tif", "lab.tif", "large.png", "absent.png"]
+        headers, faults = read_headers([tmp_path / name for name in names], RULE)
+        assert headers == [Header(20, 10, "RGB"), Header(20, 10, "float32 x 1")]
+        assert [fault.partition(": ")[0] for fault in faults] == [str(tmp_path / name) for name in names[2:]]
+        assert "colours of a kind that is not read (Lab)" in faults[0]
         assert "400 x 300 pixels, at most 100000" in faults[1]
 
 

@@ -26,6 +26,7 @@ from layers import build_model
 from layers.backbone import import_torchvision, read_backbone_file
 from option import BackboneOptions
 from option.architecture import RESNETS
+from option.images import ImageRule
 from option.pretraining import BackboneImages
 from pretraining.backbone import split_classes
 from pretraining.scenes import SceneClassifier, list_images
@@ -278,7 +279,7 @@ class TestViews:
         assert_equal(*(torch.load(run / "backbone.pth", weights_only=True) for run in (whole, parts)))
 
     def test_both_views_are_drawn_as_the_options_say(self, data: Path) -> None:
-        store = ImageStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, 10_000)
+        store = ImageStore(sorted((data / "images").glob("*.png"))[:6], 70, "off", None, CPU, ImageRule())
         choice = Augmentation("overhead", 0.3, 0.4)
         loader = TwoViewLoader(
             Schedule(6, 6, 1), store, torch.arange(6), image_size=64, workers=0, device=CPU, augmentation=choice

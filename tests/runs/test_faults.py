@@ -23,6 +23,7 @@ from batches.batch import Batch
 from data import image_store
 from data.images import load_square
 from option import Options
+from option.images import ImageRule
 from runs.checkpoints import refuse_diverged, save_checkpoint
 from runs.events import EventLog, write_table
 from runtime.entry_point import run_entry_point
@@ -96,10 +97,10 @@ class TestImages:
     def test_a_folder_that_vanishes(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = iter(range(10**6))
 
-        def vanish(path: Path, size: int, max_pixels: int) -> object:
+        def vanish(path: Path, size: int, rule: ImageRule) -> object:
             if next(calls) == 20:
                 (run.data / "images").rename(run.data / "away")
-            return load_square(path, size, max_pixels)
+            return load_square(path, size, rule)
 
         monkeypatch.setattr(image_store, "load_square", vanish)
         assert "its folder is not there either: is the disk mounted?" in run.fails()

@@ -30,6 +30,7 @@ from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
+from option.images import ImageRule
 from runs.models import start_state
 from runs.resume import Keeper, _refuse_other_options, save_best
 from runtime.entry_point import run_entry_point
@@ -300,7 +301,7 @@ class TestSignals:
     @pytest.mark.usefixtures("thread_at_fork")
     def test_a_worker_obeys_its_parent_alone(self, tiny: Path) -> None:
         paths = sorted((tiny.parent / "data" / "images").glob("*.png"))[:4]
-        store = ImageStore(paths, 32, "off", None, CPU, 10_000)
+        store = ImageStore(paths, 32, "off", None, CPU, ImageRule())
         batches = stored_batches(store, [torch.tensor([place]) for place in (0, 1, 2, 3)] * 5, workers=1)
         next(batches)
         (worker,) = multiprocessing.active_children()
@@ -375,7 +376,7 @@ class TestLocks:
         paths = sorted((tiny.parent / "data" / "images").glob("*.png"))
 
         def store() -> ImageStore:
-            return ImageStore(paths, 32, "disk", tmp_path, CPU, 10_000)
+            return ImageStore(paths, 32, "disk", tmp_path, CPU, ImageRule())
 
         (tmp_path / f".{'0' * 16}.uint8.abc.unfinished").touch()  # of another list: its writer may live
         children = []
@@ -390,7 +391,7 @@ class TestLocks:
         every = torch.arange(len(paths))
         shared.load(every)
         assert shared.decoded == 0
-        alone = ImageStore(paths, 32, "ram", None, CPU, 10_000)
+        alone = ImageStore(paths, 32, "ram", None, CPU, ImageRule())
         assert torch.equal(shared.batch(every), alone.batch(every))
         assert len(list(tmp_path.glob("*.uint8"))) == 1
 

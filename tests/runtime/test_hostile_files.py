@@ -48,6 +48,7 @@ from data.similarity.prior import PriorSimilarity
 from layers.backbone import read_backbone_file
 from layers.text import load_glove
 from option import Options
+from option.images import ImageRule
 from option.load import MOST_HINTS
 from reports.export import RANKS_FORMAT
 from reports.history import read_history
@@ -495,8 +496,9 @@ class TestImages:
             ("x.png", b"PK\x03\x04" + bytes(200), "not an image of a kind that is read"),
             ("x.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n", "not an image of a kind"),
             ("x.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image of a kind that is read"),
-            ("x.png", saved_as("GIF", save_all=True, append_images=[Image.new("RGB", (30, 20))] * 3), "not an image"),
-            ("x.jpg", saved_as("WEBP"), "not an image of a kind that is read"),
+            ("x.png", saved_as("GIF")[:60], "damaged or cut short"),
+            ("x.jpg", saved_as("WEBP")[:40], "damaged or cut short"),
+            ("x.jpg", saved_as("JPEG2000")[:100], "damaged or cut short"),
             ("x.png", gzip.compress(saved_as("PNG")), "not an image of a kind that is read"),
             ("x.png", png(60_000, 60_000), "more pixels than Pillow allows"),
             ("x.png", png(2**31 - 1, 2**31 - 1), "more pixels than Pillow allows"),
@@ -512,12 +514,12 @@ class TestImages:
         path = tmp_path / name
         path.write_bytes(content)
         with little_memory():
-            assert reason in refused(decode, path, 10**7)
+            assert reason in refused(decode, path, ImageRule(max_pixels=10**7))
 
     def test_of_an_animation_the_first_image_is_read(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jpg"
         path.write_bytes(saved_as("PNG", save_all=True, append_images=[Image.new("RGB", (30, 20))] * 3))
-        assert decode(path, 600).getpixel((3, 3)) == (9, 90, 200)
+        assert decode(path, ImageRule(max_pixels=600)).getpixel((3, 3)) == (9, 90, 200)
 
     def test_a_named_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "x.jpg")
