@@ -48,6 +48,7 @@ import torch
 import metrics
 import option
 from engine import encode, rank_tasks, score_source
+from layers.packaged import count_line
 from option import Options
 from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report
@@ -116,7 +117,7 @@ def score_checkpoint(
     options, loader = test_set.options, test_set.loader
     fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
     model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)
-    scores.parameters = parameters_of(model)
+    scores.parameters, scores.adapters = parameters_of(model), count_line(model)
     views = test_views(options)
     features = list_features(model, options, test_set.annotations, test_set.vocabulary, views, device)
     images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)

@@ -29,6 +29,7 @@ import option
 from data.annotations import Annotations
 from engine import chance_of, fit
 from layers.losses.objective import build_objective
+from layers.packaged import count_line
 from option import Options
 from preflight import check_training
 from runs.checkpoints import ending_clearly
@@ -135,6 +136,8 @@ def train_fold(
         RunFault: something stopped the training midway.
     """
     model = start_model(options, fold, vocabulary, device, begun, Gate(force), world)
+    if line := count_line(model):
+        logger.info("With %s.", line)
     with world.in_turn():
         seen = list_features(model, options, val, vocabulary, 1, device)  # as `evaluate` sees them
         validation = evaluation_loader(options, val, vocabulary, media, device, world, seen)

@@ -202,6 +202,10 @@ class RetrievalModel(nn.Module):
         """
         return {}
 
+    def merged(self) -> RetrievalModel:
+        """The model with its adapters added to the weights beside them, for search and export; mostly itself."""
+        return self
+
     def explain(self, batch: Batch) -> Explanation:
         """What the model weighed in images and their captions; empty unless a model overrides it."""
         return Explanation()

@@ -8,18 +8,22 @@ L token ids, C longest text that the model reads, D embedding.
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from layers.adapters import AdapterParameters
 from layers.backbone import import_extra, renormalisation
-from layers.base import RetrievalModel
+from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.released import load_released
+from layers.towers import TowerParameters, Train, Trained
 from option.parameters import ModelParameters
 from runtime.untrusted import parse_json, read_bytes
 from runtime.weights import read_checkpoint
@@ -28,10 +32,21 @@ from vocab import UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
     from batches.batch import Batch
+    from option import Options
 
 TEXT_TOWER = ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
 TOWERS = {"image": ("visual.",), "text": TEXT_TOWER}
 """How the names of the parameters of either tower begin; `text` also stands for `text_projection`."""
+EMBEDS = re.compile(r"^(?!.*attnpool).*(embed|\.conv\d|\.bn\d|ln_pre|patch|cls_|stem)")
+"""In names of parameters outside of the layers that come before these."""
+
+
+class ClipTowerParameters(TowerParameters):
+    """`model.image`, `model.text`: what of a tower learns, and how fast."""
+
+    train: Annotated[Train, Field(union_mode="left_to_right")] = Field(
+        default="all", description="what learns: none, all, or {last: N}: the last N blocks"
+    )
 
 
 class ClipParameters(ModelParameters):
@@ -47,12 +62,34 @@ class ClipParameters(ModelParameters):
         "downloads",
     )
     freeze: Literal["none", "image", "text"] = Field(
-        default="none", description="the tower whose weights stay as they start"
+        default="none", description="the tower whose weights stay as they start; the same as train: none of it"
+    )
+    image: ClipTowerParameters = ClipTowerParameters()
+    text: ClipTowerParameters = ClipTowerParameters()
+    adapter: AdapterParameters = AdapterParameters()
+    gradient_checkpointing: bool = Field(
+        default=False, description="true: towers compute twice what they would keep for the gradient: less memory"
     )
 
     def without_effect(self) -> dict[str, str]:
-        """See `Parameters.without_effect`: both towers learn at `optim.lr`."""
-        return {"optim.lr_backbone": "CLIP's towers learn at optim.lr"}
+        """See `Parameters.without_effect`: rates of what does not learn."""
+        unread = {"optim.lr_backbone": "CLIP's towers learn at optim.lr, model.image.lr and model.text.lr"}
+        for side in ("image", "text"):
+            if self.adapter.kind != "none":
+                keys, reason = ("train", "layer_decay"), "adapters learn in place of the towers' weights"
+            elif self.trained(side) == "none":
+                keys, reason = ("lr", "layer_decay"), f"the {side} tower does not learn"
+            else:
+                continue
+            unread |= {f"model.{side}.{key}": reason for key in keys}
+        return unread
+
+    def trained(self, side: str) -> Trained:
+        """What of a tower learns by itself, `image` or `text`."""
+        if self.freeze == side or self.adapter.kind != "none":
+            return "none"
+        tower: ClipTowerParameters = getattr(self, side)
+        return tower.trained
 
 
 class BytePairs(Vocabulary):
@@ -80,7 +117,7 @@ class BytePairs(Vocabulary):
 
 
 @register("CLIP", ClipParameters)
-class CLIP(RetrievalModel):
+class CLIP(PackagedModel):
     """Two towers of open_clip that meet in a cosine.
 
     Differs from open_clip's own evaluation: images are squeezed to a square by bilinear resampling, as for every
@@ -91,14 +128,28 @@ class CLIP(RetrievalModel):
 
     released_names = MappingProxyType({"": "clip.", "logit_scale": None, "logit_bias": None})
 
-    def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], freeze: str) -> None:
+    restorable = False
+    """Whether the weights beside the adapters can be read again, so that no checkpoint holds them."""
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        image_trained: Trained = "all",
+        text_trained: Trained = "all",
+    ) -> None:
         """Take the two towers.
 
         Args:
             clip: an open_clip model.
             mean: channel means that its images are normalised with, in 0..1.
             std: their standard deviations.
-            freeze: `none`, `image` or `text`: which tower keeps its weights.
+            image_trained: what of the image tower learns.
+            text_trained: what of the text tower learns.
+
+        Raises:
+            InputError: a tower has fewer blocks.
         """
         super().__init__()
         self.scale: Tensor
@@ -110,9 +161,10 @@ class CLIP(RetrievalModel):
         scale, shift = renormalisation(mean, std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
-        self.freeze = freeze
-        if freeze != "none":
-            _Tower(self, freeze).requires_grad_(False)
+        self.trained: dict[str, Trained | Literal["adapters"]] = {"image": image_trained, "text": text_trained}
+        self.blocks = {side: blocks_of(self.clip, side) for side in TOWERS}
+        for side, trained in self.trained.items():
+            self._freeze(side, trained)
 
     @classmethod
     def from_parameters(
@@ -121,6 +173,8 @@ class CLIP(RetrievalModel):
         """See `RetrievalModel.from_parameters`."""
         block = cast(ClipParameters, parameters)
         open_clip, name = import_open_clip(), architecture_name(block.architecture)
+        adapted = block.adapter.kind != "none"
+        load_weights = load_weights or (adapted and block.pretrained != "none")
         is_file = Path(block.pretrained).is_file()
         tag = block.pretrained if load_weights and not is_file and block.pretrained != "none" else None
         try:
@@ -138,13 +192,73 @@ class CLIP(RetrievalModel):
             raise InputError(
                 f"dataset.image_size: {block.architecture} reads images of {sides[0]} pixels, got {image_size}."
             )
-        model = cls(clip, tuple(preparation["mean"]), tuple(preparation["std"]), block.freeze)
+        trained = block.trained("image"), block.trained("text")
+        model = cls(clip, tuple(preparation["mean"]), tuple(preparation["std"]), *trained)
+        if block.gradient_checkpointing:
+            clip.set_grad_checkpointing(True)
         if load_weights and is_file:
             load_released(model, read_checkpoint(Path(block.pretrained))["model"])
             logger.info("CLIP starts from %s.", block.pretrained)
         elif load_weights and tag is None:
             logger.warning("CLIP starts from random weights (model.pretrained: none).")
+        if adapted:
+            model.adapt(block.adapter, block.pretrained != "none")
         return model
+
+    def _freeze(self, side: str, trained: Trained) -> None:
+        """Leave all but the last blocks of a tower as they are."""
+        blocks = self.blocks[side]
+        count = trained if isinstance(trained, int) else len(blocks) if trained == "all" else 0
+        if count > len(blocks):
+            raise InputError(f"model.{side}.train: last {count} blocks; this tower has {len(blocks)}.")
+        named = dict(self.clip.named_parameters())
+        for name in (name for block in blocks[: len(blocks) - count] for name in block):
+            named[name].requires_grad_(False)
+
+    def adapt(self, adapter: AdapterParameters, restorable: bool) -> None:
+        """Put adapters into the towers that get them; all else stays as it is.
+
+        Args:
+            adapter: of which kind.
+            restorable: whether the weights beside them can be read again.
+
+        Raises:
+            InputError: see `layers.adapters.adapt`.
+        """
+        self.restorable = restorable
+        self.remember_base()
+        clip: Any = self.clip
+        parts = {"image": clip.visual, "text": getattr(clip, "text", None) or clip.transformer}
+        for side, part in parts.items():
+            if adapter.on(side):
+                adapter.put_into(part, side)
+                self.trained[side] = "adapters"
+
+    def packaged(self) -> Iterator[tuple[str, nn.Module]]:
+        """See `PackagedModel.packaged`: with adapters all weights that can be read again."""
+        if self.restorable:
+            yield "clip", self.clip
+
+    def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
+        """The towers' blocks at their own rates; what has the same rate is one group, in the model's order."""
+        block, rates = cast(ClipParameters, options.model), {}
+        named = dict(self.clip.named_parameters())
+        for side, given in (("image", block.image), ("text", block.text)):
+            rate = given.lr or options.optim.lr
+            for depth, names in enumerate(reversed(self.blocks[side])):
+                rates |= {id(named[name]): rate * given.layer_decay**depth for name in names if name in named}
+            if self.trained[side] == "adapters":
+                rates |= {id(weight): rate for weight in _Tower(self, side).parameters()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for weight in self.parameters():
+            if weight.requires_grad:
+                groups.setdefault(rates[id(weight)], []).append(weight)
+        return [{"params": weights, "lr": rate} for rate, weights in groups.items()]
+
+    @classmethod
+    def unread(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """See `RetrievalModel.unread`; `optim.lr` is the rate of both towers unless they have their own."""
+        return ((key, reason) for key, reason in super().unread(options) if key != "optim.lr")
 
     @classmethod
     def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary:
@@ -165,17 +279,23 @@ class CLIP(RetrievalModel):
     def train(self, mode: bool = True) -> CLIP:
         """Bring what learns into training mode: a frozen tower draws nothing and keeps its statistics."""
         super().train(mode)
-        if self.freeze != "none":
-            _Tower(self, self.freeze).eval()
+        for side, trained in self.trained.items():
+            tower = _Tower(self, side)
+            if trained == "none":
+                tower.eval()
+            elif trained == "adapters":
+                for part in tower.modules():
+                    if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                        part.eval()
         return self
 
     def frozen_image(self) -> nn.Module | None:
         """See `RetrievalModel.frozen_image`: the whole tower."""
-        return _Tower(self, "image") if self.freeze == "image" else None
+        return _Tower(self, "image") if self.trained["image"] == "none" else None
 
     def frozen_text(self) -> nn.Module | None:
         """See `RetrievalModel.frozen_text`: the whole tower."""
-        return _Tower(self, "text") if self.freeze == "text" else None
+        return _Tower(self, "text") if self.trained["text"] == "none" else None
 
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
@@ -218,6 +338,33 @@ class _Tower(nn.Module):
     def forward(self, given: Tensor) -> Tensor:
         """Images [B, 3, S, S] or tokens [B, L] -> [B, D]."""
         return self.embed(given)
+
+
+def blocks_of(clip: nn.Module, side: str) -> list[list[str]]:
+    """Names of a tower's parameters by block, from the input on: what comes before the layers, then each layer.
+
+    What is in no layer belongs to the first block if it embeds, and to the last if it follows the layers.
+    """
+    names = [name for name, _ in clip.named_parameters() if name.startswith(TOWERS[side])]
+    names += [name for name, _ in clip.named_parameters() if side == "text" and name == "text_projection"]
+    layers = _layers(clip, side)
+    within = {id(weight): place for place, layer in enumerate(layers, start=1) for weight in layer.parameters()}
+    named = dict(clip.named_parameters())
+    blocks: list[list[str]] = [[] for _ in range(len(layers) + 1)]
+    for name in dict.fromkeys(names):
+        outside = 0 if EMBEDS.search(name) else len(layers)
+        blocks[within.get(id(named[name]), outside)].append(name)
+    return [block for block in blocks if block]
+
+
+def _layers(clip: nn.Module, side: str) -> list[nn.Module]:
+    """The layers of a tower: the stages of a ResNet, else its longest list of like parts."""
+    parts = {name: part for name, part in clip.named_modules() if name.startswith(TOWERS[side])}
+    stages = [parts[f"visual.layer{number}"] for number in range(1, 5) if f"visual.layer{number}" in parts]
+    if stages:
+        return [block for stage in stages for block in stage.children()]
+    lists = [list(part.children()) for part in parts.values() if isinstance(part, (nn.ModuleList, nn.Sequential))]
+    return max((found for found in lists if len({type(part) for part in found}) == 1), key=len, default=[])
 
 
 def import_open_clip() -> ModuleType:

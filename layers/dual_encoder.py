@@ -8,18 +8,19 @@ fine-tuned towers); Radford et al., "Learning Transferable Visual Models From Na
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from layers.base import RetrievalModel
+from layers.adapters import AdapterParameters
+from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.sentences import SentenceTower, word_pieces
 from layers.text import PlainGru
-from layers.towers import TimmTower, Tower, Trained
+from layers.towers import TimmTower, Tower, TowerParameters, Trained
 from option.architecture import Architecture
-from option.parameters import MOST_LAYERS, MOST_WIDTH, ModelParameters, Parameters
+from option.parameters import MOST_WIDTH, ModelParameters, Parameters
 from utils import InputError
 from vocab import Vocabulary
 
@@ -28,33 +29,6 @@ if TYPE_CHECKING:
     from option import Options
 
 GRU = "gru"
-
-
-class LastBlocks(Parameters):
-    """`train: {last: N}`."""
-
-    last: int = Field(ge=1, le=MOST_LAYERS, description="blocks that learn, counted from the output")
-
-
-Train = Literal["none", "all"] | LastBlocks
-"""What of a tower learns."""
-
-
-class TowerParameters(Parameters):
-    """What both towers have."""
-
-    train: Annotated[Train, Field(union_mode="left_to_right")] = Field(
-        default="none", description="what learns: none, all, or {last: N}: the last N blocks"
-    )
-    lr: float | None = Field(default=None, gt=0, description="learning rate of the last block; null: optim.lr")
-    layer_decay: float = Field(
-        default=1.0, gt=0, le=1, description="learning rate of a block, as a share of that of the block behind it"
-    )
-
-    @property
-    def trained(self) -> Trained:
-        """`train` as a number of blocks where it is one."""
-        return self.train.last if isinstance(self.train, LastBlocks) else self.train
 
 
 class ImageTowerParameters(TowerParameters):
@@ -101,6 +75,10 @@ class DualEncoderParameters(ModelParameters):
     image: ImageTowerParameters = ImageTowerParameters()
     text: TextTowerParameters = TextTowerParameters()
     head: HeadParameters = HeadParameters()
+    adapter: AdapterParameters = AdapterParameters()
+    gradient_checkpointing: bool = Field(
+        default=False, description="true: towers compute twice what they would keep for the gradient: less memory"
+    )
     embed_dim: int = Field(default=512, ge=1, le=MOST_WIDTH, description="width of the common space, D [numbers]")
 
     def without_effect(self) -> dict[str, str]:
@@ -115,7 +93,10 @@ class DualEncoderParameters(ModelParameters):
         if self.head.kind == "linear":
             unread["model.head.width"] = "model.head.kind is linear"
         for side, tower in (("image", self.image), ("text", self.text)):
-            if tower.train == "none":
+            if self.adapter.on(side):
+                reason = "adapters learn in place of the tower's weights"
+                unread = {f"model.{side}.{key}": reason for key in ("train", "layer_decay")} | unread
+            elif tower.train == "none":
                 reason = f"model.{side}.train is none"
                 unread = {f"model.{side}.{key}": reason for key in ("lr", "layer_decay")} | unread
         return unread
@@ -149,7 +130,7 @@ def head(width: int, parameters: HeadParameters, embed_dim: int) -> nn.Sequentia
 
 
 @register("DualEncoder", DualEncoderParameters)
-class DualEncoder(RetrievalModel):
+class DualEncoder(PackagedModel):
     """Two towers with a head each; what comes from a package and never learns is not saved in checkpoints."""
 
     def __init__(self, image: Tower, text: Tower, image_head: nn.Module, text_head: nn.Module) -> None:
@@ -157,8 +138,6 @@ class DualEncoder(RetrievalModel):
         super().__init__()
         self.image_tower, self.text_tower = image, text
         self.image_head, self.text_head = image_head, text_head
-        self.register_state_dict_post_hook(_without_packaged)
-        self.register_load_state_dict_pre_hook(_with_packaged)
 
     @classmethod
     def from_parameters(
@@ -166,7 +145,8 @@ class DualEncoder(RetrievalModel):
     ) -> DualEncoder:
         """See `RetrievalModel.from_parameters`."""
         block = cast(DualEncoderParameters, parameters)
-        image = TimmTower(block.image.architecture, block.image.pretrained, load_weights)
+        adapter = block.adapter
+        image = TimmTower(block.image.architecture, block.image.pretrained, load_weights, adapter.on("image"))
         image.check_side(image_size)
         text: Tower
         if block.text.encoder == GRU:
@@ -174,11 +154,33 @@ class DualEncoder(RetrievalModel):
             text = GruTower(words, block.text.word_dim, block.text.hidden_dim, block.text.dropout)
             text.freeze("all")
         else:
-            text = SentenceTower(block.text.encoder, block.text.pooling, load_weights)
+            text = SentenceTower(block.text.encoder, block.text.pooling, load_weights, adapter.on("text"))
             _freeze(text, block.text.trained, "model.text.train")
         _freeze(image, block.image.trained, "model.image.train")
         heads = [head(tower.width, block.head, block.embed_dim) for tower in (image, text)]
-        return cls(image, text, *heads)
+        model = cls(image, text, *heads)
+        if adapter.kind != "none":
+            model.adapt(adapter)
+        if block.gradient_checkpointing:
+            for tower in (image, text):
+                tower.checkpoint_gradients()
+        return model
+
+    def adapt(self, adapter: AdapterParameters) -> None:
+        """Put adapters into the towers that get them.
+
+        Raises:
+            InputError: see `layers.adapters.adapt`; a GRU over our own vocabulary learns as a whole.
+        """
+        self.remember_base()
+        for side, tower in (("image", self.image_tower), ("text", self.text_tower)):
+            if adapter.on(side):
+                if isinstance(tower, GruTower):
+                    raise InputError(
+                        "model.adapter.towers: model.text.encoder gru starts from nothing and learns as a whole; take "
+                        "model.adapter.towers=image."
+                    )
+                tower.adapt(adapter, side)
 
     @classmethod
     def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary | None:
@@ -208,11 +210,9 @@ class DualEncoder(RetrievalModel):
         """See `RetrievalModel.frozen_text`."""
         return self.text_tower.frozen_part()
 
-    def installed_weights(self) -> dict[str, Tensor]:
-        """See `RetrievalModel.installed_weights`."""
-        return {
-            f"{place}.{name}": value for place, tower in _packaged(self) for name, value in tower.state_dict().items()
-        }
+    def packaged(self) -> Iterator[tuple[str, nn.Module]]:
+        """See `PackagedModel.packaged`."""
+        return (part for part in self.named_children() if isinstance(part[1], Tower) and part[1].from_package)
 
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
@@ -234,22 +234,3 @@ def _freeze(tower: Tower, trained: Trained, key: str) -> None:
         tower.freeze(trained)
     except ValueError as fault:
         raise InputError(f"{key}: last {trained} blocks; {fault}.") from fault
-
-
-def _packaged(model: nn.Module) -> Iterator[tuple[str, Tower]]:
-    """The towers that start from a package, with their names."""
-    return ((name, part) for name, part in model.named_children() if isinstance(part, Tower) and part.from_package)
-
-
-def _without_packaged(model: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """Leave out of a state dict what a package holds and never learns; batch statistics don't, either."""
-    for start, tower in _packaged(model):
-        learning = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
-        for name in tower.state_dict().keys() - learning:
-            state.pop(f"{prefix}{start}.{name}", None)
-
-
-def _with_packaged(model: DualEncoder, state: dict[str, Any], prefix: str, *ignored: object) -> None:
-    """Fill in what `_without_packaged` left out, and what learns here but did not where the state comes from."""
-    for name, value in model.installed_weights().items():
-        state.setdefault(prefix + name, value)

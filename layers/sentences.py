@@ -23,20 +23,21 @@ from vocab import UNKNOWN, Vocabulary
 class SentenceTower(Tower):
     """An encoder of transformers with its pooling: token ids [B, L] -> [B, W]."""
 
-    def __init__(self, source: str, pooling: Literal["mean", "cls"], load_weights: bool) -> None:
+    def __init__(self, source: str, pooling: Literal["mean", "cls"], load_weights: bool, adapted: bool = False) -> None:
         """Build the encoder.
 
         Args:
             source: see `sentence_folder`.
             pooling: the mean over the tokens, or the first token.
             load_weights: False where a checkpoint follows; installed weights are read all the same.
+            adapted: whether adapters will learn in it: then all weights count as installed.
 
         Raises:
             InputError: the encoder can't be had.
         """
         super().__init__()
         transformers, place = import_transformers(), sentence_folder(source)
-        self.from_package = source in PACKAGES
+        self.from_package = source in PACKAGES or adapted
         try:
             if load_weights or self.from_package:
                 network: Any = transformers.AutoModel.from_pretrained(place, use_safetensors=True, dtype=torch.float32)
@@ -65,6 +66,12 @@ class SentenceTower(Tower):
             if not name.endswith("key.bias"):
                 blocks[within.get(id(parameter), 0 if "embed" in name else len(layers))].append(name)
         return blocks
+
+    def checkpoint_gradients(self) -> None:
+        """See `Tower.checkpoint_gradients`."""
+        network = self.network  # transformers 5 has another name for it
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""

@@ -9,20 +9,50 @@ Letters: B batch, S image side in pixels, L tokens, W width of a tower's feature
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from layers.adapters import AdapterParameters
 from layers.backbone import timm_network
 from layers.chains import image_chain
 from layers.depthwise import PreciseDepthwise
 from layers.installed import INSTALLED
 from option.architecture import TIMM
+from option.parameters import MOST_LAYERS, Parameters
 from utils import InputError, first_line
 
 Trained = Literal["none", "all"] | int
 """What of a tower learns: nothing, all of it, or its last blocks, by their number."""
+
+
+class LastBlocks(Parameters):
+    """`train: {last: N}`."""
+
+    last: int = Field(ge=1, le=MOST_LAYERS, description="blocks that learn, counted from the output")
+
+
+Train = Literal["none", "all"] | LastBlocks
+"""What of a tower learns."""
+
+
+class TowerParameters(Parameters):
+    """What both towers have."""
+
+    train: Annotated[Train, Field(union_mode="left_to_right")] = Field(
+        default="none", description="what learns: none, all, or {last: N}: the last N blocks"
+    )
+    lr: float | None = Field(default=None, gt=0, description="learning rate of the last block; null: optim.lr")
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="learning rate of a block, as a share of that of the block behind it"
+    )
+
+    @property
+    def trained(self) -> Trained:
+        """`train` as a number of blocks where it is one."""
+        return self.train.last if isinstance(self.train, LastBlocks) else self.train
 
 
 class Tower(nn.Module):
@@ -37,6 +67,9 @@ class Tower(nn.Module):
     width: int
     blocks: list[list[str]]
     from_package = False
+    network: Any
+    adapted = False
+    """Whether adapters learn in it, in place of its own weights."""
     _cuts: bool | None = None
     """Whether it gives the same in two parts; None: not tried yet."""
 
@@ -54,15 +87,35 @@ class Tower(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in learning)
 
+    def adapt(self, adapter: AdapterParameters, side: str) -> None:
+        """Put adapters in; all else stays as it is.
+
+        Raises:
+            InputError: see `layers.adapters.adapt`.
+        """
+        self.freeze("none")
+        adapter.put_into(self.network, side)
+        self.adapted = True
+
+    def checkpoint_gradients(self) -> None:
+        """Let the network compute again in the backward pass what it would keep for it.
+
+        Raises:
+            InputError: it can't.
+        """
+        raise InputError("model.gradient_checkpointing: this tower has no blocks to compute twice; leave it false.")
+
     @property
     def is_frozen(self) -> bool:
         """Whether nothing of it learns."""
-        return self.trained_blocks == 0
+        return self.trained_blocks == 0 and not self.adapted
 
     def frozen_part(self) -> nn.Module | None:
         """What comes before the blocks that learn, where it can be had by itself; the whole tower if none learns."""
         if self.is_frozen:
             return self
+        if self.adapted:
+            return None
         start = self._start()
         if start is not None and self._cuts is None:
             self._cuts = self._same(start)
@@ -107,6 +160,9 @@ class Tower(nn.Module):
     def groups(self, rate: float, decay: float) -> Iterator[dict[str, Any]]:
         """The blocks that learn with their learning rates: the last at `rate`, each before it at `decay` times that."""
         named = dict(self.named_parameters())
+        if self.adapted:
+            yield {"params": [parameter for parameter in named.values() if parameter.requires_grad], "lr": rate}
+            return
         for depth, block in enumerate(reversed(self.blocks)):
             learning = [named[name] for name in block if named[name].requires_grad]
             if learning:
@@ -116,15 +172,14 @@ class Tower(nn.Module):
 class TimmTower(Tower):
     """A network of timm without its classifier; its images are normalised as its weights expect it."""
 
-    network: Any
-
-    def __init__(self, architecture: str, pretrained: str, load_weights: bool) -> None:
+    def __init__(self, architecture: str, pretrained: str, load_weights: bool, adapted: bool = False) -> None:
         """Build the network.
 
         Args:
             architecture: `timm/` and a name of timm's.
             pretrained: `installed`, `imagenet` (timm's download), `none`, or the path of a state dict.
             load_weights: False where a checkpoint follows; installed weights are read all the same.
+            adapted: whether adapters will learn in it: then all weights but random ones count as installed.
 
         Raises:
             InputError: timm has no such network, or the weights can't be had or don't fit.
@@ -132,7 +187,7 @@ class TimmTower(Tower):
         super().__init__()
         if not architecture.startswith(TIMM):
             raise InputError(f"model.image.architecture {architecture}: expected {TIMM}NAME, a network of timm's.")
-        self.from_package = pretrained == INSTALLED
+        self.from_package = pretrained == INSTALLED or (adapted and pretrained != "none")
         self.network, scale, shift = timm_network(
             architecture.removeprefix(TIMM), pretrained, load_weights or self.from_package, "model.image.pretrained"
         )
@@ -162,6 +217,10 @@ class TimmTower(Tower):
             ) from fault
         finally:
             self.network.train(self.training)
+
+    def checkpoint_gradients(self) -> None:
+        """See `Tower.checkpoint_gradients`."""
+        self.network.set_grad_checkpointing(True)
 
     def _blocks(self) -> list[list[str]]:
         """Names of parameters by timm's own grouping: stem, stages or blocks, head."""

@@ -36,6 +36,7 @@ class Scores:
         origins: what the checkpoint says of its `epoch`, `fold` and `options`.
         unfinished: how far the trainings have come that are not at their end.
         parameters: of the model, `trained` and `all`.
+        adapters: how much of a model with adapters learned, in words.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Scores:
     origins: dict[str, dict[str, Any]] = field(default_factory=dict)
     unfinished: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    adapters: str = ""
 
 
 def parameters_of(model: nn.Module) -> dict[str, int]:
@@ -115,7 +117,7 @@ def protocol_of(
     model_note = registered()[options.model.name].model.protocol_note(options)
     warnings = [f"UNFINISHED: {label} after {reached}" for label, reached in scores.unfinished.items()]
     warnings += [f"FORCED: {text}" for text in forced]
-    notes = "; ".join(filter(None, [views, model_note, *warnings]))
+    notes = "; ".join(filter(None, [views, model_note, scores.adapters, *warnings]))
     return (
         f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
         f"{what_was_scored(options, scores, checkpoint)}; items of equal score in random order, of which the "

@@ -82,9 +82,16 @@ def start_model(
 
 
 def load_model(
-    options: Options, vocabulary: Vocabulary, path: Path, device: torch.device, gate: Gate | None = None
+    options: Options,
+    vocabulary: Vocabulary,
+    path: Path,
+    device: torch.device,
+    gate: Gate | None = None,
+    merge: bool = True,
 ) -> tuple[RetrievalModel, dict[str, Any]]:
     """The model of one checkpoint, ready to encode, and all else that the checkpoint holds.
+
+    With `merge`, adapters are added to the weights beside them, and are gone.
 
     Raises:
         InputError: see `load_weights` and `check_model`.
@@ -94,7 +101,7 @@ def load_model(
     if content.get("format") == FORMAT:
         check_model(content, path, option.dump(options), gate)
     logger.info("%s: epoch %s", path, content.get("epoch", "unknown"))
-    return place(model, device), content
+    return place(model.merged() if merge else model, device), content
 
 
 def place(model: Module, device: torch.device) -> Module:

@@ -116,7 +116,7 @@ def load_scored(
         InputError: the checkpoint can't be read, or belongs to something other than the options describe, such as
             another fold than `fold` (None: any will do).
     """
-    model, content = load_model(options, vocabulary, path, device, gate)
+    model, content = load_model(options, vocabulary, path, device, gate, merge=False)
     if content.get("format") == FORMAT:
         check_data_set(content, path, options.dataset.data_path, gate)
         check_fold(content, path, fold, option.dump(options)["k_fold"], gate)
