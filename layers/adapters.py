@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,10 @@ class AdapterParameters(Parameters):
 
     def without_effect(self) -> dict[str, str]:
         """See `Parameters.without_effect`."""
+        numbers = ("rank", "alpha", "dropout")
         if self.kind == "none":
-            unread, reason = ("rank", "alpha", "dropout", "targets", "towers"), "model.adapter.kind is none"
-        elif self.kind == "ia3":
-            unread, reason = ("rank", "alpha", "dropout"), "model.adapter.kind is ia3"
-        else:
-            return {}
-        return {f"model.adapter.{key}": reason for key in unread}
+            return {f"model.adapter.{key}": "model.adapter.kind is none" for key in (*numbers, "targets", "towers")}
+        return {f"model.adapter.{key}": "model.adapter.kind is ia3" for key in numbers if self.kind == "ia3"}
 
     def put_into(self, network: nn.Module, side: str) -> None:
         """`adapt` a tower with these numbers."""
@@ -120,8 +117,8 @@ class SplitAttention(nn.Module):
         super().__init__()
         self.heads, self.batch_first, self.dropout = joined.num_heads, joined.batch_first, joined.dropout
         self.in_proj = nn.Linear(joined.embed_dim, 3 * joined.embed_dim, device="meta")
-        self.in_proj.weight = cast(nn.Parameter, joined.in_proj_weight)
-        self.in_proj.bias = cast(nn.Parameter, joined.in_proj_bias)
+        self.in_proj.weight = joined.in_proj_weight
+        self.in_proj.bias = joined.in_proj_bias
         self.out_proj = nn.Linear(joined.embed_dim, joined.embed_dim, device="meta")
         self.out_proj.weight, self.out_proj.bias = joined.out_proj.weight, joined.out_proj.bias
 
@@ -144,8 +141,9 @@ def split_attentions(network: nn.Module) -> None:
     """Put a `SplitAttention` in the place of each self-attention of open_clip's transformers, in place."""
     for name, block in list(network.named_modules()):
         attention = getattr(block, "attn", None)
-        itself = isinstance(attention, nn.MultiheadAttention) and not hasattr(block, "ln_1_kv")
-        if itself and "resblocks." in name and attention.in_proj_weight is not None:
+        if not isinstance(attention, nn.MultiheadAttention) or "resblocks." not in name:
+            continue
+        if attention.in_proj_weight is not None and not hasattr(block, "ln_1_kv"):
             block.attn = SplitAttention(attention)
 
 

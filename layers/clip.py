@@ -163,8 +163,8 @@ class CLIP(PackagedModel):
         self.register_buffer("shift", shift, persistent=False)
         self.trained: dict[str, Trained | Literal["adapters"]] = {"image": image_trained, "text": text_trained}
         self.blocks = {side: blocks_of(self.clip, side) for side in TOWERS}
-        for side, trained in self.trained.items():
-            self._freeze(side, trained)
+        self._freeze("image", image_trained)
+        self._freeze("text", text_trained)
 
     @classmethod
     def from_parameters(
@@ -241,7 +241,8 @@ class CLIP(PackagedModel):
 
     def parameter_groups(self, options: Options) -> list[dict[str, Any]]:
         """The towers' blocks at their own rates; what has the same rate is one group, in the model's order."""
-        block, rates = cast(ClipParameters, options.model), {}
+        block = cast(ClipParameters, options.model)
+        rates: dict[int, float] = {}
         named = dict(self.clip.named_parameters())
         for side, given in (("image", block.image), ("text", block.text)):
             rate = given.lr or options.optim.lr

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 import option
 from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
-from layers.dual_encoder import LastBlocks
+from layers.towers import LastBlocks
 from option import parameters
 from option.fields import allowed, leaves
 from option.parameters import ModelBlock, ModelParameters, Parameters
@@ -308,7 +308,7 @@ class TestValues:
             (
                 MINIMAL.replace("AMFMN", "CLIP"),
                 ["optim.lr_backbone=0.1"],
-                "optim.lr_backbone (CLIP's towers learn at optim.lr)",
+                "optim.lr_backbone (CLIP's towers learn at optim.lr, model.image.lr and model.text.lr)",
             ),
         ],
     )
