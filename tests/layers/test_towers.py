@@ -534,6 +534,39 @@ class TestDepthwise:
         assert (given - exact).norm() < 0.5 * (coarse - exact).norm()
         torch.testing.assert_close(given, exact, atol=0.02 * float(exact.abs().max()), rtol=0)
 
+    @pytest.mark.parametrize(("kernel", "stride", "padding"), [(5, 1, 2), (5, 2, 0), (4, 1, 1), (7, (2, 1), (3, 2))])
+    @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+    def test_wide_kernels_have_the_same_gradients(
+        self, kernel: int, stride: Any, padding: Any, layout: torch.memory_format
+    ) -> None:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(6, 6, kernel, stride, padding, groups=6)
+        images = torch.randn(3, 6, 13, 11).contiguous(memory_format=layout).requires_grad_()
+        found = []
+        for precise in (False, True):
+            layer.zero_grad()
+            images.grad = None
+            with (
+                torch.autocast("cpu", torch.bfloat16, enabled=precise),
+                PreciseDepthwise() if precise else nullcontext(),
+            ):
+                maps = layer(images)
+            assert (maps.dtype == torch.bfloat16) == precise
+            maps.backward(torch.linspace(-1, 1, maps.numel()).view(maps.shape).bfloat16().to(maps.dtype))
+            found.append([images.grad, *(value.grad for value in layer.parameters())])
+        for expected, given in zip(*found, strict=True):
+            torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+
+    def test_only_wide_kernels_that_learn_are_computed_in_columns(self) -> None:
+        learning = torch.zeros(4, 1, 5, 5, requires_grad=True)
+        plain = (1, 1), (2, 2), (1, 1), 4
+        assert depthwise.is_wide(learning, None, *plain)
+        assert not depthwise.is_wide(learning.detach(), None, *plain)
+        assert not depthwise.is_wide(torch.zeros(4, 1, 5, 3, requires_grad=True), None, *plain)
+        assert not depthwise.is_wide(learning, None, (1, 1), "same", (1, 1), 4)
+        assert not depthwise.is_wide(learning, None, (1, 1), (4, 4), (2, 2), 4)
+        assert not depthwise.is_wide(learning)
+
     def test_others_are_left_alone(self) -> None:
         torch.manual_seed(0)
         images = torch.randn(4, 16, 12, 12)
