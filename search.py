@@ -20,6 +20,7 @@ from archive.index_folder import IndexFolder
 from archive.indexing import Share, Target, Upkeep, index_archive, local_device, with_known_range
 from archive.measure import measure, read_queries
 from archive.nearest import build_in, follow, is_built, refuse_pair_scores
+from archive.places import write_places
 from archive.scenes import scenes_of
 from archive.searcher import BY_COSINE, Searcher
 from archive.sheet import check_sheet, write_sheet
@@ -94,6 +95,8 @@ def query(given: argparse.Namespace) -> None:
     print("rank   score  file")
     for rank, hit in enumerate(hits, start=1):
         print(f"{rank:4}  {hit.score:6.4f}  {hit.label}")
+    if given.geojson is not None:
+        write_places(given.geojson, caption, searcher.index, hits)
     if given.sheet is not None:
         shown = asked if isinstance(asked, Image.Image) else None
         write_sheet(given.sheet, caption, hits, searcher.images, rule, shown)

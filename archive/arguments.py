@@ -65,6 +65,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=TOP, help="images to show (default %(default)s)")
     _add_kind(parser)
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the images that were found: .png or .jpg")
+    parser.add_argument("--geojson", type=Path, metavar="FILE", help="write where the images that were found lie")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:

@@ -37,6 +37,8 @@ FORMAT = "rsretrieval-index-1"
 _ABSENT = "nothing"
 OPEN_LISTS = 256
 """Lists of names that are in memory at once."""
+OPEN_RECORDS = 8
+"""Shards of which all that is known is in memory at once."""
 
 
 class Manifest(Parameters):
@@ -145,6 +147,7 @@ class IndexFolder:
         self._starts = list(accumulate(manifest.shards.values(), initial=0))
         self._ids = list(manifest.shards)
         self._names = lru_cache(maxsize=OPEN_LISTS)(self._read_names)
+        self._records = lru_cache(maxsize=OPEN_RECORDS)(self._read_records)
         if manifest.crc32.keys() != manifest.shards.keys():  # of an earlier version, whose runs could meet
             refuse_repeated(folder, self.names())
         self._opened = self._written = written
@@ -195,6 +198,11 @@ class IndexFolder:
         place = bisect_right(self._starts, row) - 1
         return self._names(place)[row - self._starts[place]]
 
+    def record(self, row: int) -> Record:
+        """What the index knows of the image of a row."""
+        place = bisect_right(self._starts, row) - 1
+        return self._records(place)[row - self._starts[place]]
+
     def names(self) -> list[str]:
         """All images in the order of their rows."""
         return [name for place in range(len(self._ids)) for name in self._names(place)]
@@ -214,8 +222,11 @@ class IndexFolder:
         return vocabulary
 
     def _read_names(self, place: int) -> list[str]:
+        return [record.name for record in self._read_records(place)]
+
+    def _read_records(self, place: int) -> list[Record]:
         count = self._starts[place + 1] - self._starts[place]
-        return [record.name for record in read_records(self.folder / "shards" / f"{self._ids[place]}.json", count)]
+        return read_records(self.folder / "shards" / f"{self._ids[place]}.json", count)
 
 
 def _stamp(folder: Path) -> tuple[int, int, int] | None:

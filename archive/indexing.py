@@ -28,6 +28,7 @@ from archive.store import VectorStore, collection_of, new_collection, open_full_
 from archive.upkeep import Changes, Stamp, compare, differs, record_of, say, stamps_of, take_in
 from data.images import DECODING_RULES, image_names, load_square
 from data.lists import first_faults, name_fault, shown
+from data.rasters.places import bounds_of
 from option import Options
 from option.images import ImageRule
 from option.schema import ImageReading
@@ -335,7 +336,7 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
                     raise InputError(fault)
                 record = record_of(self.folder, name)  # first: an image that is replaced meanwhile shows as changed
                 squares.append(load_square(self.folder / name, self.size, self.rule))
-                outcome.append(record)
+                outcome.append(record._replace(bounds=bounds_of(self.folder / name, self.rule)))
             except InputError as error:
                 outcome.append(str(error))
         empty = np.empty((0, 3, self.size, self.size), np.uint8)

@@ -27,12 +27,15 @@ class Record(NamedTuple):
         size: bytes of the file when it was last looked at.
         modified: its time of modification, in nanoseconds since 1970.
         digest: of its content, see `archive.upkeep.digest_of`.
+        bounds: west, south, east and north in degrees (WGS 84), where its file knows them; west is greater than east
+            where it lies across the date line.
     """
 
     name: str
     size: int | None = None
     modified: int | None = None
     digest: str | None = None
+    bounds: tuple[float, float, float, float] | None = None
 
 
 _RECORDS = TypeAdapter(list[Record])

@@ -19,10 +19,11 @@ from option.images import ImageRule
 from utils import InputError
 
 GEOGRAPHIC = "EPSG:4326"
+HALF_TURN = 180  # degrees
 _GEO_TAGS = {33550, 33922, 34264}  # of a TIFF: pixel scale, tie points, transform
 _EDGE_POINTS = 21  # along each edge, whose line bends from one coordinate system to another
 Bounds = tuple[float, float, float, float]
-"""West, south, east and north in degrees, WGS 84."""
+"""West, south, east and north in degrees, WGS 84; west is greater than east across the date line."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ class Georeference:
             longitudes, latitudes = (np.array(found) for found in transform(self.crs, GEOGRAPHIC, x, y))
         except RasterioError:
             return None
-        found = (longitudes.min(), latitudes.min(), longitudes.max(), latitudes.max())
+        west, east = longitudes.min(), longitudes.max()
+        if east - west > HALF_TURN:  # across the date line
+            west, east = longitudes[longitudes > 0].min(), longitudes[longitudes < 0].max()
+        found = (west, latitudes.min(), east, latitudes.max())
         return tuple(round(float(number), 7) for number in found) if np.isfinite(found).all() else None  # type: ignore[return-value]
 
 
@@ -110,11 +114,7 @@ def georeference_of(path: Path, raster: Raster | None, turn: Turn, size: tuple[i
 
 
 def bounds_of(path: Path, rule: ImageRule) -> Bounds | None:
-    """Where an image lies; None where its file does not know, or rasterio is not installed.
-
-    Raises:
-        InputError: a file beside it can't be read.
-    """
+    """Where an image lies; None where that can't be found out, or rasterio is not installed."""
     try:
         import rasterio  # noqa: F401
     except ImportError:
@@ -132,8 +132,6 @@ def bounds_of(path: Path, rule: ImageRule) -> Bounds | None:
                 turn = TURNS[orientation_of(image)]
                 found = georeference_of(path, None, turn, turn.size(*image.size))
         return None if found is None else found.bounds()
-    except InputError:
-        raise
     except Exception:  # whoever reads its pixels says what is wrong with it
         return None
 

@@ -1,0 +1,86 @@
+"""Where images lie: kept by an index, and given back with what a query finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rasterio.transform import from_origin
+from rasterio.warp import transform_bounds
+
+import search
+from archive.index_folder import IndexFolder
+from archive.places import rectangle
+from data.rasters.places import bounds_of
+from option.images import ImageRule
+from tests.archives import Archive
+from tests.data.test_rasters import write
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+
+
+def test_bounds_are_those_of_the_file(tmp_path: Path) -> None:
+    form = {"crs": "EPSG:32633", "transform": from_origin(300_000, 6_600_000, 100, 100)}
+    path = write(tmp_path / "utm.tif", PIXELS, photometric="RGB", **form)
+    expected = transform_bounds("EPSG:32633", "EPSG:4326", 300_000, 6_593_600, 306_400, 6_600_000, densify_pts=19)
+    assert bounds_of(path, ImageRule()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_image_across_the_date_line_is_two_parts(tmp_path: Path) -> None:
+    form = {"crs": "EPSG:3832", "transform": from_origin(3_270_000, 100_000, 4000, 4000)}  # its middle is at 150 E
+    path = write(tmp_path / "pacific.tif", PIXELS, photometric="RGB", **form)
+    bounds = bounds_of(path, ImageRule())
+    assert bounds is not None
+    west, _, east, _ = bounds
+    assert 179 < west < 180
+    assert -180 < east < -178
+    found = rectangle(bounds)
+    assert found["type"] == "MultiPolygon"
+    assert [[min(x for x, _ in ring), max(x for x, _ in ring)] for (ring,) in found["coordinates"]] == [
+        [west, 180],
+        [-180, east],
+    ]
+
+
+def test_a_place_is_a_ring_of_degrees() -> None:
+    assert rectangle((1, 2, 3, 4)) == {
+        "type": "Polygon",
+        "coordinates": [[[1, 2], [3, 2], [3, 4], [1, 4], [1, 2]]],
+    }
+
+
+def test_an_index_keeps_places_and_a_query_gives_them_back(
+    archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    form = {"crs": "EPSG:4326", "transform": from_origin(15, 40, 0.001, 0.001)}
+    write(archive.images / "placed.tif", PIXELS, photometric="RGB", **form)
+    archive.follow()
+    index = IndexFolder.open(archive.index)
+    known = {index.record(row).name: index.record(row).bounds for row in range(len(index))}
+    assert known.pop("placed.tif") == pytest.approx((15, 39.936, 15.064, 40))
+    assert set(known.values()) == {None}
+    out = tmp_path / "found.geojson"
+    query = [
+        "query",
+        str(archive.index),
+        "--image",
+        str(archive.images / "placed.tif"),
+        "--device",
+        "cpu",
+        "--top",
+        "2",
+    ]
+    search.main([*query, "--images", str(archive.images), "--geojson", str(out)])
+    first, second = json.loads(out.read_text())["features"]
+    assert first["properties"] | {"score": 1} == {
+        "rank": 1,
+        "score": 1,
+        "name": "placed.tif",
+        "query": "like placed.tif",
+    }
+    assert first["properties"]["score"] == pytest.approx(1, abs=1e-5)
+    assert first["geometry"] == rectangle((15.0, 39.936, 15.064, 40.0))
+    assert second["geometry"] is None
+    assert "1 of 2 images have no place" in caplog.text
