@@ -181,11 +181,18 @@ def encode(
     Raises:
         InputError: an embedding is not finite.
     """
-    join = partial(loader.join, total=len(loader.image_ids))
-    verb_of = partial(image_verb, views=views)
-    images = embed(*with_folded_norms(model, verb_of, loader.image_batches()), "image", device, amp, join)
+    images = encode_images(model, loader, device, amp, views)
     join = partial(loader.join, total=len(loader.distinct.lengths))
     return images, embed(model, model.encode_text, loader.caption_batches(), "caption", device, amp, join)
+
+
+def encode_images(
+    model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off", views: Views = "one"
+) -> Tensor:
+    """The images [N, D] of `encode` alone."""
+    join = partial(loader.join, total=len(loader.image_ids))
+    verb_of = partial(image_verb, views=views)
+    return embed(*with_folded_norms(model, verb_of, loader.image_batches()), "image", device, amp, join)
 
 
 def image_verb(model: RetrievalModel, views: Views) -> Verb:

@@ -24,6 +24,9 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     parser.add_argument(
         "--rerank", nargs="?", const="multivariate", choices=RERANKS, help="show the table after it, too"
     )
+    parser.add_argument(
+        "--scenes", action="store_true", help="tell scene classes apart, too: by prompts, neighbours, a linear probe"
+    )
     parser.add_argument("--export", type=Path, metavar="OUT.h5", help="write all embeddings here (docs/export.md)")
     parser.add_argument(
         "--report",
@@ -53,10 +56,12 @@ from option import Options
 from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report
 from reports.results import Scores, parameters_of, results_folder, summary, write_results
+from reports.scenes import matrix_tables, scene_tables, scene_values
 from reports.tables import as_markdown
 from runs.features import list_features, test_views
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
 from runs.resume import unfinished
+from runs.scene_probes import SceneTask, open_scene_task, scene_confusions
 from runs.scoring import TestSet, load_scored, more_scores, open_test_set
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
@@ -77,11 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _refuse_missing(checkpoints, given.path_opt, given.set)
     _settle_targets(given, options)
     test_set = open_test_set(options, device, next(iter(checkpoints.values())))
+    task = open_scene_task(test_set, device) if given.scenes else None
     report, scores, gate = Report(test_set), Scores(), Gate(given.force)
     for label, path in checkpoints.items():
-        score_checkpoint(given, test_set, label, path, device, gate, scores, report)
+        score_checkpoint(given, test_set, task, label, path, device, gate, scores, report)
     result = summary(test_set, scores, device, given.rerank, given.checkpoint, gate.passed)
     tables = result.pop("tables")
+    if task is not None:
+        result["scenes"] = scene_values(task, scores.confusions)
+        tables += scene_tables(task, scores.confusions)
     shown = as_markdown(tables)
     print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
     if given.checkpoint is None:
@@ -99,13 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.report is not None:
         typed = sys.argv[1:] if arguments is None else arguments
         with named_by("--report", given.report):
-            report.write(given.report, result, tables, shlex.join(["python", "test.py", *typed]))
+            matrices = [] if task is None else matrix_tables(task, scores.confusions)
+            report.write(given.report, result, tables + matrices, shlex.join(["python", "test.py", *typed]))
         print(f"\nReport written to {given.report}; open it in a browser.")
 
 
 def score_checkpoint(
     given: argparse.Namespace,
     test_set: TestSet,
+    task: SceneTask | None,
     label: str,
     path: Path,
     device: torch.device,
@@ -125,6 +136,8 @@ def score_checkpoint(
     tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
     scores.rows[label] = metrics.task_recalls(tasks)
     scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
+    if task is not None:
+        scores.confusions[label] = scene_confusions(model, task, test_set, images, device)
     scores.ranks[label] = tasks[0]
     scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options") if key in content}
     if (reached := unfinished(path.parent)) is not None:

@@ -9,7 +9,6 @@ class is the mean of the embeddings of several prompts. Letters: N images, C cla
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from archive.searcher import Hit
 from archive.sheet import check_sheet, write_sheet
 from data.annotations import read_annotations
 from data.images import load_square
+from data.prompts import TEMPLATES, prompts_of
 from data.scenes import scene_classes
 from layers.base import l2norm
 from runs.loaders import read_vocabulary
@@ -36,33 +36,6 @@ from runtime.arguments import add_model
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
 from utils import InputError, as_json, markdown, named_by, write_text_atomic
-
-TEMPLATES = ("{}", "an aerial image of {}", "a satellite image of {}", "there is {} in the image")
-"""Chosen before any was tried, and none was changed afterwards."""
-PHRASES = {
-    "agricultural": "farmland",
-    "airplane": "an airplane",
-    "baseballdiamond": "a baseball field",
-    "beach": "a beach",
-    "buildings": "buildings",
-    "chaparral": "chaparral",
-    "denseresidential": "a dense residential area",
-    "forest": "a forest",
-    "freeway": "a freeway",
-    "golfcourse": "a golf course",
-    "harbor": "a harbor",
-    "intersection": "an intersection",
-    "mediumresidential": "a medium residential area",
-    "mobilehomepark": "a mobile home park",
-    "overpass": "an overpass",
-    "parkinglot": "a parking lot",
-    "river": "a river",
-    "runway": "a runway",
-    "sparseresidential": "a sparse residential area",
-    "storagetanks": "storage tanks",
-    "tenniscourt": "a tennis court",
-}
-"""The classes of UC Merced in words; the name of another class is taken apart at capitals and underscores."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,12 +87,6 @@ def open_encoder(given: argparse.Namespace) -> Encoder:
     names = read_annotations(given.data_path, given.split).image_names
     options = with_range(options, [given.data_path / "images" / name for name in names], content)
     return Encoder(model, options, vocabulary, device, words)
-
-
-def prompts_of(name: str) -> list[str]:
-    """The sentences that stand for a class."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower()
-    return [template.format(PHRASES.get(name, words)) for template in TEMPLATES]
 
 
 def embed_images(encoder: Encoder, paths: Sequence[Path]) -> Tensor:

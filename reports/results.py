@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import metrics
 import option
@@ -37,6 +37,7 @@ class Scores:
         unfinished: how far the trainings have come that are not at their end.
         parameters: of the model, `trained` and `all`.
         adapters: how much of a model with adapters learned, in words.
+        confusions: of scene classes by method [C, C], where they were asked for.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Scores:
     unfinished: dict[str, str] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     adapters: str = ""
+    confusions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def parameters_of(model: nn.Module) -> dict[str, int]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from archive.zero_shot import PHRASES, TEMPLATES, embed_classes, main, prompts_of, zero_shot
+from archive.zero_shot import embed_classes, main, zero_shot
+from data.prompts import PHRASES, TEMPLATES, prompts_of
 from layers.base import l2norm
 from option import Options
 from tests.archives import make_trained
