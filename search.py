@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archive.arguments import check_index, check_numbers, read_arguments
+from archive.arguments import check_index, check_numbers, check_query, read_arguments
 
 if __name__ == "__main__":
     read_arguments()  # --help and misspelt flags are answered before PyTorch is loaded
@@ -10,9 +10,6 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-from PIL import Image
 
 import option
 from archive.encoder import Encoder, keyword_ids
@@ -21,8 +18,10 @@ from archive.indexing import Share, Target, Upkeep, index_archive, local_device,
 from archive.measure import measure, read_queries
 from archive.nearest import build_in, follow, is_built, refuse_pair_scores
 from archive.places import write_places
+from archive.question import Question
+from archive.results import as_table, question_in_words, remarks_on, result_csv, result_json
 from archive.scenes import scenes_of
-from archive.searcher import BY_COSINE, Searcher
+from archive.searcher import Searcher
 from archive.sheet import check_sheet, write_sheet
 from archive.store import check_url
 from data.images import decode
@@ -76,31 +75,30 @@ def build(given: argparse.Namespace) -> None:
 
 def query(given: argparse.Namespace) -> None:
     """Print the images that fit a query best, and draw them."""
+    check_query(given)
     if given.sheet is not None:
         check_sheet(given.sheet)
     searcher = open_searcher(given, given.index)
     rule = searcher.encoder.options.dataset.rule
-    asked: str | Path | Image.Image
-    if given.image is not None:
-        asked, caption = decode(given.image, rule), f"like {given.image.name}"
-        if not searcher.encoder.model.scores_by_cosine():
-            logger.info(BY_COSINE)
-    elif given.audio is not None:
-        asked, caption = given.audio, f"heard in {given.audio.name}"
+    image = None if given.image is None else decode(given.image, rule)
+    question = Question(tuple(given.text), image, given.audio, tuple(given.without), given.weight)
+    answer = searcher.ask(question, given.top, given.distinct, given.min_score)
+    remarks = remarks_on(question, answer, searcher)
+    for remark in remarks:
+        logger.warning("%s", remark)
+    asked = {"sentences": given.text, "image": given.image, "audio": given.audio, "without": given.without}
+    if given.json:
+        print(result_json(answer, searcher.images, asked, remarks), end="")
+    elif given.csv:
+        print(result_csv(answer, searcher.images), end="")
     else:
-        asked = caption = given.text
-        if unknown := searcher.encoder.unknown_words(given.text):
-            logger.warning("words that the model does not know: %s", ", ".join(unknown))
-    hits = searcher.answer(asked, given.top).hits
-    print("rank   score  file")
-    for rank, hit in enumerate(hits, start=1):
-        print(f"{rank:4}  {hit.score:6.4f}  {hit.label}")
+        print(as_table(answer.hits))
     if given.geojson is not None:
-        write_places(given.geojson, caption, searcher.index, hits)
+        write_places(given.geojson, question_in_words(asked), searcher.index, answer.hits)
     if given.sheet is not None:
-        shown = asked if isinstance(asked, Image.Image) else None
-        write_sheet(given.sheet, caption, hits, searcher.images, rule, shown)
-        print(f"\nDrawn in {given.sheet}.")
+        write_sheet(given.sheet, question_in_words(asked), answer.hits, searcher.images, rule, image, remarks)
+        if not given.json and not given.csv:
+            print(f"\nDrawn in {given.sheet}.")
 
 
 def serve_page(given: argparse.Namespace) -> None:

@@ -93,6 +93,8 @@ class Found(BaseModel):
     Attributes:
         like: the image of the index that was searched with.
         preview: of an image that was uploaded, as a data address.
+        gone: images that would stand among the hits, but whose files are gone.
+        note: what is to be said of the query and the hits.
     """
 
     page: int
@@ -102,6 +104,7 @@ class Found(BaseModel):
     encode_ms: float
     search_ms: float
     unknown_words: list[str] = []
+    gone: int = 0
     note: str | None = None
     like: ShownImage | None = None
     preview: str | None = None
@@ -170,15 +173,24 @@ def found_by(answer: Answer, view: View, window: Window, now: Opened) -> Found:
         hits = [hit for hit in hits if view.min_score is None or hit.score >= view.min_score]
         total, hits = len(hits), hits[offset : offset + view.per_page]
         _check_page(view, total)
-    return Found(
+    found = Found(
         page=view.page,
         pages=math.ceil(total / view.per_page),
         per_page=view.per_page,
         total=total,
         encode_ms=answer.encode_ms,
         search_ms=answer.search_ms,
+        gone=answer.gone,
         hits=[_found_image(rank, hit, now) for rank, hit in enumerate(hits, start=offset + 1)],
     )
+    if answer.gone:
+        add_note(found, f"{answer.gone} images that fit are gone from the archive's folder and were left out.")
+    return found
+
+
+def add_note(found: Found, text: str) -> None:
+    """Say one thing more of an answer."""
+    found.note = text if found.note is None else f"{found.note} {text}"
 
 
 def shown_image(now: Opened, row: int) -> ShownImage:

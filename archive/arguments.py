@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from runtime.arguments import add_device, add_model
 from utils import InputError
@@ -23,7 +24,7 @@ _FROM_ONE = ("shard", "top", "queries", "max_upload", "rate")
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command and its arguments."""
     parser = argparse.ArgumentParser(description="Search an archive of images (docs/search.md).")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Command)
     _add_index(commands.add_parser("index", help="encode the images of a folder; go on where it was stopped"))
     build = commands.add_parser("build", help="build a vector index of FAISS")
     build.add_argument("folder", type=Path, metavar="INDEX")
@@ -32,6 +33,17 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     _add_serve(commands.add_parser("serve", help="a page to search with in a browser"))
     _add_measure(commands.add_parser("measure", help="latency and recall of every vector index that is built"))
     return parser.parse_args(arguments)
+
+
+class _Command(argparse.ArgumentParser):
+    """Takes sentences after flags, too, which argparse takes for none of its own."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `argparse`."""
+        given, rest = super().parse_known_args(args, namespace)
+        if hasattr(given, "text") and not any(word.startswith("-") for word in rest):
+            given.text, rest = [*given.text, *rest], []
+        return given, rest
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
@@ -58,14 +70,26 @@ def _add_searcher(parser: argparse.ArgumentParser) -> None:
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
     _add_searcher(parser)
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("text", nargs="?", help="a sentence")
-    query.add_argument("--image", type=Path, metavar="FILE", help="an image in place of it")
-    query.add_argument("--audio", type=Path, metavar="FILE.wav", help="a sound in place of it (MCRN)")
+    parser.add_argument("text", nargs="*", help="a sentence, or several that all describe what is looked for")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="an image in place of it, or beside it")
+    parser.add_argument("--audio", type=Path, metavar="FILE.wav", help="a sound in place of it (MCRN)")
+    parser.add_argument(
+        "--weight", type=float, default=0.5, help="of the image beside sentences, 0 to 1 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="TEXT", help="what the images should not show; repeatable"
+    )
     parser.add_argument("--top", type=int, default=TOP, help="images to show (default %(default)s)")
+    parser.add_argument("--min-score", type=float, metavar="SCORE", help="show only images of this score or more")
+    parser.add_argument(
+        "--distinct", type=float, metavar="COSINE", help="of images that are this alike show the best alone: 0.95"
+    )
     _add_kind(parser)
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the images that were found: .png or .jpg")
     parser.add_argument("--geojson", type=Path, metavar="FILE", help="write where the images that were found lie")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    form.add_argument("--csv", action="store_true", help="print CSV in place of a table")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +125,20 @@ def check_numbers(given: argparse.Namespace) -> None:
         number = getattr(given, name, None)
         if number is not None and number < 1:
             raise InputError(f"--{name.replace('_', '-')} {number}: expected 1 or more.")
+
+
+def check_query(given: argparse.Namespace) -> None:
+    """Raise an InputError for a query of nothing, or with numbers that mean nothing."""
+    if not given.text and given.image is None and given.audio is None:
+        raise InputError("nothing to search with: give a sentence, --image FILE or --audio FILE.wav.")
+    if given.audio is not None and (given.text or given.image is not None):
+        raise InputError("--audio: a sound is a query of its own; leave out sentences and --image.")
+    if not 0 <= given.weight <= 1:
+        raise InputError(f"--weight {given.weight:g}: expected 0 to 1.")
+    if given.distinct is not None and not -1 <= given.distinct <= 1:
+        raise InputError(f"--distinct {given.distinct:g}: expected a cosine, such as 0.95.")
+    if given.min_score is not None and math.isnan(given.min_score):
+        raise InputError("--min-score nan: expected a number.")
 
 
 def check_index(given: argparse.Namespace, processes: int) -> None:

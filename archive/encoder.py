@@ -5,7 +5,8 @@ Letters: B batch, D embedding, S image side in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from batches.queries import sentence_keywords, train_words
 from data.audio.sounds import read_sound
 from data.audio.spectrogram import mel_power, to_image
 from data.images import to_square
+from data.lists import shown
 from data.regions.file import SHAPES, RegionFile, Regions, read_regions, region_fields
 from engine import embed, image_verb
 from layers.base import RetrievalModel
@@ -27,7 +29,7 @@ from layers.folding import folded, precast
 from layers.registry import registered
 from option import Options
 from utils import InputError
-from vocab import UNKNOWN, Vocabulary, english_stop_words, tokenize
+from vocab import UNKNOWN, Vocabulary, english_stop_words, respelled, tokenize
 
 
 def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
@@ -127,14 +129,52 @@ class Encoder:
         """Find out whether a sentence can be embedded.
 
         Raises:
-            InputError: the vocabulary has none of its words.
+            InputError: it is empty, or the vocabulary has none of its words.
         """
-        words = self.vocabulary.word2idx
-        if not any(token != UNKNOWN and self.vocabulary.knows(token) for token in tokenize(sentence)):
+        if not sentence.strip():
+            raise InputError("the sentence is empty: say what the image shows.")
+        tokens = [token for token in tokenize(self.read(sentence)) if token != UNKNOWN]
+        if self.reads_all:
+            if not any(map(str.isalnum, sentence)):
+                raise InputError(f"{shown(sentence)} has no word: say what the image shows.")
+        elif not any(map(self.vocabulary.knows, tokens)):
+            words = self.vocabulary.word2idx
             raise InputError(
                 f"the model knows no word of {sentence.strip()[:200]!r}: its vocabulary has {len(words)} words, such "
                 f"as {', '.join(list(words)[:5])}. Use words of the captions that it learned."
             )
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the model spells words that it has not learned, so that none is unknown."""
+        return self.model.own_vocabulary(self.options.model) is not None
+
+    def read(self, sentence: str) -> str:
+        """A sentence as the model is given it; see `vocab.respelled`."""
+        return sentence if self.reads_all else respelled(sentence, self.vocabulary)
+
+    def unread(self, sentence: str) -> str:
+        """The end of a sentence that is longer than the model reads; mostly nothing."""
+        words = self.read(sentence).split()
+
+        def is_all(count: int) -> bool:
+            return self.vocabulary.encode(" ".join(words[:count])) == whole
+
+        whole = self.vocabulary.encode(" ".join(words))
+        if len(words) < 2 or not is_all(len(words) - 1):
+            return ""
+        end = " ".join(words[bisect_left(range(len(words)), True, key=is_all) :])
+        return end if any(map(str.isalnum, end)) else ""
+
+    def remarks(self, sentences: Iterable[str]) -> list[str]:
+        """What is to be said of how sentences are read: words that are unknown, and ends that are not read."""
+        said = []
+        for sentence in sentences:
+            if unknown := self.unknown_words(sentence):
+                said.append(f"words that the model does not know: {', '.join(unknown)}")
+            if unread := self.unread(sentence):
+                said.append(f"the sentence is longer than the model reads, which leaves out its end: {shown(unread)}")
+        return said
 
     def texts(self, sentences: Sequence[str]) -> Tensor:
         """Embed sentences, [B, D].
@@ -144,7 +184,7 @@ class Encoder:
         """
         for sentence in sentences:
             self.check_sentence(sentence)
-        return self._embed(self._reader.encode_text, self._queries(sentences), "caption")
+        return self._embed(self._reader.encode_text, self._queries([*map(self.read, sentences)]), "caption")
 
     def text(self, sentence: str) -> Tensor:
         """Embed a sentence, [1, D]; see `texts`."""
@@ -153,7 +193,7 @@ class Encoder:
     def unknown_words(self, sentence: str) -> list[str]:
         """Words of a sentence that the model reads as unknown, each once, but for stop words, which say little."""
         passed = english_stop_words()
-        tokens = dict.fromkeys(tokenize(sentence))
+        tokens = dict.fromkeys(tokenize(self.read(sentence)))
         return [word for word in tokens if word not in passed and not self.vocabulary.knows(word)]
 
     def sound(self, path: Path) -> Tensor:

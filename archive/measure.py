@@ -21,6 +21,9 @@ from archive.searcher import Searcher
 from data.lists import read_lines
 from utils import InputError
 
+ROUNDING = 1e-5
+"""What a score may lose where images are scored in other company."""
+
 
 def read_queries(path: Path) -> list[str]:
     """Each different line of a text that is not blank.
@@ -56,8 +59,8 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
     else:
         queries = torch.cat([searcher.encoder.text(sentences[number]) for number in chosen])
         score = searcher.encoder.model.score
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "exact": lambda query: exact.search(embeddings.blocks(), query[None], score, k)[0][1]
+    ways: dict[str, Callable[[Tensor], exact.Ranked]] = {
+        "exact": lambda query: exact.search(embeddings.blocks(), query[None], score, k)[0]
     }
     for kind in KINDS:
         if (folder.folder / f"{kind}.faiss").is_file():
@@ -67,7 +70,7 @@ def measure(searcher: Searcher, sentences: Sequence[str] | None, count: int, k: 
         f"{len(folder)} images, {len(queries)} {what} as queries",
         f"{'index':8} {'ms per query':>12} {'processor ms':>12} {f'recall@{k}':>10}",
     ]
-    truth: list[set[int]] = []
+    truth: list[Tensor] = []
     for name, way in ways.items():
         timing, found = timed(queries, way)
         truth = truth or found
@@ -88,27 +91,37 @@ class Timing:
     processor: float
 
 
-def timed(queries: Tensor, way: Callable[[Tensor], Tensor]) -> tuple[Timing, list[set[int]]]:
+def timed(queries: Tensor, way: Callable[[Tensor], exact.Ranked]) -> tuple[Timing, list[Tensor]]:
     """Search with one query after the other.
 
     Args:
         queries: [Q, D].
-        way: gives the rows [K] of a query [D].
+        way: gives scores and rows [K] of a query [D].
 
     Returns:
-        The time of a query, and the rows that each found.
+        The time of a query, and the scores [K] of what each found, the best first.
     """
     way(queries[0])  # what is read for the first time is slow
     wall, processor, found = [], [], []
     for query in queries:
         started, used = time.perf_counter(), time.process_time()
-        rows = way(query)
+        scores, _ = way(query)
         processor.append(time.process_time() - used)
         wall.append(time.perf_counter() - started)
-        found.append(set(rows.tolist()))
+        found.append(scores)
     return Timing(1000 * statistics.median(wall), 1000 * statistics.median(processor)), found
 
 
-def recall(found: Sequence[set[int]], truth: Sequence[set[int]]) -> float:
-    """The share of the right rows that was found, averaged over queries."""
-    return statistics.fmean(len(mine & right) / len(right) for mine, right in zip(found, truth, strict=True))
+def recall(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The share of the best images that was found, averaged over queries.
+
+    Scores are compared, not rows: of images that score alike, such as copies, each is as good as the other.
+
+    Args:
+        found: scores of what each query found, of different images.
+        truth: of its K best images.
+    """
+    return statistics.fmean(
+        float((mine >= right[-1] - ROUNDING * right[-1].abs()).sum().clamp(max=len(right))) / len(right)
+        for mine, right in zip(found, truth, strict=True)
+    )

@@ -140,9 +140,9 @@ class Nearest:
             scores = score(images, query[None])[:, 0].cpu()
         return order(scores, torch.from_numpy(rows), k)
 
-    def finder(self, score: Scorer, k: int) -> Callable[[Tensor], Tensor]:
-        """`search` as a function from a query [D] to the rows [K] alone."""
-        return lambda query: self.search(query, score, k)[1]
+    def finder(self, score: Scorer, k: int) -> Callable[[Tensor], Ranked]:
+        """`search` as a function of a query [D] alone."""
+        return lambda query: self.search(query, score, k)
 
     def size(self) -> int:
         """Bytes that the index takes, embeddings not counted unless it copies them."""

@@ -28,6 +28,7 @@ from archive.answers import (
     View,
     Window,
     Words,
+    add_note,
     check_scene,
     found_by,
     keep,
@@ -143,6 +144,8 @@ class Service:
             await still_there(request)
             found = await self._asked(ask)
         found.unknown_words = self.encoder.unknown_words(q)
+        if unread := self.encoder.unread(q):
+            add_note(found, f"The sentence is longer than the model reads, which leaves out its end: {unread}")
         return found
 
     async def like(self, request: Request, row: int, view: Annotated[View, Query()], index: str | None = None) -> Found:
@@ -204,7 +207,7 @@ class Service:
     def _noted(self, found: Found) -> Found:
         """With a word on how images are compared."""
         if not self.encoder.model.scores_by_cosine():
-            found.note = BY_COSINE
+            add_note(found, BY_COSINE)
         return found
 
     def _of_row(self, row: int, window: Window, now: Opened, scene: str | None) -> Answer:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -21,13 +22,18 @@ from archive.arguments import KINDS
 from archive.encoder import Encoder
 from archive.exact import Ranked, Scorer
 from archive.index_folder import IndexFolder
+from archive.presence import Presence
+from archive.question import Question
 from data.images import DECODING_RULES
 from data.lists import shown
+from layers.base import l2norm
 from runs.models import load_model
 from runs.ready.folder import ready_weights
 from runtime.devices import choose_device
 from utils import InputError, file_sha256, logger
 
+DEEPEST = 10_000
+"""Images that are looked at for those that differ."""
 Named = list[tuple[str, float]]
 """Names and scores, the best first, as a vector store gives them."""
 BY_COSINE = "Images are compared by the cosine of their embeddings, not by the model's score."
@@ -42,12 +48,13 @@ READ_OTHERWISE = (
 class Hit:
     """An image that was found: its name relative to the folder of the images, its score, and its row.
 
-    The row is None where a vector store found it.
+    The row is None where a vector store found it. `alike` counts further images that are nearly the same, and left out.
     """
 
     name: str
     score: float
     row: int | None
+    alike: int = 0
 
     @property
     def label(self) -> str:
@@ -68,11 +75,13 @@ class Answer:
         hits: the images.
         encode_ms: milliseconds from the query to its embedding.
         search_ms: milliseconds from there to the hits.
+        gone: images that would stand among them, but whose files are gone.
     """
 
     hits: list[Hit]
     encode_ms: float
     search_ms: float
+    gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ class Searcher:
         index: the folder.
         encoder: the model.
         images: folder of the images.
+        presence: which of the images are there.
         kind: of the search: `exact`, one of `archive.arguments.KINDS`, or `store`.
     """
 
@@ -100,6 +110,7 @@ class Searcher:
         self.encoder = encoder
         self.images = images or index.manifest.images
         self.kind = kind
+        self.presence = Presence(self.images)
         self._given_images = images
         self._store_lock = Lock()  # Milvus Lite does not say that it takes threads
         self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
@@ -204,10 +215,53 @@ class Searcher:
             embedding = self.encoder.sound(query)
         else:
             embedding, score = self.encoder.image(query), exact.cosine
-        encoded = time.perf_counter()
-        (found,) = self._search(embedding, score, offset + k, keep)
-        hits = self._hits(found, k, offset)
-        return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded))
+        return self._found(started, embedding, score, k, offset, keep)
+
+    def ask(self, question: Question, k: int, distinct: float | None = None, least: float | None = None) -> Answer:
+        """The images that fit a question best.
+
+        Args:
+            question: what to search with.
+            k: how many.
+            distinct: of images whose embeddings have at least this cosine only the best is given; None: all are.
+            least: score of those that are given; None: any.
+
+        Raises:
+            InputError: a part of it can't be read, see `Encoder`.
+        """
+        started = time.perf_counter()
+        parts = question.parts(self.encoder)
+        vector = parts.vector()
+        depth = k if distinct is None else 2 * k
+        while True:
+            answer = self._found(started, vector, parts.scores, depth, 0, None)
+            hits = answer.hits if distinct is None else self._distinct(answer.hits, distinct)
+            if self._store is not None:  # which compares directions alone
+                hits = [replace(hit, score=hit.score * float(vector.norm())) for hit in hits]
+            if len(hits) >= k or len(answer.hits) < depth or depth >= DEEPEST:
+                return replace(answer, hits=[hit for hit in hits[:k] if least is None or hit.score >= least])
+            depth *= 4
+
+    def _distinct(self, hits: list[Hit], cosine: float) -> list[Hit]:
+        """The best of each group of hits that are nearly the same; those that were left out are counted."""
+        if not hits:
+            return hits
+        vectors, chosen, alike = l2norm(self._vectors(hits)), [0], [0] * len(hits)
+        for place in range(1, len(hits)):
+            cosines = vectors[chosen] @ vectors[place]
+            if cosines.max() >= cosine:
+                alike[chosen[int(cosines.argmax())]] += 1
+            else:
+                chosen.append(place)
+        return [replace(hits[place], alike=alike[place]) for place in chosen]
+
+    def _vectors(self, hits: Sequence[Hit]) -> Tensor:
+        """The embeddings of hits [n, D]."""
+        if self._store is not None:
+            with self._store_lock:
+                return torch.from_numpy(self._store.vectors([hit.name for hit in hits]))
+        assert self.index.embeddings is not None
+        return self.index.embeddings.rows(np.array([hit.row for hit in hits]))
 
     def similar(self, row: int, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> Answer:
         """The images that resemble one of the index most, itself first; see `image`.
@@ -219,22 +273,74 @@ class Searcher:
             raise ValueError("the embeddings are in a vector store")
         started = time.perf_counter()
         query = self.index.embeddings.rows(np.array([row])).to(self.encoder.device)
-        (found,) = self._search(query, exact.cosine, offset + k, keep)
-        return Answer(self._hits(found, k, offset), 0.0, 1000 * (time.perf_counter() - started))
+        return replace(self._found(started, query, exact.cosine, k, offset, keep), encode_ms=0.0)
 
     def answers(self, sentences: Sequence[Sentence], keep: NDArray[np.bool_] | None = None) -> list[Answer]:
         """What `text` gives for some sentences at once; the times are those of all together."""
         started = time.perf_counter()
         embeddings = self.encoder.texts([sentence.text for sentence in sentences])
-        encoded = time.perf_counter()
+        encoded, score = time.perf_counter(), self.encoder.model.score
         deepest = max(sentence.offset + sentence.k for sentence in sentences)
-        found = self._search(embeddings, self.encoder.model.score, deepest, keep)
-        searched = time.perf_counter()
-        times = 1000 * (encoded - started), 1000 * (searched - encoded)
-        return [
-            Answer(self._hits(ranked, sentence.k, sentence.offset), *times)
-            for ranked, sentence in zip(found, sentences, strict=True)
+        found = self._search(embeddings, score, deepest, keep)
+        hits = [
+            self._present(ranked, deepest, query[None], score, sentence.k, sentence.offset, keep)
+            for ranked, query, sentence in zip(found, embeddings, sentences, strict=True)
         ]
+        times = 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded)
+        return [Answer(mine, *times, gone) for mine, gone in hits]
+
+    def _found(
+        self, started: float, query: Tensor, score: Scorer, k: int, offset: int, keep: NDArray[np.bool_] | None
+    ) -> Answer:
+        """The answer to a query [1, D] that is embedded by now."""
+        encoded = time.perf_counter()
+        (ranked,) = self._search(query, score, offset + k, keep)
+        hits, gone = self._present(ranked, offset + k, query, score, k, offset, keep)
+        return Answer(hits, 1000 * (encoded - started), 1000 * (time.perf_counter() - encoded), gone)
+
+    def _present(
+        self,
+        ranked: Ranked | Named,
+        depth: int,
+        query: Tensor,
+        score: Scorer,
+        k: int,
+        offset: int,
+        keep: NDArray[np.bool_] | None,
+    ) -> tuple[list[Hit], int]:
+        """Those k hits after `offset` whose files are there, and how many were left out up to the last of them.
+
+        Args:
+            ranked: the best images of the query; more are searched for where too few of them are there.
+            depth: how many were searched for.
+            query: [1, D].
+            score: of the model.
+            k: hits.
+            offset: hits to pass over.
+            keep: see `text`.
+        """
+        if not self.presence.known():
+            return [self._hit(ranked, place) for place in range(offset, min(offset + k, _length(ranked)))], 0
+        hits: list[Hit] = []
+        passed = left_out = place = 0
+        while True:
+            known = self.presence.gone()
+            for place in range(place, _length(ranked)):  # noqa: B020 (goes on where it was)
+                key = _key(ranked, place)
+                if key in known:
+                    left_out += 1
+                elif passed < offset:  # not looked for: it was when its page was shown
+                    passed += 1
+                elif self.presence.there(key, (hit := self._hit(ranked, place)).name):
+                    hits.append(hit)
+                else:
+                    left_out += 1
+                if len(hits) == k:
+                    return hits, left_out
+            if _length(ranked) < depth or depth >= len(self):
+                return hits, left_out
+            place, depth = depth, min(4 * depth, len(self))
+            (ranked,) = self._search(query, score, depth, keep)
 
     def _search(self, queries: Tensor, score: Scorer, k: int, keep: NDArray[np.bool_] | None) -> list[Ranked | Named]:
         """The best of each query [Q, D]."""
@@ -250,12 +356,21 @@ class Searcher:
             return [*exact.search(embeddings.blocks(), queries, score, k, keep)]
         return [self._nearest.search(query, score, k) for query in queries]
 
-    def _hits(self, found: Ranked | Named, k: int, offset: int) -> list[Hit]:
-        """Those that are wanted of what a search found."""
+    def _hit(self, found: Ranked | Named, place: int) -> Hit:
+        """One of those that a search found."""
         if isinstance(found, list):
-            return [Hit(name, score, None) for name, score in found[offset : offset + k]]
-        scores, rows = (part[offset : offset + k].tolist() for part in found)
-        return [Hit(self.index.name(row), value, row) for value, row in zip(scores, rows, strict=True)]
+            return Hit(*found[place], None)
+        row = int(found[1][place])
+        return Hit(self.index.name(row), float(found[0][place]), row)
+
+
+def _length(found: Ranked | Named) -> int:
+    return len(found) if isinstance(found, list) else len(found[1])
+
+
+def _key(found: Ranked | Named, place: int) -> int | str:
+    """Row or name of an image that was found."""
+    return found[place][0] if isinstance(found, list) else int(found[1][place])
 
 
 def _kind(index: IndexFolder, kind: str | None) -> str:

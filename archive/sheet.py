@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from archive.searcher import Hit
 from data.images import decode
 from option.images import ImageRule
-from utils import InputError, first_line, write_atomic
+from utils import InputError, first_line, logger, write_atomic
 
 SIDE = 200  # pixels of a thumbnail
 GAP = 12
@@ -23,7 +23,13 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def write_sheet(
-    path: Path, caption: str, hits: Sequence[Hit], folder: Path, rule: ImageRule, query: Image.Image | None = None
+    path: Path,
+    caption: str,
+    hits: Sequence[Hit],
+    folder: Path,
+    rule: ImageRule,
+    query: Image.Image | None = None,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Draw the images that were found, with rank, score and name.
 
@@ -34,15 +40,22 @@ def write_sheet(
         folder: of the images.
         rule: how they are read; those with too many pixels are left blank, see `data.images.decode`.
         query: the query where it is an image.
+        remarks: what is to be said of it.
 
     Raises:
-        InputError: the file can't be written.
+        InputError: nothing that was found can be shown, or the file can't be written.
     """
     check_sheet(path)
+    images = [_image(folder / hit.name, rule) for hit in hits]
+    if not any(images):
+        found = f"none of the {len(images)} images found can be read" if images else "no image was found"
+        raise InputError(f"--sheet {path}: not drawn: {found} in {folder}; --images says where they are now.")
+    if lost := images.count(None):
+        logger.warning("--sheet: %d of %d images can't be read and are left blank.", lost, len(images))
     cells: list[tuple[Image.Image | None, str, str]] = [(query, "query", "")] if query is not None else []
-    for rank, hit in enumerate(hits, start=1):
-        cells.append((_image(folder / hit.name, rule), f"{rank}   {hit.score:.4f}", hit.label))
-    sheet = _draw(caption, cells)
+    for rank, (image, hit) in enumerate(zip(images, hits, strict=True), start=1):
+        cells.append((image, f"{rank}   {hit.score:.4f}", hit.label))
+    sheet = _draw(caption, remarks, cells)
     try:
         write_atomic(path, partial(sheet.save, format=_FORMATS[path.suffix.lower()]))
     except OSError as fault:
@@ -69,16 +82,20 @@ def _image(path: Path, rule: ImageRule) -> Image.Image | None:
     return image
 
 
-def _draw(caption: str, cells: Sequence[tuple[Image.Image | None, str, str]]) -> Image.Image:
+def _draw(caption: str, remarks: Sequence[str], cells: Sequence[tuple[Image.Image | None, str, str]]) -> Image.Image:
     columns = min(COLUMNS, max(3, len(cells)))
     width = GAP + columns * (SIDE + GAP)
     lines = textwrap.wrap(caption, width // 11)[:4]
-    top = 2 * GAP + len(lines) * (CAPTION_SIZE + 6)
+    said = [line for remark in remarks for line in textwrap.wrap(remark, width // 8)][:6]
+    top = 2 * GAP + len(lines) * (CAPTION_SIZE + 6) + len(said) * LINE
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (width, top + rows * (SIDE + 2 * LINE + GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         draw.text((GAP, GAP + number * (CAPTION_SIZE + 6)), line, fill="black", font_size=CAPTION_SIZE)
+    for number, line in enumerate(said):
+        below = GAP + len(lines) * (CAPTION_SIZE + 6) + number * LINE
+        draw.text((GAP, below), line, fill="dimgrey", font_size=TEXT_SIZE)
     for number, (image, heading, name) in enumerate(cells):
         left = GAP + number % columns * (SIDE + GAP)
         upper = top + number // columns * (SIDE + 2 * LINE + GAP)

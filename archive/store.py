@@ -46,6 +46,9 @@ class VectorStore(Protocol):
     def names(self) -> Iterator[str]:
         """The names of all of them, in any order."""
 
+    def vectors(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors of n names that are there [n, D], in their order."""
+
     def copy(self, names: Mapping[str, str]) -> None:
         """Keep the vector of each name under another one, too."""
 
@@ -189,6 +192,17 @@ class MilvusStore:
             while found := rows.next():
                 yield from (row["name"] for row in found)
             rows.close()
+
+    def vectors(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """See `VectorStore.vectors`."""
+        with self._failures_told():
+            rows = [
+                row
+                for piece in _pieces(names)
+                for row in self.client.get(self.collection, ids=piece, output_fields=["name", "embedding"])
+            ]
+        found = {row["name"]: row["embedding"] for row in rows}
+        return np.array([found[name] for name in names], np.float32)
 
     def copy(self, names: Mapping[str, str]) -> None:
         """See `VectorStore.copy`."""

@@ -117,8 +117,8 @@ def run(vectors: Shards, queries: Tensor, kinds: Sequence[Kind]) -> list[Row]:
         kinds: of vector indexes.
     """
 
-    def exactly(query: Tensor) -> Tensor:
-        return exact.search(vectors.blocks(), query[None], exact.cosine, K)[0][1]
+    def exactly(query: Tensor) -> exact.Ranked:
+        return exact.search(vectors.blocks(), query[None], exact.cosine, K)[0]
 
     timing, truth = timed(queries, exactly)
     rows = [Row("exact", 0.0, 0.0, 4 * len(vectors) * vectors.dim / 2**20, timing.wall, timing.processor, 1.0)]

@@ -8,8 +8,10 @@ L token ids, C longest text that the model reads, D embedding.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -178,7 +180,8 @@ class CLIP(PackagedModel):
         is_file = Path(block.pretrained).is_file()
         tag = block.pretrained if load_weights and not is_file and block.pretrained != "none" else None
         try:
-            clip = open_clip.create_model(name, pretrained=tag)
+            with _root_silenced():
+                clip = open_clip.create_model(name, pretrained=tag)
         except Exception as fault:  # a download, a file of the hub or a configuration: each has errors of its own
             raise InputError(
                 f"model.architecture {block.architecture}, model.pretrained {block.pretrained}: open_clip can't build "
@@ -366,6 +369,21 @@ def _layers(clip: nn.Module, side: str) -> list[nn.Module]:
         return [block for stage in stages for block in stage.children()]
     lists = [list(part.children()) for part in parts.values() if isinstance(part, (nn.ModuleList, nn.Sequential))]
     return max((found for found in lists if len({type(part) for part in found}) == 1), key=len, default=[])
+
+
+@contextmanager
+def _root_silenced() -> Iterator[None]:
+    """Keeps from the log that weights are random: they are loaded later, or else it is said here."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "No pretrained weights loaded" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
 
 
 def import_open_clip() -> ModuleType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 UNKNOWN = "<unk>"
 DROPPED_TOKENS = frozenset(",.:;?()[]&!*@#$%")
 
+_OTHER = re.compile(r"[^\w']+|_")
+"""What is neither in words nor between them and a suffix."""
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -113,6 +116,18 @@ class Vocabulary:
             "idx": len(self) + 1,
         }
         write_text_atomic(Path(path), json.dumps(content) + "\n")
+
+
+def respelled(sentence: str, vocabulary: Vocabulary) -> str:
+    """A sentence in which what would be unknown alone is cut at its punctuation, as `trees/houses` or `field…`.
+
+    The token rule leaves such characters in their words, and published vocabularies and captions are made by it. So a
+    word is changed only where the vocabulary lacks some token of it.
+    """
+    return " ".join(
+        word if all(map(vocabulary.knows, tokenize(word))) else _OTHER.sub(" ", unicodedata.normalize("NFKC", word))
+        for word in sentence.split()
+    )
 
 
 def build(captions: Iterable[str], min_count: int = 5, stop_words: bool = True) -> Vocabulary:

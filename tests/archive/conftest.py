@@ -59,7 +59,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one gone since."""
+    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one damaged since."""
     folder = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(0)
     names = [f"{'north' if number % 3 else 'south'}/{number}.png" for number in range(MANY - 2)]
@@ -69,7 +69,7 @@ def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
         colours = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
         Image.fromarray(colours).resize((96, 64), Image.Resampling.NEAREST).save(path)
     search.main(Trained(galr.options, galr.checkpoint, folder / "images").arguments(folder / "index"))
-    (folder / "images" / "north" / "1.png").unlink()
+    (folder / "images" / "north" / "1.png").write_bytes(b"damaged")
     return folder / "index"
 
 

@@ -156,7 +156,7 @@ class TestSearch:
         ("query", "status", "word"),
         [
             ("q=zeppelin", 400, "knows no word of 'zeppelin'"),
-            ("q=%20", 400, "knows no word"),
+            ("q=%20", 400, "the sentence is empty"),
             ("", 422, "q: Field required"),
             ("q=", 422, "q: String should have at least 1 character"),
             (f"q={'red' * 334}", 422, "q: String should have at most 1000 characters"),
@@ -200,6 +200,7 @@ class TestStore:
     def stored(self, many: Path, monkeypatch: pytest.MonkeyPatch) -> Searcher:
         searcher = Searcher.open(many, "cpu")
         monkeypatch.setattr(searcher, "kind", "store")
+        monkeypatch.setattr(searcher.presence, "there", lambda *_: True)
         monkeypatch.setattr(searcher, "_store", FakeStore([("south/3.png", 0.75), ("new.png", 0.5)]))
         return searcher
 
@@ -306,7 +307,7 @@ class TestImages:
 
     def test_addresses_differ_between_indexes(self, client: TestClient, searcher: Searcher, tmp_path: Path) -> None:
         first = client.get("/api/search?q=red").json()["hits"][0]["thumbnail"]
-        elsewhere = Searcher(searcher.index, searcher.encoder, tmp_path, "exact")
+        elsewhere = Searcher(searcher.index, searcher.encoder, tmp_path / "unmounted", "exact")
         second = client_with(elsewhere, no_scenes(MANY)).get("/api/search?q=red").json()["hits"][0]["thumbnail"]
         assert first.partition("?")[0] == second.partition("?")[0]
         assert first != second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,17 @@ class TestWords:
         assert client.get("/api/about").json()["examples"] == ["a red field", "the pond"]
 
 
+@pytest.fixture
+def vanished(searcher: Searcher) -> Iterator[None]:
+    """For a while, an image is not there."""
+    path = searcher.images / "north" / "1.png"
+    content = path.read_bytes()
+    path.unlink()
+    yield
+    path.write_bytes(content)
+
+
+@pytest.mark.usefixtures("vanished")
 class TestZip:
     def test_files_as_they_are(self, client: TestClient, searcher: Searcher) -> None:
         names = ["north/last.tif", "south/3.png", "north/1.png"]  # the last is gone
