@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from archive.arguments import check_index, check_numbers, check_query, read_arguments
+from archive.arguments import check_index, check_numbers, check_query, read_arguments, share_processors
 
 if __name__ == "__main__":
-    read_arguments()  # --help and misspelt flags are answered before PyTorch is loaded
+    share_processors(read_arguments())  # --help and misspelt flags are answered before PyTorch is loaded
 
 import argparse
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -175,6 +176,11 @@ class Encoder:
             if unread := self.unread(sentence):
                 said.append(f"the sentence is longer than the model reads, which leaves out its end: {shown(unread)}")
         return said
+
+    def prepare(self) -> None:
+        """Do now what the first sentence would have to wait for."""
+        with suppress(InputError):  # of a model that takes no sentences: each is told so
+            self._reader  # noqa: B018
 
     def texts(self, sentences: Sequence[str]) -> Tensor:
         """Embed sentences, [B, D].

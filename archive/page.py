@@ -89,6 +89,7 @@ class Service:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """What goes on while the app runs."""
+        await in_thread(self._for_searches, self.encoder.prepare)
         async with self.living.watched(self._for_changes):
             yield
 

@@ -56,9 +56,9 @@ class Load:
         """Of the table."""
         lost, done = self.refused.total(), len(self.milliseconds)
         if done < 2:
-            return [kind, str(done + lost), f"{done / seconds:.1f}", "", "", "", str(lost)]
+            return [kind, str(done + lost), f"{done / seconds:.1f}", "", "", "", "", str(lost)]
         hundredths = statistics.quantiles(self.milliseconds, n=100, method="inclusive")
-        shown = (f"{number:.0f}" for number in (hundredths[49], hundredths[94], max(self.milliseconds)))
+        shown = (f"{number:.0f}" for number in (*(hundredths[place] for place in (49, 94, 98)), max(self.milliseconds)))
         return [kind, str(done + lost), f"{done / seconds:.1f}", *shown, str(lost)]
 
 
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     count = given.text + given.uploads + given.thumbnails
     show(
         f"{count} clients at one address, {given.seconds} s, {len(images)} images",
-        ["request", "sent", "answered a second", "median, ms", "p95, ms", "longest, ms", "refused"],
+        ["request", "sent", "answered a second", "median, ms", "p95, ms", "p99, ms", "longest, ms", "refused"],
         [load.row(kind, given.seconds) for kind, load in loads.items()],
         [growth, machine_line(machine), *refused],
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import os
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from archive import connections, page, page_images, serve, thumbnails
+from archive.arguments import read_arguments, share_processors
 from archive.page import make_app
 from archive.page_limits import Refusals
 from archive.scenes import no_scenes
@@ -291,3 +293,16 @@ def test_the_queue_holds_what_the_connections_bring() -> None:
     assert turns.MOST_WAITING >= connections.MOST_CONNECTIONS
     assert turns.MOST_WAITING_OF_ONE >= connections.MOST_OF_ONE
     assert page.UPLOADS_OF_ONE < page.UPLOADS_AT_ONCE
+
+
+@pytest.mark.parametrize(("command", "waiting"), [("serve", "passive"), ("measure", None)])
+def test_threads_of_a_server_sleep_while_they_wait(
+    monkeypatch: pytest.MonkeyPatch, command: str, waiting: str | None
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    share_processors(read_arguments([command, "index"]))
+    assert os.environ.get("OMP_WAIT_POLICY") == waiting
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    share_processors(read_arguments(["serve", "index"]))
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
