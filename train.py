@@ -40,7 +40,7 @@ from runs.images import note_images
 from runs.loaders import evaluation_loader, pair_source, read_vocabulary, split_of, train_loader
 from runs.media import Media, image_files
 from runs.models import plan_of, refuse_ranks, start_model, start_state
-from runs.ranges import with_range
+from runs.ranges import with_range_of_run
 from runs.resume import begun_run, carry_on, own_random_states
 from runtime.devices import choose_device
 from runtime.distributed import ALONE, World, refuse_torchrun, session
@@ -95,7 +95,7 @@ def train_folds(given: argparse.Namespace, world: World, device: torch.device) -
                 logger.info("Fold %d of %s on %s%s", fold, options.k_fold.experiment_name, device, ranks)
                 with world.in_turn():
                     train, val = split_of(options, fold, begun is not None or not world.leads)
-                options = with_range(options, image_files(options, train, val), begun)
+                options = with_range_of_run(options, image_files(options, train, val), begun, folder)
                 if media is None or not (media.holds(train) and media.holds(val)):
                     media = Media.of(options, (train, val), device, world.local_size)
                 if world.leads:

@@ -17,6 +17,7 @@ from option.images import ImageRule
 from option.parameters import Parameters
 from runs.ready import PACKED
 from runtime.weights import read_checkpoint
+from utils import InputError
 
 Content = Mapping[str, Any] | Path | None
 Tree = TypeVar("Tree", bound=Parameters)
@@ -54,6 +55,21 @@ def with_range(options: Tree, paths: Sequence[Path], content: Content = None) ->
     if found == dataset.range:
         return options
     return options.model_copy(update={"dataset": dataset.model_copy(update={"range": found})})
+
+
+def with_range_of_run(options: Tree, paths: Sequence[Path], begun: Mapping[str, Any] | None, folder: Path) -> Tree:
+    """`with_range` for a run that may have begun; `begun` is its last checkpoint.
+
+    Raises:
+        InputError: an earlier version began it, which read images with more than 8 bits otherwise.
+    """
+    found = with_range(options, paths, begun)
+    if begun is not None and "range" not in begun["options"]["dataset"] and found.dataset.range != "auto":  # type: ignore[attr-defined]
+        raise InputError(
+            f"{folder} was begun by an earlier version, which read images with more than 8 bits otherwise "
+            "(docs/images.md): train under another name."
+        )
+    return found
 
 
 def begun_with(options: Tree, content: Mapping[str, Any]) -> Tree:

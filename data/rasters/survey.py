@@ -56,7 +56,8 @@ def settled(rule: ImageRule, paths: Sequence[Path], also: str = "") -> ImageRule
         return rule
     held = f"{' and '.join(found.types)}, {found.lowest:g} to {found.highest:g} in {found.count} that were looked at"
     if rule.range != "auto":
-        logger.info("Images with more than 8 bits (%s) are read with dataset.range: %s.", held, rule.range)
+        given = rule.range if isinstance(rule.range, str) else "[{:g},{:g}]".format(*rule.range)
+        logger.info("Images with more than 8 bits (%s) are read with dataset.range=%s.", held, given)
         _warn_of_dark(found, found.full if rule.range == "full" else rule.range)
         return rule
     if len(found.types) > 1:

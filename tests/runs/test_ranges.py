@@ -18,7 +18,7 @@ from data.images import DECODING_RULES
 from option import Options
 from option.images import ImageRule
 from runs.checkpoints import save_checkpoint
-from runs.ranges import begun_with, range_of, with_range
+from runs.ranges import begun_with, range_of, with_range, with_range_of_run
 from runs.resume import begun_run
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
@@ -73,6 +73,16 @@ def test_a_run_that_found_its_range_goes_on_with_auto(options: Options, deep: Pa
     other = options.model_copy(update={"dataset": options.dataset.model_copy(update={"range": (0.0, 9.0)})})
     with pytest.raises(InputError, match=r"dataset\.range: \[29\.99, 2969\.0\] when it was begun, \[0\.0, 9\.0\] now"):
         begun_run(tmp_path, other, True, "name")
+
+
+def test_a_run_of_an_earlier_version_is_refused_where_its_images_are_read_otherwise(
+    options: Options, deep: Path
+) -> None:
+    earlier: dict[str, Any] = {"options": {"dataset": {}}}
+    with pytest.raises(InputError, match=r"run was begun by an earlier version, .* train under another name"):
+        with_range_of_run(options, [deep], earlier, Path("run"))
+    assert with_range_of_run(options, [], earlier, Path("run")) is options
+    assert with_range_of_run(options, [deep], checkpoint(0, 500), Path("run")).dataset.range == (0, 500)
 
 
 def manifest(options: Options, decoding: int = DECODING_RULES) -> Manifest:
