@@ -23,6 +23,7 @@ from archive import exact, nearest
 from archive.arguments import EMBEDDED, KINDS, Kind
 from archive.index_folder import IndexFolder, add_shard, retire_shard, update_manifest
 from archive.measure import recall
+from archive.moving import move
 from archive.records import Record
 from archive.searcher import Searcher
 from archive.shards import Shards
@@ -282,6 +283,25 @@ class TestStore:
         assert sorted(store.names()) == sorted(expected) == sorted(stored.names())
         for place in (1, 11):
             assert store.search(archive.embeddings()[names[place]].numpy(), 1)[0][0] == f"moved{place}.png"
+
+    @pytest.mark.parametrize("embedded", [True, False])
+    def test_moves_to_a_server(
+        self, embedded: bool, server: str, archive: Archive, tmp_path: Path, encoded: list[str]
+    ) -> None:
+        moved = archive
+        if embedded:
+            moved = replace(archive, index=tmp_path / "stored")
+            moved.follow(store=EMBEDDED)
+        expected, names, encoded[:] = archive.embeddings(), moved.names(), []
+        assert move(moved.index, server) == 12
+        assert list((moved.index / "shards").glob("*.npy")) == []
+        store = open_store(moved.index, IndexFolder.open(moved.index).manifest)
+        np.testing.assert_allclose(
+            store.vectors(names), np.stack([expected[name].numpy() for name in names]), rtol=1e-6
+        )
+        moved.follow(store=server)
+        assert encoded == []
+        assert moved.names() == names
 
     def test_a_store_that_lacks_images(self, server: str, index: Path) -> None:
         content = json.loads((index / "index.json").read_text())
