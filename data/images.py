@@ -26,7 +26,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data.lists import refuse_outside
 from data.rasters.reader import open_raster
-from data.rasters.tags import Tags, kind_of_file, orientation_of
+from data.rasters.tags import FORMATS, Tags, kind_of_file, orientation_of
 from data.rasters.values import TURNS, Part
 from option.images import ImageRule
 from utils import InputError, logger
@@ -46,7 +46,6 @@ BESIDE = (".aux.xml", ".ovr", ".msk", ".prj", ".tfw", ".tifw", ".jgw", ".pgw", "
 DEFAULT_RULE = ImageRule()
 NAMED_ENDINGS = 4  # of files that are passed over
 _LFS_POINTER = b"version https://git-lfs"
-_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 _WITH_ALPHA = {"LA", "PA", "RGBA"}
 
@@ -150,7 +149,7 @@ def opened(path: Path, rule: ImageRule) -> Iterator[Image.Image]:
         InputError: see `decode`.
     """
     # Opened by name, Pillow 13 maps an uncompressed TIFF into memory and mixes up the rows of a turned one.
-    with _told(path), path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
+    with _told(path), path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         _refuse_large(path, image.width, image.height, rule.max_pixels)
         if image.mode not in _MODES:
             raise InputError(

@@ -15,7 +15,9 @@ from PIL import Image
 from data.annotations import Annotations, Split, check_images, read_annotations
 from data.images import load_square
 from data.polygons import Place, write_places
+from data.rasters.survey import settled
 from data.scenes import scene_classes
+from option.images import ImageRule
 from runtime.entry_point import run_entry_point
 from runtime.progress import progress_bar
 from utils import InputError, write_atomic
@@ -72,10 +74,11 @@ def lay_out(
     generator = np.random.default_rng(seed)
     mosaic = np.zeros((side, side, 3), dtype=np.uint8)
     count = -(-side // tile)
+    rule = settled(ImageRule(), [file for files in images.values() for file in files])
     for row in progress_bar(range(count), desc="rows of tiles", unit="row"):
         for column in range(count):
             files = images[str(blocks[row // tiles_per_block, column // tiles_per_block])]
-            square = load_square(files[generator.integers(len(files))], tile).transpose(1, 2, 0)
+            square = load_square(files[generator.integers(len(files))], tile, rule).transpose(1, 2, 0)
             part = mosaic[row * tile :, column * tile :][:tile, :tile]
             part[:] = square[: part.shape[0], : part.shape[1]]
     return mosaic

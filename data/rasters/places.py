@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.rasters.reader import Raster, open_raster
-from data.rasters.tags import Tags, kind_of_file, orientation_of
+from data.rasters.tags import FORMATS, Tags, kind_of_file, orientation_of
 from data.rasters.values import TURNS, Turn
 from option.images import ImageRule
 from utils import InputError
@@ -128,7 +128,7 @@ def bounds_of(path: Path, rule: ImageRule) -> Bounds | None:
             with open_raster(path, rule) as raster:
                 found = georeference_of(path, raster, raster.turn, (raster.width, raster.height))
         else:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 turn = TURNS[orientation_of(image)]
                 found = georeference_of(path, None, turn, turn.size(*image.size))
         return None if found is None else found.bounds()

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+"""What Pillow is asked to read, and nothing else that it knows."""
 HEAD = 32  # bytes that `kind_of` looks at
 _BIG = (b"II+\0", b"MM\0+")  # TIFFs of more than 4 GiB
 _TIFF = (b"II*\0", b"MM\0*", *_BIG)
@@ -50,7 +52,7 @@ def orientation_of(image: Image.Image) -> int:
 
 def exif_turn(path: Path) -> int:
     """The same of a file."""
-    with path.open("rb") as file, Image.open(file) as image:
+    with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
         return orientation_of(image)
 
 

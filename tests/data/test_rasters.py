@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 import sys
 import warnings
 from pathlib import Path
@@ -300,6 +301,30 @@ class TestRange:
 
     def test_a_range_always_rises(self) -> None:
         assert limits_of([np.full(9, 5)]) == (5.0, 6.0)
+
+
+class TestFiles:
+    def test_the_place_of_a_directory_does_not_make_a_bigtiff(self, tmp_path: Path) -> None:
+        """Its second byte is a plus here, which in the place of the version would."""
+        place, path = 0x2B00, tmp_path / "x.tif"
+        form = {256: WIDTH, 257: HEIGHT, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: HEIGHT, 279: 2 * WIDTH * HEIGHT}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in form.items())
+        directory = struct.pack("<H", len(form)) + entries + bytes(4)
+        pixels = DEEP[0].astype("<u2").tobytes().ljust(place - 8, b"\0")
+        path.write_bytes(b"II*\0" + struct.pack("<I", place) + pixels + directory)
+        np.testing.assert_array_equal(np.asarray(decode(path, RULE)), scaled(DEEP[:1]))
+
+    @pytest.mark.parametrize("form", [{"interleave": "band"}, {"compress": "deflate"}, {"driver": "JP2OpenJPEG"}])
+    def test_a_file_cut_short_ends_in_one_message(self, form: dict[str, Any], tmp_path: Path) -> None:
+        path = write(tmp_path / "x.tif", DEEP[:3], **form)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(InputError, match=r"x\.tif: the image is damaged or cut short"):
+            decode(path, RULE)
+
+    def test_too_many_pixels_are_refused_undecoded(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.tif", DEEP[:3])
+        with pytest.raises(InputError, match=r"48 x 32 pixels, at most 1000 are allowed \(dataset\.max_pixels\)"):
+            decode(path, ImageRule(max_pixels=1000))
 
 
 def test_marks_tell_what_depends_on_the_rule(tmp_path: Path) -> None:
