@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from layers.adapters import AdapterParameters
 from layers.backbone import import_extra, renormalisation
+from layers.clip_files import read_clip
 from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.released import load_released
 from layers.towers import TowerParameters, Train, Trained
 from option.parameters import ModelParameters
 from runtime.untrusted import parse_json, read_bytes
-from runtime.weights import read_checkpoint
 from utils import InputError, first_line, logger
 from vocab import UNKNOWN, Vocabulary
 
@@ -60,8 +60,8 @@ class ClipParameters(ModelParameters):
     )
     pretrained: str = Field(
         default="none",
-        description="none (random), the path of a checkpoint such as RemoteCLIP's, or one of open_clip's tags, which "
-        "downloads",
+        description="none (random), the path of a checkpoint such as RemoteCLIP's, or of a folder of transformers or "
+        "open_clip's hub, or one of open_clip's tags, which downloads",
     )
     freeze: Literal["none", "image", "text"] = Field(
         default="none", description="the tower whose weights stay as they start; the same as train: none of it"
@@ -177,7 +177,7 @@ class CLIP(PackagedModel):
         open_clip, name = import_open_clip(), architecture_name(block.architecture)
         adapted = block.adapter.kind != "none"
         load_weights = load_weights or (adapted and block.pretrained != "none")
-        is_file = Path(block.pretrained).is_file()
+        is_file = Path(block.pretrained).exists()
         tag = block.pretrained if load_weights and not is_file and block.pretrained != "none" else None
         try:
             with _root_silenced():
@@ -200,7 +200,7 @@ class CLIP(PackagedModel):
         if block.gradient_checkpointing:
             clip.set_grad_checkpointing(True)
         if load_weights and is_file:
-            load_released(model, read_checkpoint(Path(block.pretrained))["model"])
+            load_released(model, read_clip(Path(block.pretrained)))
             logger.info("CLIP starts from %s.", block.pretrained)
         elif load_weights and tag is None:
             logger.warning("CLIP starts from random weights (model.pretrained: none).")
@@ -373,16 +373,21 @@ def _layers(clip: nn.Module, side: str) -> list[nn.Module]:
 
 @contextmanager
 def _root_silenced() -> Iterator[None]:
-    """Keeps from the log that weights are random: they are loaded later, or else it is said here."""
+    """Keeps from the log that weights are random: they are loaded later, or else it is said here.
+
+    Nor does the root logger get a handler, which Python's first line to one without would give it.
+    """
 
     def other(record: logging.LogRecord) -> bool:
         return "No pretrained weights loaded" not in record.getMessage()
 
-    root = logging.getLogger()
+    root, handler = logging.getLogger(), logging.NullHandler()
     root.addFilter(other)
+    root.addHandler(handler)
     try:
         yield
     finally:
+        root.removeHandler(handler)
         root.removeFilter(other)
 
 

@@ -11,6 +11,23 @@ import torch
 from runtime.untrusted import is_plain_weight, load_torch
 from utils import InputError, first_line
 
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, torch.compile and trainers put before every name."""
+START = 512  # bytes that tell what a file is
+MOST_HEADER = 2**30
+TAKEN_FOR_ONE = {
+    b"version https://git-lfs": "a Git LFS pointer: the weights were not downloaded. Run `git lfs pull` in its folder",
+    b"<!doctype html": "a web page: the download needs a login or another address. Download the file itself",
+    b"<html": "a web page: the download needs a login or another address. Download the file itself",
+    b"<?xml": "an XML answer of a server: the address is wrong or has expired. Download the file again",
+    b"{": "a JSON text. Give the file of the weights beside it",
+    b"\x89hdf": "HDF5, as Keras writes it. Convert it to a state dict of PyTorch",
+    b"\x1f\x8b": "packed with gzip. Unpack it first",
+    b"7z\xbc\xaf": "packed with 7-Zip. Unpack it first",
+    b"rar!": "packed with RAR. Unpack it first",
+}
+"""First bytes of what is often given for a checkpoint, in lower case -> what it is, and what to do."""
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours, or one that a model's authors published, without running code from it.
@@ -23,8 +40,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}.")
+    start = read_start(path)
+    if (kind := kind_of(start)) is not None:
+        raise InputError(f"{path} is no checkpoint but {kind}.")
     try:
-        content = load_torch(path)
+        content: Any = read_safetensors(path) if is_safetensors(start) else load_torch(path)
     except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as fault:
         raise InputError(
             f"{path} can't be read as a checkpoint: {first_line(fault)}. Copy or download it again."
@@ -43,7 +63,58 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint: expected the weights under the key `model` or `state_dict`, or nothing else."
         )
     refuse_odd_weights(content["model"], str(path))
+    if "format" not in content:
+        content["model"] = without_wrappers(content["model"])
     return content
+
+
+def without_wrappers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights without the prefixes that wrappers of a model put before every name, such as DataParallel's `module.`."""
+    names = list(weights)
+    while prefix := next((p for p in WRAPPERS if names and all(name.startswith(p) for name in names)), ""):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, weights.values(), strict=True))
+
+
+def read_start(path: Path) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(START)
+    except OSError as fault:
+        raise InputError(f"{path} can't be read as a checkpoint: {first_line(fault)}.") from fault
+
+
+def kind_of(start: bytes) -> str | None:
+    """What a file is by its first bytes, if it is often taken for a checkpoint, and what to do; None: none of these."""
+    return next((kind for mark, kind in TAKEN_FOR_ONE.items() if start.lstrip().lower().startswith(mark)), None)
+
+
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file that begins so is of the library safetensors: a length in 8 bytes, and JSON."""
+    return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < MOST_HEADER
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: the library is missing.
+        ValueError: the file is damaged.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as fault:
+        raise InputError(f"{path}: safetensors needs the library: bash exec/environment.sh weights") from fault
+    try:
+        return load_file(path)
+    except SafetensorError as fault:
+        raise ValueError(str(fault)) from fault
 
 
 def refuse_odd_weights(weights: dict[Any, Any], source: str) -> None:
