@@ -19,6 +19,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,13 @@ def image_names(folder: Path) -> tuple[str, ...]:
         raise InputError(f"{folder}: no image there ({', '.join(ENDINGS)}).{_passed_over(files)}")
     refuse_outside(paths, folder)
     if over := _passed_over(files):
-        logger.info("%s: %d images.%s", folder, len(paths), over)
+        _say_once(f"{folder}: {len(paths)} {'image' if len(paths) == 1 else 'images'}.{over}")
     return tuple(path.relative_to(folder).as_posix() for path in paths)
+
+
+@cache
+def _say_once(text: str) -> None:
+    logger.info("%s", text)
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:

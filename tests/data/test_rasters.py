@@ -343,7 +343,7 @@ def test_files_that_are_passed_over_are_counted(tmp_path: Path, caplog: pytest.L
         (tmp_path / name).write_text("x")
     with caplog.at_level(logging.INFO, logger.name):
         assert image_names(tmp_path) == ("a.png",)
-    assert "1 images. Passed over as no images by their endings: 2 of .txt, 1 of .nc." in caplog.text
+    assert "1 image. Passed over as no images by their endings: 2 of .txt, 1 of .nc." in caplog.text
 
 
 def test_without_rasterio_plain_files_are_read_and_others_name_the_extra(
