@@ -120,6 +120,8 @@ def _spread(paths: Sequence[Path], most: int) -> list[Path]:
 
 def _is_wide(path: Path) -> bool:
     """Whether a file may hold more than 8 bits; of JPEG 2000 that is found out when it is opened."""
+    if not path.is_file():  # a named pipe would never end
+        return False
     try:
         kind = kind_of_file(path)
         return bool(kind) and (kind != "TIFF" or max(Tags.of(path)[BITS]) > 8)

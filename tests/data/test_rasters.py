@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import sys
 import warnings
@@ -294,6 +295,12 @@ class TestRange:
             assert settled(ImageRule(), [path]) == ImageRule()
         assert caplog.text == ""
         np.testing.assert_array_equal(np.asarray(decode(path, RULE)), rgb(BYTES[:3]))
+
+    def test_what_is_no_file_is_passed_over(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.tif")
+        (tmp_path / "folder.tif").mkdir()
+        (tmp_path / "broken.tif").write_bytes(b"II*\0")
+        assert settled(ImageRule(), sorted(tmp_path.iterdir())) == ImageRule()
 
     def test_bits_that_are_used_are_the_full_range(self, tmp_path: Path) -> None:
         path = write(tmp_path / "x.tif", DEEP[:1].clip(0, 4095), nbits=12)
