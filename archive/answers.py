@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from archive.living import Opened
 from archive.searcher import Answer, Hit, printable
 from data.lists import shown
+from data.rasters.places import Bounds
 
 PER_PAGE = 24
 MOST_PER_PAGE = 1000
@@ -59,10 +60,15 @@ class About(BaseModel):
 
 
 class ShownImage(BaseModel):
-    """An image; without a row, and links, where the index does not know it."""
+    """An image; without a row, and links, where the index does not know it.
+
+    Attributes:
+        bounds: where it lies, see `archive.records.Record`.
+    """
 
     name: str
     scene: str | None
+    bounds: Bounds | None
     row: int | None
     thumbnail: str | None
     image: str | None
@@ -205,9 +211,10 @@ def _found_image(rank: int, hit: Hit, now: Opened) -> FoundImage:
 
 def _of_row(now: Opened, name: str, row: int | None) -> dict[str, Any]:
     if row is None:
-        return {"name": name, "scene": None, "row": None, "thumbnail": None, "image": None}
+        return {"name": name, "scene": None, "bounds": None, "row": None, "thumbnail": None, "image": None}
     links = {kind: f"{kind}/{row}?index={now.version}" for kind in ("thumbnail", "image")}
-    return {"name": name, "scene": now.scenes.of(row), "row": row, **links}
+    bounds = now.searcher.index.record(row).bounds
+    return {"name": name, "scene": now.scenes.of(row), "bounds": bounds, "row": row, **links}
 
 
 def _check_page(view: View, total: int) -> None:

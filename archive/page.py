@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from xstatic.pkg import leaflet
 
 from archive.answers import (
     LONGEST_QUERY,
@@ -297,6 +298,7 @@ def make_app(
         return FileResponse(FILES / "index.html")
 
     app.mount("/static", StaticFiles(directory=FILES))
+    app.mount("/leaflet", StaticFiles(directory=leaflet.BASE_DIR))
     return app
 
 

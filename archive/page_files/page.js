@@ -2,6 +2,7 @@
 
 import { card } from "./cards.js";
 import { answerTo, at, count, create, say } from "./elements.js";
+import * as map from "./map.js";
 import * as selection from "./selection.js";
 import * as viewer from "./viewer.js";
 import * as words from "./words.js";
@@ -36,6 +37,7 @@ function clear() {
   for (const id of ["error", "note"]) say(id, "");
   at("status").textContent = "";
   viewer.setImages([]);
+  map.setImages([], open);
   selection.setPage("", [], 0, null);
 }
 
@@ -138,6 +140,7 @@ function showImages(images, total, more) {
     open,
   };
   viewer.setImages(images);
+  map.setImages(images, open);
   selection.setPage(asked.q || at("asked-name").textContent, images, total, more);
   at("results").replaceChildren(...images.map((image, place) => card(image, place, actions)));
 }
@@ -249,6 +252,7 @@ function listen() {
   at("others").addEventListener("click", run);
   listenToFiles();
   viewer.listen(askLike);
+  map.listen();
   selection.listen(about);
   if (about.words) words.listen();
   window.addEventListener("popstate", (event) => follow(event.state));

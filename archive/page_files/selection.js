@@ -1,5 +1,6 @@
 // Images that a person has selected, over all searches of a visit; their list, and their files, to take away.
 
+import { isPlaced } from "./map.js";
 import { answerTo, at, count, create, responseTo, say } from "./elements.js";
 
 const selected = new Map(); // key of an image -> {query, hit}
@@ -23,6 +24,9 @@ export function setPage(query, hits, total, more) {
 }
 
 function refresh() {
+  const placed = page.hits.some(isPlaced) || [...selected.values()].some(({ hit }) => isPlaced(hit));
+  at("list-geojson").hidden = at("list-geojson").disabled = !placed;
+  if (!placed && at("list-as").value === "geojson") at("list-as").value = "csv";
   at("selection").hidden = !page.hits.length && !selected.size;
   at("selected").textContent = selected.size ? `${count(selected.size, "image")} selected` : "";
   at("select-none").disabled = at("zip").disabled = !selected.size;
@@ -52,6 +56,7 @@ async function listed() {
     score: hit.score ?? null,
     name: hit.name,
     scene: hit.scene,
+    bounds: hit.bounds, // west, south, east, north
   }));
 }
 
@@ -65,14 +70,34 @@ function cell(value) {
 
 function table(rows) {
   const columns = ["query", "rank", "score", "name", "scene"];
-  return [columns, ...rows.map((row) => columns.map((column) => row[column]))]
-    .map((cells) => `${cells.map(cell).join(",")}\r\n`)
+  const sides = rows.some(isPlaced) ? ["west", "south", "east", "north"] : [];
+  const cells = (row) => [...columns.map((column) => row[column]), ...sides.map((_, side) => row.bounds?.[side] ?? null)];
+  return [[...columns, ...sides], ...rows.map(cells)]
+    .map((line) => `${line.map(cell).join(",")}\r\n`)
     .join("");
+}
+
+/** The geometry of an image; of two parts where it lies across the date line. */
+function geometry({ bounds }) {
+  if (!bounds) return null;
+  const [west, south, east, north] = bounds;
+  const spans = west <= east ? [[west, east]] : [[west, 180], [-180, east]];
+  const rings = spans.map(([w, e]) => [[[w, south], [e, south], [e, north], [w, north], [w, south]]]);
+  return rings.length === 1 ? { type: "Polygon", coordinates: rings[0] } : { type: "MultiPolygon", coordinates: rings };
+}
+
+function features(rows) {
+  const all = rows.map((row) => {
+    const { bounds, ...properties } = row;
+    return { type: "Feature", geometry: geometry(row), properties };
+  });
+  return `${JSON.stringify({ type: "FeatureCollection", features: all })}\n`;
 }
 
 const FORMS = {
   csv: ["text/csv", table],
   json: ["application/json", (rows) => `${JSON.stringify(rows, null, 1)}\n`],
+  geojson: ["application/geo+json", features],
 };
 
 function save(content, name) {

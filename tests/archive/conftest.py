@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
+from rasterio.transform import from_origin
 from torch import Tensor
 
 import option
@@ -59,7 +61,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index of images in two folders, one of a hostile name beside them, one a TIFF, one damaged since."""
+    """An index of images in two folders: one has a hostile name, one a place, and one is damaged since."""
     folder = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(0)
     names = [f"{'north' if number % 3 else 'south'}/{number}.png" for number in range(MANY - 2)]
@@ -68,6 +70,8 @@ def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         colours = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
         Image.fromarray(colours).resize((96, 64), Image.Resampling.NEAREST).save(path)
+    with rasterio.open(folder / "images/north/last.tif", "r+") as placed:
+        placed.crs, placed.transform = "EPSG:4326", from_origin(15, 40, 0.001, 0.001)
     search.main(Trained(galr.options, galr.checkpoint, folder / "images").arguments(folder / "index"))
     (folder / "images" / "north" / "1.png").write_bytes(b"damaged")
     return folder / "index"

@@ -19,7 +19,7 @@ import pytest
 from archive.searcher import Searcher
 from data.images import decode
 from tests import ROOT
-from tests.archive.pages import HOSTILE, MIB, row_of
+from tests.archive.pages import HOSTILE, MANY, MIB, row_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -303,6 +303,33 @@ class TestBrowser:
         visit.tab.click("#select-none")
         assert visit.tab.is_disabled("#zip")
         assert visit.tab.locator(".card :checked").count() == 0
+        assert visit.complaints() == []
+
+    def test_a_map(self, visit: Visit, searcher: Searcher, tmp_path: Path) -> None:
+        asked: list[str] = []
+        visit.tab.on("request", lambda request: asked.append(request.url))
+        visit.go("/?q=red&scene=south").until(".rank")
+        assert visit.tab.is_hidden("#map-toggle")
+        row = row_of(searcher, "north/last.tif")
+        visit.go(f"/?row={row}&index={visit.tab.evaluate('fetch(`api/about`).then((one) => one.json())')['index']}")
+        visit.until(".rank").tab.click("#map-toggle")
+        visit.until("#map .leaflet-image-layer").until("#map path.mark")
+        assert visit.tab.locator("#map .leaflet-image-layer").count() == 1
+        box = visit.tab.locator("#map .leaflet-image-layer").bounding_box()
+        assert box["width"] / box["height"] == pytest.approx(96 / 64 * np.cos(np.radians(39.968)), rel=0.02)
+        with visit.tab.expect_download() as download:
+            visit.tab.select_option("#list-as", "geojson")
+            visit.tab.click("#list")
+        download.value.save_as(tmp_path / "list.geojson")
+        features = json.loads((tmp_path / "list.geojson").read_text())["features"]
+        assert len(features) == MANY
+        assert features[0]["properties"]["name"] == "north/last.tif"
+        (ring,) = features[0]["geometry"]["coordinates"]
+        assert np.ravel(ring) == pytest.approx([15, 39.936, 15.096, 39.936, 15.096, 40, 15, 40, 15, 39.936])
+        assert features[1]["geometry"] is None
+        visit.tab.locator("#map path.mark").last.click()
+        visit.until("#viewer[open] #whole-name:text-is('north/last.tif')")
+        assert {one for one in asked if not one.startswith((visit.url, "blob:", "data:"))} == set()
         assert visit.complaints() == []
 
     def test_a_narrow_window_and_an_image_that_is_gone(
