@@ -112,7 +112,11 @@ class Encoder:
         return self._images(pixels, None if self.region_file is None else self.region_file.take(names))
 
     def image(self, image: Image.Image) -> Tensor:
-        """Embed a query image, RGB of any size, [1, D].
+        """Embed a query image, RGB of any size, [1, D]; see `query_images`."""
+        return self.query_images([image])
+
+    def query_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Embed query images, RGB of any size, [B, D].
 
         Raises:
             InputError: the model reads regions and may not do without (`dataset.missing_regions`).
@@ -123,8 +127,9 @@ class Encoder:
                 "with --set dataset.missing_regions=zeros to let it count as one without regions, or with "
                 "dataset.local_path=null if the model was trained so."
             )
-        pixels = torch.from_numpy(to_square(image, self.options.dataset.image_size))[None]
-        return self._images(pixels, self._no_regions())
+        side = self.options.dataset.image_size
+        pixels = torch.stack([torch.from_numpy(to_square(image, side)) for image in images])
+        return self._images(pixels, self._no_regions(len(images)))
 
     def check_sentence(self, sentence: str) -> None:
         """Find out whether a sentence can be embedded.
@@ -233,9 +238,9 @@ class Encoder:
         sample = self._queries(["a"])
         return precast(self.model.eval(), lambda model: self._embed(model.encode_text, sample, "caption"))
 
-    def _no_regions(self) -> Regions | None:
-        """The regions of one image in which none were found; None for a model that reads no regions."""
-        return Regions(*(torch.zeros(1, *shape) for shape in SHAPES.values())) if self.reads_regions else None
+    def _no_regions(self, count: int = 1) -> Regions | None:
+        """The regions of images in which none were found; None for a model that reads no regions."""
+        return Regions(*(torch.zeros(count, *shape) for shape in SHAPES.values())) if self.reads_regions else None
 
     def _black(self) -> Batch:
         """A black image without regions."""

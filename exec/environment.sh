@@ -71,7 +71,8 @@ printf 'unfinished\n%s\n' "$extras" >"$stamp"
 printf 'environment: installing the packages of pyproject.toml%s; PyTorch is by far the largest, so this takes minutes\n' \
   "${extras:+ with: $extras}"
 # Installed from a folder of its own, because a build leaves folders beside pyproject.toml.
-mkdir -p "$venv/project" && cp pyproject.toml LICENSE "$venv/project/"
+# Without the rooms beside it the backend builds an empty package: the project is run from its root.
+mkdir -p "$venv/project/exec" && cp pyproject.toml LICENSE "$venv/project/" && cp exec/build_backend.py "$venv/project/exec/"
 # Of pip's output only the large downloads are news; faults come on its error stream, which stays as it is.
 "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
   --constraint exec/constraints.txt "./$venv/project${extras:+[${extras// /,}]}" |

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vocab import Vocabulary
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"layers.{_module.name}")
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 
 def build_model(options: Options, vocabulary: Vocabulary, load_weights: bool = True) -> RetrievalModel:

@@ -232,6 +232,8 @@ class AMFMN(MultiscaleModel):
         if isinstance(self.attention, SoftAttention) and self.vgmf is None:
             return soft_scores(images, texts, self.attention.image_terms(images))
         image_terms, text_terms = self.attention.image_terms(images), self.attention.text_terms(texts)
+        if torch.compiler.is_exporting():  # a graph has no loop over blocks
+            return self._guided_cosine(images, image_terms, text_terms)
         rows, columns = block_shape(len(images), len(texts), images.shape[-1], self.block_bytes)
         whole = rows >= len(images) and columns >= len(texts)
         # Into one matrix: blocks that wait to be joined lie between freed tensors of pairs and keep these from being

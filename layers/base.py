@@ -43,7 +43,7 @@ def l2norm(vectors: Tensor) -> Tensor:
 
 def normalise_rows(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
     """Batch norm of rows [B, D]; a single row has no variance, so it takes the running statistics in training, too."""
-    if len(rows) > 1:
+    if not norm.training or len(rows) > 1:
         return cast(Tensor, norm(rows))
     return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 

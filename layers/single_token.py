@@ -43,7 +43,7 @@ class SingleTokenAttention(nn.Module):
     def forward(self, token: Tensor) -> Tensor:
         """What any query gets from a token: [B, D] -> [B, D]."""
         values = self.value(token).unflatten(-1, (self.heads, -1))  # [B, heads, D / heads]
-        weights = self.dropout(values.new_ones(len(values), self.heads, 1))
+        weights = self.dropout(values.new_ones(values.shape[0], self.heads, 1))
         return cast(Tensor, self.merge((weights * values).flatten(1)))
 
 

@@ -83,7 +83,7 @@ class LossBlock:
     reads: tuple[str, ...]
 
 
-PLUG_INS = "layers"
+PLUG_INS = __name__.replace("option.parameters", "layers")  # inside of a package, where rooms may lie, too
 """The room of the models and losses: options know its name, nothing in it."""
 _blocks: dict[str, ModelBlock] = {}
 _losses: dict[str, LossBlock] = {}

@@ -18,8 +18,8 @@ from tests import ROOT
 COMMANDS = ("train", "test", "pretrain", "search", "localize")
 FLOORS = (
     *("utils", "runtime", "option", "vocab", "data", "metrics", "batches", "dataloader", "layers", "training"),
-    *("engine", "runs", "pretraining", "preflight", "localization", "reports", "archive"),
-    *(*COMMANDS, "bench", "docs"),
+    *("engine", "runs", "portable", "pretraining", "preflight", "localization", "reports", "archive"),
+    *("rsretrieval", *COMMANDS, "bench", "docs", "exec"),
 )
 """Data flows one way: a module enters only rooms that stand before its own."""
 ALONE = {"utils": (), "metrics": (), "runtime": ("utils",)}
