@@ -1,0 +1,64 @@
+"""Joined data sets: every image once, and none of train that any of the sets tests on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.annotations import read_annotations
+from data.join import join, main
+from utils import InputError
+
+
+def write_set(folder: Path, train: dict[str, int], test: dict[str, int]) -> Path:
+    """A set whose images are named and drawn by a number: equal numbers show the same."""
+    (folder / "images").mkdir(parents=True)
+    for side, images in (("train", train), ("test", test)):
+        for name, number in images.items():
+            blocks = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(blocks.repeat(16, 0).repeat(16, 1)).save(folder / "images" / name)
+        (folder / f"{side}_filename.txt").write_text("".join(f"{name}\n" for name in images))
+        (folder / f"{side}_caps.txt").write_text("".join(f"caption {number}\n" for number in images.values()))
+    return folder
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[Path]:
+    """In the second set, b1 shows a train image of the first, b2 its test image, b4 repeats b3; c is tested there."""
+    first = write_set(tmp_path / "one_precomp", {"park_1.png": 1, "park_2.png": 2, "road_3.png": 8}, {"t_1.png": 3})
+    second = write_set(
+        tmp_path / "two_precomp",
+        {"b1.png": 1, "b2.png": 3, "b3.png": 5, "b4.png": 5, "b6.png": 6},
+        {"c.png": 8},
+    )
+    return [first, second]
+
+
+def test_each_image_is_trained_on_once_and_none_is_tested_on(sets: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "joined_precomp"
+    told = join(sets, out)
+    train, test = (read_annotations(out, side) for side in ("train", "test"))
+    assert train.image_names == ("one/park_1.png", "one/park_2.png", "two/b3.png", "two/b6.png")
+    assert train.captions == ("caption 1", "caption 2", "caption 5", "caption 6")
+    assert test.image_names == ("one/t_1.png",)
+    assert all((out / "images" / name).is_file() for name in (*train.image_names, *test.image_names))
+    record = json.loads((out / "prepare.json").read_text())
+    assert record["left_out"] == {
+        "one": {"in another set's test": 1},
+        "two": {"in another set's test": 1, "in another set's train": 1, "in its own train": 1},
+    }
+    assert [cell.strip() for cell in told.splitlines()[3].split("|")[1:-1]] == ["two", "5", "0", "1", "1", "1", "2"]
+
+
+def test_sets_that_can_not_be_joined_are_refused(sets: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two or more folders of different names; found one"):
+        main([str(sets[0]), "--out", str(tmp_path / "out")])
+    shutil.rmtree(sets[1] / "images")
+    with pytest.raises(InputError, match=r"c\.png: no such image"):
+        join(sets, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
