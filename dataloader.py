@@ -120,6 +120,7 @@ class TrainLoader:
         augmentation: Augmentation = PUBLISHED,
         length_buckets: bool = False,
         batching: Batching = "pairs",
+        repeats: Tensor | None = None,
         features: ListFeatures = NO_FEATURES,
         world: World = ALONE,
     ) -> None:
@@ -142,6 +143,7 @@ class TrainLoader:
             augmentation: of the views.
             length_buckets: whether the captions of a batch are of like length.
             batching: what a batch is made of.
+            repeats: [N] int64, how often an epoch sees each image; None: once.
             features: what frozen towers make of the list.
             world: the ranks that share each batch.
 
@@ -151,7 +153,7 @@ class TrainLoader:
         if not usable.any():
             raise InputError(f"{annotations.folder}: none of the {len(usable)} train captions has a token; mend them")
         self.captions = captions
-        self.sampler = SAMPLERS[batching](torch.from_numpy(annotations.caption_image), usable)
+        self.sampler = SAMPLERS[batching](torch.from_numpy(annotations.caption_image), usable, repeats)
         self.world = world
         self.least = 2 * world.size  # see `batches_of`
         if world.size > 1 and len(self.sampler) < self.least:

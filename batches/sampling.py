@@ -64,18 +64,21 @@ class Sampler(Protocol):
 class PairSampler:
     """An item is a caption with its image."""
 
-    def __init__(self, caption_image: Tensor, usable: Tensor) -> None:
+    def __init__(self, caption_image: Tensor, usable: Tensor, repeats: Tensor | None = None) -> None:
         """Number the usable captions.
 
         Args:
             caption_image: [C] int64 image of each caption.
             usable: [C] bool, False for a caption that is left out.
+            repeats: [T] int64, how often an epoch sees each image; None: once.
         """
         self.caption_image = caption_image
         self.captions = usable.nonzero().squeeze(1)
+        if repeats is not None:
+            self.captions = self.captions.repeat_interleave(repeats[caption_image[self.captions]])
 
     def __len__(self) -> int:
-        """Usable captions."""
+        """Usable captions, each as often as it is seen."""
         return len(self.captions)
 
     def sample(self, items: Tensor, generator: torch.Generator) -> Sample:
@@ -91,16 +94,21 @@ class PairSampler:
 class ImageSampler:
     """An item is an image with all its captions."""
 
-    def __init__(self, caption_image: Tensor, usable: Tensor) -> None:
+    def __init__(self, caption_image: Tensor, usable: Tensor, repeats: Tensor | None = None) -> None:
         """Number the images that have a usable caption, see `PairSampler`."""
         captions = usable.nonzero().squeeze(1)
         images = caption_image[captions]
         self.captions = captions[images.argsort(stable=True)]
         self.images, self.counts = images.unique(return_counts=True)
         self.starts = self.counts.cumsum(0) - self.counts
+        if repeats is not None:
+            seen = repeats[self.images]
+            self.images, self.counts, self.starts = (
+                each.repeat_interleave(seen) for each in (self.images, self.counts, self.starts)
+            )
 
     def __len__(self) -> int:
-        """Images with a usable caption."""
+        """Images with a usable caption, each as often as it is seen."""
         return len(self.images)
 
     def sample(self, items: Tensor, generator: torch.Generator) -> Sample:
@@ -113,7 +121,9 @@ class ImageSampler:
     def longest(self, lengths: Tensor) -> Tensor:
         """See `Sampler`."""
         rows = torch.arange(len(self)).repeat_interleave(self.counts)
-        return lengths.new_zeros(len(self)).scatter_reduce(0, rows, lengths[self.captions], "amax")
+        place = torch.arange(len(rows)) - (self.counts.cumsum(0) - self.counts)[rows]
+        own = lengths[self.captions[self.starts[rows] + place]]
+        return lengths.new_zeros(len(self)).scatter_reduce(0, rows, own, "amax")
 
 
 class OneCaptionSampler(ImageSampler):

@@ -49,6 +49,8 @@ def _allowed(kind: Any, constraints: Sequence[Any]) -> str:
         return _allowed(inner[0], inner[1:])
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
+    if origin is dict and inner[0] is str:
+        return f"names, each with {_allowed(inner[1], ())}"
     if origin is dict:
         return f"{_allowed(inner[0], ())}; or several of them with {_allowed(inner[1], ())}, each"
     if origin in (Union, UnionType):

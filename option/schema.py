@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge, Le
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -168,6 +169,11 @@ class Dataset(AugmentedReading):
     test_views: Literal["one", "right_angles"] = Field(
         default="one",
         description="of an image in test.py and search indexes; right_angles: the mean over 8, turned and mirrored",
+    )
+
+    set_weights: dict[str, Annotated[int, Ge(1), Le(1000)]] = Field(
+        default={},
+        description="of a list that data.join made: how often an epoch shows the images of a set, such as {rsitmd: 2}",
     )
 
     length_buckets: bool = Field(

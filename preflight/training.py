@@ -31,7 +31,7 @@ from preflight.resources import (
 from runs.checkpoints import fit_weights, load_weights
 from runs.features import sizes_of_features
 from runs.folders import experiment_folder, run_folder
-from runs.loaders import queries_of, read_vocabulary, split_of
+from runs.loaders import queries_of, read_vocabulary, repeats_of, split_of
 from runs.media import audio_folder_of, regions_of
 from runs.provenance import check_data_set
 from runs.resume import begun_run
@@ -77,6 +77,8 @@ def check_training(
         for side in lists:
             found.attempt("Keywords", partial(queries_of, options, side, vocabulary))
     words = _check_words(found, lists, vocabulary)
+    for side, _ in splits[:1]:
+        found.attempt("Sets", partial(repeats_of, dataset.set_weights, side))
     if splits:
         found.attempt("Losses", partial(build_objective(options.optim).prepare, splits[0][0]))
     data = found.attempt("Scene classes", partial(_describe_data, lists))
@@ -219,7 +221,8 @@ def _describe_work(
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     words = torch.from_numpy(~blank_captions(train, vocab.tokenize))
     usable, batching = int(words.sum()), options.dataset.batching
-    items = len(SAMPLERS[batching](torch.from_numpy(train.caption_image), words))
+    repeats = repeats_of(options.dataset.set_weights, train)
+    items = len(SAMPLERS[batching](torch.from_numpy(train.caption_image), words, repeats))
     steps = len(batches_of(torch.arange(items), options.dataset.batch_size)) if usable else 0
     return (
         f"{options.model.name} with {sum(map(torch.numel, parameters)):,} weights, of which {trained:,} are trained: "

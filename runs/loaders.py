@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -77,6 +77,27 @@ def warn_of_blanks(annotations: Annotations) -> Tensor:
     return torch.from_numpy(blank)
 
 
+def repeats_of(weights: Mapping[str, int], annotations: Annotations) -> Tensor | None:
+    """How often an epoch sees each image of a list that `data.join` made of several sets, [N] int64; None: once.
+
+    Args:
+        weights: set -> how often; once those that are not named.
+        annotations: the list; an image lies below the name of its set.
+
+    Raises:
+        InputError: the list has no images of a set.
+    """
+    if not weights:
+        return None
+    sets = [PurePosixPath(name).parts[0] for name in annotations.image_names]
+    if unknown := sorted(weights.keys() - set(sets)):
+        raise InputError(
+            f"dataset.set_weights: {', '.join(unknown)}: no image of {annotations.names_file} lies below that name; "
+            "the weights are those of sets that python -m data.join has joined."
+        )
+    return torch.tensor([weights.get(name, 1) for name in sets])
+
+
 def train_loader(
     options: Options,
     fold: int,
@@ -111,6 +132,7 @@ def train_loader(
         augmentation=augmentation,
         length_buckets=options.dataset.length_buckets,
         batching=options.dataset.batching,
+        repeats=repeats_of(options.dataset.set_weights, annotations),
         features=features,
         world=world,
     )

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from batches.sampling import SAMPLERS
 from data.annotations import read_annotations
 from data.join import join, main
+from runs.loaders import repeats_of
 from utils import InputError
 
 
@@ -53,6 +56,23 @@ def test_each_image_is_trained_on_once_and_none_is_tested_on(sets: list[Path], t
         "two": {"in another set's test": 1, "in another set's train": 1, "in its own train": 1},
     }
     assert [cell.strip() for cell in told.splitlines()[3].split("|")[1:-1]] == ["two", "5", "0", "1", "1", "1", "2"]
+
+
+def test_weights_show_the_images_of_a_set_more_often(sets: list[Path], tmp_path: Path) -> None:
+    join(sets, tmp_path / "joined")
+    train = read_annotations(tmp_path / "joined", "train")
+    repeats = repeats_of({"two": 3}, train)
+    assert repeats is not None
+    assert repeats.tolist() == [1, 1, 3, 3]
+    assert repeats_of({}, train) is None
+    usable, draw = torch.tensor([True, True, True, False]), torch.Generator()
+    for kind in SAMPLERS.values():
+        sampler = kind(torch.from_numpy(train.caption_image), usable, repeats)
+        sample = sampler.sample(torch.arange(len(sampler)), draw)
+        assert sample.images.tolist() == sample.captions.tolist() == [0, 1, 2, 2, 2]
+        assert sampler.longest(torch.tensor([4, 9, 7, 1])).tolist() == [4, 9, 7, 7, 7]
+    with pytest.raises(InputError, match=r"dataset\.set_weights: three: no image of .*train_filename\.txt lies below"):
+        repeats_of({"three": 2}, train)
 
 
 def test_sets_that_can_not_be_joined_are_refused(sets: list[Path], tmp_path: Path) -> None:
