@@ -161,7 +161,9 @@ class Encoder:
 
     def unread(self, sentence: str) -> str:
         """The end of a sentence that is longer than the model reads; mostly nothing."""
-        words = self.read(sentence).split()
+        if not self.reads_all:  # which reads a text of any length
+            return ""
+        words = sentence.split()
 
         def is_all(count: int) -> bool:
             return self.vocabulary.encode(" ".join(words[:count])) == whole

@@ -126,6 +126,26 @@ class TestIndex:
         assert IndexFolder.open(archive.index).manifest.shards_sha256 == before.shards_sha256
         assert encoded == []
 
+    def test_names_that_come_back_do_not_meet_the_shard_that_they_left(
+        self, archive: Archive, encoded: list[str], tmp_path: Path
+    ) -> None:
+        shutil.rmtree(archive.index)
+        archive.follow()
+        old, encoded[:] = archive.embeddings(), []
+        kept = Path(shutil.copytree(archive.images, tmp_path / "kept"))
+        for part in ("north", "south"):
+            (archive.images / part).rename(archive.images / f"old_{part}")
+        archive.follow()
+        assert encoded == []
+        shutil.copytree(kept, archive.images, dirs_exist_ok=True)  # with the times of before
+        archive.follow()
+        assert sorted(encoded) == sorted(old)
+        now = archive.embeddings()
+        assert len(archive.names()) == len(now) == 24
+        for name, embedding in old.items():
+            assert now[f"old_{name}"].equal(embedding)
+            torch.testing.assert_close(now[name], embedding)
+
     def test_the_folder_moved(self, archive: Archive, encoded: list[str], tmp_path: Path) -> None:
         names = archive.names()
         elsewhere = tmp_path / "elsewhere"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,13 @@ def test_captions_are_the_tokenizers(words: BytePairs) -> None:
     assert len(words.encode(CAPTION * 9)) == 24
     assert len(words) == 49408 + 1
     assert words.knows("Zwiebelturm")
+
+
+def test_the_log_has_no_line_of_open_clip(options: Options, words: BytePairs, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        build_model(options, words)
+    assert "No pretrained weights loaded" not in caplog.text  # what is loaded later, or not, is said by our own line
+    assert not logging.getLogger().filters
 
 
 @torch.no_grad()
