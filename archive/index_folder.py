@@ -334,14 +334,18 @@ def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
     write has seen all.
     """
     while True:
-        known, finished = read_manifest(folder) or recipe, finished_shards(folder, recipe.store)
+        present, finished = read_manifest(folder), finished_shards(folder, recipe.store)
+        known = present or recipe
         order = [shard for shard in known.shards if shard in set(finished)]
         order += [shard for shard in finished if shard not in known.shards]
         counts = {shard: known.shards.get(shard) or len(read_records(_file(folder, shard, "json"))) for shard in order}
         checksums = {shard: _checksum(folder, known, shard) for shard in order}
         found = {"shards": counts, "count": sum(counts.values()), "crc32": checksums, "created": known.created}
         manifest = recipe.model_copy(update=found)
-        write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
+        if (
+            present is None or manifest != known or list(manifest.shards) != list(known.shards)
+        ):  # a server takes what is written for new
+            write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
         if finished_shards(folder, recipe.store) == finished:
             return manifest
 

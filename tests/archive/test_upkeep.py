@@ -88,10 +88,12 @@ class TestCompare:
 
 class TestIndex:
     def test_what_is_unchanged_is_not_written(self, archive: Archive, encoded: list[str]) -> None:
-        before = {path: path.stat().st_mtime_ns for path in (archive.index / "shards").iterdir()}
+        paths = [archive.index / "index.json", *(archive.index / "shards").iterdir()]
+        before = {path: path.stat().st_mtime_ns for path in paths}
         archive.follow()
         assert encoded == []
-        assert {path: path.stat().st_mtime_ns for path in (archive.index / "shards").iterdir()} == before
+        assert {path: path.stat().st_mtime_ns for path in paths} == before
+        assert len(list((archive.index / "shards").iterdir())) == len(paths) - 1
 
     def test_changed_moved_missing_and_new(
         self, archive: Archive, encoded: list[str], caplog: pytest.LogCaptureFixture
