@@ -327,8 +327,11 @@ def remove_retired(folder: Path) -> None:
         path.unlink()
 
 
-def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
+def update_manifest(folder: Path, recipe: Manifest, renamed: bool = False) -> Manifest:
     """Bring `index.json` up to the shards that are finished; those that it names already keep their order.
+
+    It is not written where nothing changed, since a server takes the index for new then; it must where images were
+    `renamed` inside of a shard.
 
     Several processes may do so at once without a lock: each looks again after it has written, so that the last one to
     write has seen all.
@@ -342,9 +345,8 @@ def update_manifest(folder: Path, recipe: Manifest) -> Manifest:
         checksums = {shard: _checksum(folder, known, shard) for shard in order}
         found = {"shards": counts, "count": sum(counts.values()), "crc32": checksums, "created": known.created}
         manifest = recipe.model_copy(update=found)
-        if (
-            present is None or manifest != known or list(manifest.shards) != list(known.shards)
-        ):  # a server takes what is written for new
+        same = manifest == known and list(manifest.shards) == list(known.shards)
+        if present is None or renamed or not same:
             write_text_atomic(folder / "index.json", json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n")
         if finished_shards(folder, recipe.store) == finished:
             return manifest

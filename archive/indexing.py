@@ -198,7 +198,7 @@ def _run(job: _Job, names: Sequence[str]) -> Manifest:
         if store is not None:
             remove_strangers(store, {record.name for records in parts.values() for record in records})
         take_in(folder, job.recipe, parts, changes, dropped, store)
-        update_manifest(folder, job.recipe)
+        update_manifest(folder, job.recipe, renamed=bool(changes.moved))
     faults = _encode(job, shards, decoded, store)
     _report(faults, folder / f"skipped-{share.rank}.txt")
     manifest = update_manifest(folder, job.recipe) if len(faults) < len(mine) or parts else job.recipe

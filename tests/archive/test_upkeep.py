@@ -122,8 +122,12 @@ class TestIndex:
 
     def test_a_moved_image_keeps_its_row(self, archive: Archive, encoded: list[str]) -> None:
         names, before = archive.names(), IndexFolder.open(archive.index).manifest
+        opened = IndexFolder.open(archive.index)
+        archive.follow()
+        assert not opened.changed()
         (archive.images / names[7]).rename(archive.images / "x.png")
         archive.follow()
+        assert opened.changed()  # a server takes the name up
         assert archive.names() == [*names[:7], "x.png", *names[8:]]
         assert IndexFolder.open(archive.index).manifest.shards_sha256 == before.shards_sha256
         assert encoded == []
