@@ -150,7 +150,7 @@ class Encoder:
                 f"as {', '.join(list(words)[:5])}. Use words of the captions that it learned."
             )
 
-    @property
+    @cached_property  # a tokenizer takes a tenth of a second to read
     def reads_all(self) -> bool:
         """Whether the model spells words that it has not learned, so that none is unknown."""
         return self.model.own_vocabulary(self.options.model) is not None

@@ -242,7 +242,7 @@ class Service:
 
 def closed_words(encoder: Encoder) -> list[str]:
     """The words that a model knows, in alphabetical order; none where it reads any."""
-    if encoder.model.own_vocabulary(encoder.options.model) is not None:
+    if encoder.reads_all:
         return []
     return sorted(word for word in encoder.vocabulary.word2idx if word != UNKNOWN)
 

@@ -6,6 +6,7 @@ import io
 import shutil
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,18 @@ class TestWords:
         assert words == ["blue", "field", "green", "pond", "red", "roof", "yellow"]
 
     def test_of_an_open_one(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(searcher.encoder.model, "own_vocabulary", lambda options: searcher.encoder.vocabulary)
+        monkeypatch.setattr(searcher.encoder, "reads_all", True)
         assert closed_words(searcher.encoder) == []
+
+    def test_whether_it_is_open_is_found_out_once(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A tokenizer takes a tenth of a second to read: too long for each sentence."""
+        asked: list[object] = []
+        encoder = replace(searcher.encoder)
+        monkeypatch.setattr(encoder.model, "own_vocabulary", asked.append)
+        encoder.texts(["a red field", "the pond"])
+        assert encoder.remarks(["a red field", "a red zeppelin"]) == ["words that the model does not know: zeppelin"]
+        assert closed_words(encoder)
+        assert len(asked) == 1
 
     def test_examples_are_understood(
         self, client: TestClient, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
