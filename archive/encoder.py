@@ -186,6 +186,7 @@ class Encoder:
 
     def prepare(self) -> None:
         """Do now what the first sentence would have to wait for."""
+        self.remarks(["a plane"])  # the tokenizer, a second
         with suppress(InputError):  # of a model that takes no sentences: each is told so
             self._reader  # noqa: B018
 
