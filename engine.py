@@ -88,7 +88,10 @@ def fit(
     with watch.signals():
         while state.epoch < plan.epochs and not 0 < plan.patience <= state.validations_since_best:
             figures = train_epoch(state, loader, losses_of, plan, device, writer, between_steps)
-            is_best = _validate(state, figures, validate, plan, writer)
+            if device.type == "cuda":
+                used = torch.cuda.max_memory_allocated(device) / 2**30
+                writer.add_scalar("train/gpu_memory_gib", used, (state.epoch + 1) * len(loader))
+            is_best = _validate(state, figures, validate, plan, writer, len(loader))
             _log_epoch(state.history[-1], plan, is_best)
             keep(is_best)
     if state.epoch < plan.epochs:
@@ -101,8 +104,9 @@ def _validate(
     validate: Callable[[], dict[str, float]],
     plan: Plan,
     writer: ScalarWriter,
+    steps: int,
 ) -> bool:
-    """End an epoch: score it where its turn has come, and enter it into the history.
+    """End an epoch of `steps`: score it where its turn has come, and enter it into the history.
 
     Returns:
         Whether it is the best so far.
@@ -116,7 +120,7 @@ def _validate(
         state.validations_since_best = 0 if is_best else state.validations_since_best + 1
         figures = figures | {f"val_{name}": value for name, value in scores.items()}
         for name, value in scores.items():
-            writer.add_scalar(f"val/{name}", value, epoch)
+            writer.add_scalar(f"val/{name}", value, epoch * steps)  # on the axis of the training
     state.end_epoch(figures)
     return is_best
 

@@ -58,8 +58,10 @@ from reports.html import Report
 from reports.results import Scores, parameters_of, results_folder, summary, write_results
 from reports.scenes import matrix_tables, scene_tables, scene_values
 from reports.tables import as_markdown
+from runs.checkpoints import flat_options
+from runs.events import note_test
 from runs.features import list_features, test_views
-from runs.folders import best_checkpoint, experiment_folder, parse_folds
+from runs.folders import best_checkpoint, experiment_folder, parse_folds, run_folder
 from runs.resume import unfinished
 from runs.scene_probes import SceneTask, open_scene_task, scene_confusions
 from runs.scoring import TestSet, load_scored, more_scores, open_test_set
@@ -96,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.checkpoint is None:
         folder = results_folder(options, next(iter(scores.origins.values())))
         write_results(folder, folds, result, shown, whole=given.folds is None)
+        for fold in folds:
+            note_test(run_folder(options, fold), flat_options(option.dump(options)), scores.rows[f"fold {fold}"])
         if given.folds is None:
             write_ranks(folder / "ranks.h5", test_set.annotations, options, scores.ranks)
     if given.json is not None:

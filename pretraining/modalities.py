@@ -97,17 +97,22 @@ def fit_adversaries(
         while sides.generating.epoch < options.optim.epochs:
             figures = adversarial_epoch(sides, sources, options, device, writer, between_steps)
             scores = validate(sides, sources.val, device, options.optim.amp)
-            _end_epoch(sides, figures, scores, options.optim.epochs, writer)
+            _end_epoch(sides, figures, scores, options.optim.epochs, writer, sources.steps)
             keep(True)
 
 
 def _end_epoch(
-    sides: Adversaries, figures: dict[str, float], scores: dict[str, float], epochs: int, writer: ScalarWriter
+    sides: Adversaries,
+    figures: dict[str, float],
+    scores: dict[str, float],
+    epochs: int,
+    writer: ScalarWriter,
+    steps: int,
 ) -> None:
-    """Enter what an epoch came to into the history and the events, and say it in one line."""
+    """Enter what an epoch of `steps` came to into the history and the events, and say it in one line."""
     epoch = sides.generating.epoch + 1
     for name, value in scores.items():
-        writer.add_scalar(f"val/{name}", value, epoch)
+        writer.add_scalar(f"val/{name}", value, epoch * steps)
     sides.discriminating.step_schedule()
     sides.discriminating.epoch += 1
     row = sides.generating.end_epoch(figures | {f"val_{name}": value for name, value in scores.items()})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from utils import logger, system_error, write_text_atomic
 
@@ -47,6 +48,11 @@ class EventLog:
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Record one number."""
         self._guarded(lambda writer: writer.add_scalar(tag, scalar_value, global_step))
+
+    def add_text(self, tag: str, text: str) -> None:
+        """Record a text, shown as it is."""
+        shown = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown's form of text that keeps its lines
+        self._guarded(lambda writer: writer.add_text(tag, shown))
 
     def flush(self) -> None:
         """Write out what was recorded."""
@@ -91,6 +97,29 @@ def date_back(folder: Path, now: int) -> None:
         latest = min(int(written), latest - 1)
         if latest < int(written):
             path.rename(path.with_name(f"{EVENTS}{latest:010}.{rest}"))
+
+
+def note_test(folder: Path, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+    """Let TensorBoard's table of hparams show the options and test scores of a run, in place of an earlier test's.
+
+    Args:
+        folder: of the run.
+        options: by dotted key.
+        scores: in percent.
+    """
+    place = folder / "hparams"
+    named = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in options.items()}
+    metrics = {f"test/{name}": value for name, value in scores.items()}
+    try:
+        for earlier in place.glob(f"{EVENTS}*"):
+            earlier.unlink()
+        with SummaryWriter(str(place)) as writer:
+            for summary in hparams(named, metrics):
+                writer._get_file_writer().add_summary(summary)
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, 0)
+    except OSError as fault:
+        logger.warning("%s can't be written (%s); test.json holds the scores.", place, fault.strerror)
 
 
 def write_table(path: Path, text: str) -> None:

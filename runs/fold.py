@@ -51,6 +51,7 @@ def written(
         return
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
     with recorded(folder, device), events:
+        events.add_text("options", option.to_yaml(options))
         yield events
 
 

@@ -18,7 +18,7 @@ from tests import ROOT
 COMMANDS = ("train", "test", "pretrain", "search", "localize")
 FLOORS = (
     *("utils", "runtime", "option", "vocab", "data", "metrics", "batches", "dataloader", "layers", "training"),
-    *("engine", "runs", "portable", "pretraining", "preflight", "localization", "reports", "archive"),
+    *("engine", "runs", "portable", "pretraining", "preflight", "localization", "reports", "sweep", "archive"),
     *("rsretrieval", *COMMANDS, "bench", "docs", "exec"),
 )
 """Data flows one way: a module enters only rooms that stand before its own."""

@@ -15,6 +15,7 @@ import yaml
 import test as test_entry
 import train as train_entry
 from runs.checkpoints import FORMAT
+from runs.events import note_test
 from runs.record import read_record
 from runtime.weights import read_checkpoint
 from tests import ROOT, reference_inputs
@@ -69,7 +70,22 @@ def test_tensorboard_has_losses_rates_and_recalls(trained: Path) -> None:
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/image_to_text", "train/text_to_image", "train/lr"} <= tags
     assert {"train/images_per_second", "train/data_wait_share", "val/mR", "val/i2t_R@1", "val/t2i_R@10"} <= tags
-    assert [event.step for event in events.Scalars("val/mR")] == [1, 2]
+    assert [event.step for event in events.Scalars("val/mR")] == [5, 10]  # 5 steps an epoch
+    (text,) = events.Tensors("options/text_summary")
+    assert b"experiment_name: tiny" in text.tensor_proto.string_val[0]
+
+
+def test_hparams_have_options_and_scores_of_the_last_test(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for score in (10.0, 20.0):
+        note_test(tmp_path, {"optim.lr": 0.1, "optim.loss": "triplet", "optim.resume": None}, {"mR": score})
+    events = EventAccumulator(str(tmp_path / "hparams"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("test/mR")] == [20.0]
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    (tmp_path / "a").write_text("in the way")
+    note_test(tmp_path / "a", {}, {"mR": 1.0})  # warns, and goes on
 
 
 def test_the_table_averages_the_folds(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Searching the values of options by trainings, scored on val."""
