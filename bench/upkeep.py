@@ -10,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import runpy
 import shutil
 import signal
 import sys
@@ -26,12 +27,11 @@ import torch
 from PIL import Image
 
 import option
-import search
 import vocab
 from archive.encoder import Encoder
 from archive.index_folder import read_manifest
 from bench.arguments import positive
-from bench.load import server
+from bench.load import ROOT, server
 from layers import build_model
 from runs.checkpoints import save_checkpoint
 from runtime.entry_point import run_entry_point
@@ -120,7 +120,7 @@ def _index(arguments: Sequence[str], encoded: Any) -> None:
 
     Encoder.images = counting  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    search.main(arguments)
+    runpy.run_path(str(ROOT / "search.py"))["main"](arguments)
 
 
 def make_archive(folder: Path, count: int, shard: int) -> Trial:
