@@ -54,6 +54,7 @@ FILES = Path(__file__).with_name("page_files")
 IMAGES_PER_SEARCH = 100
 """How many images a client may load for each search that its rate allows."""
 TOGETHER = 32  # sentences that are encoded and searched with at once
+IMAGES_WAIT = 0.25  # seconds at most that they stand back while sentences wait
 UPLOADS_AT_ONCE = 16  # that arrive or are searched with
 UPLOADS_OF_ONE = 4  # of them of one client
 PREVIEW = 160  # pixels
@@ -84,7 +85,7 @@ class Service:
         self._for_searches = ThreadPoolExecutor(1)
         self._texts = Batches(self._answers, TOGETHER, self._for_searches)
         self._for_uploads = ThreadPoolExecutor(1, initializer=stand_back)
-        self.images = PageImages(self.living)
+        self.images = PageImages(self.living, lambda: self._texts.idle(IMAGES_WAIT))
         self._for_changes = ThreadPoolExecutor(1, initializer=stand_back)
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,9 +28,10 @@ ZIP_PIECE = 2**20  # bytes that are read at a time
 class PageImages:
     """Images by their row; none by a path that a browser names."""
 
-    def __init__(self, living: Living) -> None:
-        """Open nothing yet."""
+    def __init__(self, living: Living, stand_aside: Callable[[], Awaitable[None]]) -> None:
+        """Open nothing yet; every image is sent after `stand_aside`, which gives way to what is more urgent."""
         self._living = living
+        self._stand_aside = stand_aside
         self._turns = Turns(AT_ONCE, AT_ONCE, "images")
         self._downloads = Turns(AT_ONCE, 1, "downloads")
         self._threads = ThreadPoolExecutor(AT_ONCE, initializer=stand_back)
@@ -65,6 +66,7 @@ class PageImages:
 
     async def thumbnail(self, request: Request, row: int, index: str | None = None) -> Response:
         """A small JPEG file of an image."""
+        await self._stand_aside()
         thumbnails = self.state(row, index).thumbnails
         content = thumbnails.kept(row)
         if content is None:
@@ -74,6 +76,7 @@ class PageImages:
 
     async def whole(self, request: Request, row: int, index: str | None = None) -> Response:
         """A JPEG file of an image."""
+        await self._stand_aside()
         return _jpeg(await self._made(request, self.state(row, index).thumbnails.image, row))
 
     async def _made(self, request: Request, make: Callable[[int], bytes], row: int) -> bytes:

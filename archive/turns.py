@@ -138,6 +138,11 @@ class Batches(Generic[Item, Result]):
             self._running = asyncio.create_task(self._run())
         return await future
 
+    async def idle(self, longest: float) -> None:
+        """Wait until nothing is under way, at most so many seconds: what is less urgent stands back so."""
+        if self._running is not None:
+            await asyncio.wait([self._running], timeout=longest)
+
     async def _run(self) -> None:
         while self._waiting:
             kind = self._waiting[0][0]

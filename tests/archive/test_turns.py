@@ -168,6 +168,29 @@ class TestBatches:
         assert done == [("x", [1]), ("x", [2, 4, 5]), ("y", [3, 13]), ("x", [6]), ("z", [7])]
         assert [str(result) for result in found] == ["1", "4", "13", "16", "", "36", "13", "49"]
 
+    def test_what_is_less_urgent_stands_back_for_a_while(self) -> None:
+        go_on = threading.Event()
+
+        def work(kind: Hashable, items: Sequence[int]) -> Sequence[int]:
+            assert go_on.wait(20)
+            return items
+
+        async def story() -> list[bool]:
+            with ThreadPoolExecutor(1) as threads:
+                batches = Batches(work, 3, threads)
+                await batches.idle(20)  # nothing is under way
+                asked = asyncio.create_task(batches.result("x", 1))
+                await settled()
+                await batches.idle(0.01)
+                waiting = asyncio.create_task(batches.idle(20))
+                await settled()
+                before = [asked.done(), waiting.done()]
+                go_on.set()
+                await waiting
+                return [*before, asked.done()]
+
+        assert asyncio.run(asyncio.wait_for(story(), 20)) == [False, False, True]
+
 
 class TestRefusals:
     def test_a_line_counts_those_before_it(self, caplog: pytest.LogCaptureFixture) -> None:
