@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import ValidationError, model_validator
 from torch import Tensor
 
+import option
 from archive.records import Record, free_id, read_records, write_records
 from archive.shards import AGAIN, Dtype, IndexFault, Shards, write_shard
 from data.lists import shown
@@ -93,7 +94,7 @@ class Manifest(Parameters):
         """What embeddings of the same index must agree in, by the name that a message uses."""
         dataset = self.options["dataset"]
         return {
-            **_dotted("model", self.options["model"]),
+            **_dotted("model", option.dump(self.typed_options())["model"]),  # with keys that came later
             "dataset.image_size": dataset["image_size"],
             "dataset.local_path": dataset["local_path"],
             "dataset.missing_regions": dataset["missing_regions"],

@@ -26,7 +26,7 @@ from archive.records import Record
 from archive.shards import Dtype
 from archive.store import VectorStore, collection_of, new_collection, open_full_store, remove_strangers
 from archive.upkeep import Changes, Stamp, compare, differs, record_of, say, stamps_of, take_in
-from data.images import DECODING_RULES, image_names, load_square
+from data.images import DECODING_RULES, image_names, load_square, mark_of
 from data.lists import first_faults, name_fault, shown
 from data.rasters.places import bounds_of
 from option import Options
@@ -153,10 +153,32 @@ def index_archive(
     with folder_lock(target.folder, "give another --out", share.rank, share.world):
         present = read_manifest(target.folder)
         if present is not None:
+            present = _taken_over(present, target.folder, images, names, encoder.options.dataset.rule)
             check_recipe(present, recipe, target.folder)
         collection = collection_of(present) if present is not None else new_collection(recipe, target.folder)
         recipe = recipe.model_copy(update={"collection": collection})
         return _run(_Job(encoder, images, target, share, upkeep, recipe), names)
+
+
+def _taken_over(present: Manifest, folder: Path, images: Path, names: Sequence[str], rule: ImageRule) -> Manifest:
+    """An index of an earlier version as one of this version, where both read all of its images alike.
+
+    Raises:
+        InputError: they don't; names one.
+    """
+    if present.decoding == DECODING_RULES:
+        return present
+    for name in progress_bar(names, desc="images looked at", unit="image"):
+        try:
+            alike = mark_of(images / name, rule) == ""
+        except InputError:
+            continue  # it can't be read now either, and is told of later
+        if not alike:
+            raise InputError(
+                f"{folder} is of an earlier version, which read images such as {shown(name)} otherwise "
+                "(docs/images.md): index again into another --out."
+            )
+    return present.model_copy(update={"decoding": DECODING_RULES})
 
 
 @dataclass(frozen=True, eq=False)

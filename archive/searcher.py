@@ -30,7 +30,7 @@ from layers.base import l2norm
 from runs.models import load_model
 from runs.ready.folder import ready_weights
 from runtime.devices import choose_device
-from utils import InputError, file_sha256, logger
+from utils import InputError, file_sha256
 
 DEEPEST = 10_000
 """Images that are looked at for those that differ."""
@@ -39,8 +39,8 @@ Named = list[tuple[str, float]]
 BY_COSINE = "Images are compared by the cosine of their embeddings, not by the model's score."
 """To be said of a query image where the model scores by more than a cosine."""
 READ_OTHERWISE = (
-    "%s is of an earlier version, which read turned images and those with more than 8 bits, alpha or nodata otherwise: "
-    "if there are such, index again (docs/images.md)."
+    "is of an earlier version, which read turned images and those with more than 8 bits, alpha or nodata otherwise. "
+    "Run search.py index as you did then: where there are no such images it encodes nothing (docs/images.md)."
 )
 
 
@@ -155,7 +155,7 @@ class Searcher:
         if kind != "exact":
             nearest.refuse_pair_scores(options.model.name, "a vector index can't search for that; use --index exact.")
         if manifest.decoding != DECODING_RULES:
-            logger.warning(READ_OTHERWISE, folder)
+            raise InputError(f"{folder} {READ_OTHERWISE}")
         model, _ = load_model(options, vocabulary, path, place)
         encoder = Encoder(model, options, vocabulary, place, manifest.keyword_ids)
         return cls(index, encoder, images, kind)

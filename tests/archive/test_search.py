@@ -23,7 +23,7 @@ from torch import Tensor
 
 import search
 import vocab
-from archive import exact
+from archive import exact, indexing
 from archive.encoder import Encoder
 from archive.index_folder import IndexFolder
 from archive.indexing import Share
@@ -129,7 +129,35 @@ class TestExact:
         assert found.flatten().tolist() == pytest.approx([0.8, 1.0])
 
 
+def of_an_earlier_version(index: Path) -> None:
+    """Make an index look as one of the version before images had rules, whose models had fewer keys."""
+    content = json.loads((index / "index.json").read_text())
+    del content["decoding"], content["options"]["model"]["backbone"]["train"]
+    for key in ("bands", "range", "nodata"):
+        del content["options"]["dataset"][key]
+    (index / "index.json").write_text(json.dumps(content))
+
+
 class TestIndex:
+    def test_one_of_an_earlier_version_is_taken_over(self, galr: Trained, index: Path, encoded: list[str]) -> None:
+        before = (index / "index.json").read_text()
+        of_an_earlier_version(index)
+        with pytest.raises(InputError, match=r"is of an earlier version, .* Run search\.py index as you did then"):
+            Searcher.open(index, "cpu")
+        search.main(galr.arguments(index, "--shard", "5"))
+        assert encoded == []
+        assert json.loads((index / "index.json").read_text()) == json.loads(before)
+        assert len(Searcher.open(index, "cpu").text("a red field", 3, 0)) == 3
+
+    def test_one_whose_images_were_read_otherwise_is_refused(
+        self, galr: Trained, index: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        of_an_earlier_version(index)
+        name = names_of(index)[7]
+        monkeypatch.setattr(indexing, "mark_of", lambda path, rule: " 2" if path.as_posix().endswith(name) else "")
+        with pytest.raises(InputError, match=rf"which read images such as '{name}' otherwise .* another --out"):
+            search.main(galr.arguments(index, "--shard", "5"))
+
     def test_holds_what_evaluation_encodes(self, galr: Trained, made: Path) -> None:
         names = sorted(path.relative_to(galr.images).as_posix() for path in galr.images.rglob("*.png"))
         assert sorted(names_of(made)) == names
