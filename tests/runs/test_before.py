@@ -28,7 +28,7 @@ from runtime.weights import read_checkpoint
 from tests import ROOT
 from tests.reference_inputs import fill
 from tests.tiny import make_precomp, write_experiment
-from utils import file_sha256
+from utils import InputError, file_sha256
 
 BEFORE = ROOT / "tests" / "reference" / "before"
 CPU = torch.device("cpu")
@@ -107,8 +107,12 @@ def test_a_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert content["history"][:2] == json.loads((BEFORE / "last.json").read_text())["history"]
 
 
-def test_an_index_answers_as_it_did(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_index_is_taken_over_without_encoding_and_answers_as_it_did(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     index, checkpoint = tmp_path / "index", folder / "checkpoint" / "tiny" / "0" / "AMFMN_best.pth.tar"
     shutil.copytree(BEFORE / "index", index)
@@ -118,5 +122,10 @@ def test_an_index_answers_as_it_did(
     assert IndexFolder.open(index).manifest.count == 36
     monkeypatch.chdir(folder)
     places = ["--checkpoint", str(checkpoint), "--images", str(folder / "data" / "images"), "--device", "cpu"]
+    with pytest.raises(InputError, match=r"of an earlier version.*Run search\.py index"):
+        search_entry.main(["query", str(index), "a red roof", *places])
+    search_entry.main(["index", "--path_opt", "tiny.yaml", *places, "--out", str(index)])
+    assert "36 images in the folder, 36 in the index already" in caplog.text
+    capsys.readouterr()
     search_entry.main(["query", str(index), "a red roof", *places])
     assert capsys.readouterr().out == (BEFORE / "query.txt").read_text()
