@@ -64,15 +64,17 @@ def registered() -> dict[str, Registration]:
 
 @dataclass(frozen=True)
 class LossRegistration:
-    """One registered loss: its YAML name, its class and the pydantic class of its block; None: it has none."""
+    """One registered loss: name, class, the pydantic class of its block (None: it has none), and what else it reads."""
 
     name: str
     loss: type[Loss]
     parameters: type[Parameters] | None
+    reads: tuple[str, ...]
 
-    def block_of(self, optim: Optim) -> Parameters:
-        """Its own block among the options."""
-        return Parameters() if self.parameters is None else getattr(optim, self.name)
+    def build(self, optim: Optim) -> Loss:
+        """The loss with the values of its own block and of the other keys that it reads."""
+        own = {} if self.parameters is None else dict(getattr(optim, self.name))
+        return self.loss(**own, **{key: getattr(optim, key) for key in self.reads})
 
 
 _losses: dict[str, LossRegistration] = {}
@@ -87,7 +89,7 @@ def register_loss(
     Args:
         name: by which the YAML knows it.
         parameters: of its block `optim.<name>`; None: it has none.
-        reads: further keys of `optim` that it reads.
+        reads: further keys of `optim` that it reads. The constructor takes both by these names.
 
     Raises:
         ValueError: the name is already taken.
@@ -96,7 +98,7 @@ def register_loss(
     def add(loss: LossClass) -> LossClass:
         if name in _losses:
             raise ValueError(f"the loss name {name!r} is already registered by {_losses[name].loss.__name__}")
-        _losses[name] = LossRegistration(name, loss, parameters)
+        _losses[name] = LossRegistration(name, loss, parameters, tuple(reads))
         declare_loss(name, LossBlock(parameters, tuple(reads)))
         return loss
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,6 @@ from utils import InputError
 
 if TYPE_CHECKING:
     from data.annotations import Annotations
-    from option.schema import Optim
 
 NO_GROUP = -1
 
@@ -33,11 +32,6 @@ class AffiliationLoss(TemperedLoss):
     """`affiliation_parts` over the scene classes of the training list (`data.scenes`), which may be any clusters."""
 
     groups: Tensor | None = None
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> AffiliationLoss:
-        """See `Loss.from_parameters`."""
-        return cls(cast(AffiliationParameters, parameters).temperature)
 
     def prepare(self, train: Annotations) -> None:
         """Number the scenes of the images.

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from batches.pairs import Pairs
 from batches.sampling import Sample
 from layers.base import l2norm
-from option.parameters import Parameters
 from utils import InputError
 
 if TYPE_CHECKING:
     from data.annotations import Annotations
-    from option.schema import Optim
 
 COLDEST, WARMEST = 0.01, 1.0
 """Where a learned temperature is kept."""
@@ -78,15 +76,14 @@ class Seen:
 
 
 class Loss(nn.Module):
-    """One loss of `optim.loss`. Its constructor takes numbers; `from_parameters` reads them from the options."""
+    """One loss of `optim.loss`.
+
+    Its constructor takes the values of its block `optim.<name>` and of the keys that it is registered to read, by their
+    names in the YAML.
+    """
 
     uses_prior: ClassVar[bool] = False
     """Whether it needs `Pairs.prior`."""
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> Loss:
-        """Build it from its own block, `optim.<name>`, and what else of `optim` it is registered to read."""
-        return cls()
 
     def prepare(self, train: Annotations) -> None:
         """Read what it needs to know of the training list before the first step; mostly nothing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,6 @@ from torch import Tensor
 from layers.losses.base import Seen, TemperedLoss, own_pairs
 from layers.registry import register_loss
 from option.parameters import Parameters
-
-if TYPE_CHECKING:
-    from option.schema import Optim
 
 
 class ContrastiveParameters(Parameters):
@@ -38,12 +34,6 @@ class ContrastiveLoss(TemperedLoss):
         """Start at `temperature`."""
         super().__init__(temperature)
         self.label_smoothing, self.hard_weight = label_smoothing, hard_weight
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> ContrastiveLoss:
-        """See `Loss.from_parameters`."""
-        block = cast(ContrastiveParameters, parameters)
-        return cls(block.temperature, block.label_smoothing, block.hard_weight)
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """See `Loss.forward`."""

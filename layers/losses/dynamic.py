@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -12,9 +12,6 @@ from layers.losses.base import Loss, Seen
 from layers.losses.triplet import triplet_parts
 from layers.registry import register_loss
 from option.parameters import Parameters
-
-if TYPE_CHECKING:
-    from option.schema import Optim
 
 
 class DynamicParameters(Parameters):
@@ -32,15 +29,9 @@ class DynamicMarginLoss(Loss):
 
     uses_prior: ClassVar[bool] = True
 
-    def __init__(self, gamma: float, beta: float, hardest: bool) -> None:
+    def __init__(self, gamma: float, beta: float, max_violation: bool) -> None:
         super().__init__()
-        self.gamma, self.beta, self.hardest = gamma, beta, hardest
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> DynamicMarginLoss:
-        """See `Loss.from_parameters`."""
-        block = cast(DynamicParameters, parameters)
-        return cls(block.gamma, block.beta, optim.max_violation)
+        self.gamma, self.beta, self.hardest = gamma, beta, max_violation
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """See `Loss.forward`.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -11,9 +9,6 @@ from torch import Tensor
 from layers.losses.base import Seen, TemperedLoss
 from layers.registry import register_loss
 from option.parameters import Parameters
-
-if TYPE_CHECKING:
-    from option.schema import Optim
 
 
 class IntraParameters(Parameters):
@@ -25,11 +20,6 @@ class IntraParameters(Parameters):
 @register_loss("intra", IntraParameters)
 class IntraModalLoss(TemperedLoss):
     """`intra_parts` with a temperature that is learned."""
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> IntraModalLoss:
-        """See `Loss.from_parameters`."""
-        return cls(cast(IntraParameters, parameters).temperature)
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """See `Loss.forward`."""

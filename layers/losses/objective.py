@@ -64,8 +64,7 @@ class Objective(nn.Module):
 def build_objective(optim: Optim) -> Objective:
     """The objective that `optim.loss` chooses."""
     known = registered_losses()
-    losses = {name: known[name].loss.from_parameters(known[name].block_of(optim), optim) for name in optim.loss}
-    return Objective(losses, optim.loss)
+    return Objective({name: known[name].build(optim) for name in optim.loss}, optim.loss)
 
 
 def uses_prior(optim: Optim) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -12,9 +10,6 @@ from torch import Tensor, nn
 from layers.losses.base import Seen, TemperedLoss
 from layers.registry import register_loss
 from option.parameters import Parameters
-
-if TYPE_CHECKING:
-    from option.schema import Optim
 
 
 class SigmoidParameters(Parameters):
@@ -34,12 +29,6 @@ class SigmoidLoss(TemperedLoss):
         """Start at `temperature` and `bias`."""
         super().__init__(temperature)
         self.bias = nn.Parameter(torch.tensor(bias))
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> SigmoidLoss:
-        """See `Loss.from_parameters`."""
-        block = cast(SigmoidParameters, parameters)
-        return cls(block.temperature, block.bias)
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """See `Loss.forward`."""

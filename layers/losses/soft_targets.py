@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -19,7 +19,6 @@ from utils import InputError
 
 if TYPE_CHECKING:
     from data.annotations import Annotations
-    from option.schema import Optim
 
 
 class SoftTargetsParameters(Parameters):
@@ -45,12 +44,6 @@ class SoftTargetsLoss(Loss):
         """Name the file, which `prepare` reads."""
         super().__init__()
         self.path, self.teacher_temperature, self.temperature = teacher_path, teacher_temperature, temperature
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> SoftTargetsLoss:
-        """See `Loss.from_parameters`."""
-        block = cast(SoftTargetsParameters, parameters)
-        return cls(block.teacher_path, block.teacher_temperature, block.temperature)
 
     def prepare(self, train: Annotations) -> None:
         """Read the teacher's embeddings of the images and captions of the list.

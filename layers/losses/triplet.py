@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from layers.losses.base import Loss, Seen, own_pairs
 from layers.registry import register_loss
-from option.parameters import Parameters
-
-if TYPE_CHECKING:
-    from option.schema import Optim
 
 
 @register_loss("triplet", reads=("margin", "max_violation"))
 class TripletLoss(Loss):
     """`triplet_parts` with a fixed margin."""
 
-    def __init__(self, margin: float, hardest: bool) -> None:
+    def __init__(self, margin: float, max_violation: bool) -> None:
         super().__init__()
-        self.margin, self.hardest = margin, hardest
-
-    @classmethod
-    def from_parameters(cls, parameters: Parameters, optim: Optim) -> TripletLoss:
-        """See `Loss.from_parameters`."""
-        return cls(optim.margin, optim.max_violation)
+        self.margin, self.hardest = margin, max_violation
 
     def forward(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """See `Loss.forward`."""

@@ -280,7 +280,7 @@ class TestObjective:
 
     def test_the_dynamic_margin_needs_a_prior(self) -> None:
         with pytest.raises(ValueError, match=r"Pairs\.prior"):
-            DynamicMarginLoss(0.6, 5.0, hardest=False)(Seen(torch.zeros(2, 2), Pairs()))
+            DynamicMarginLoss(0.6, 5.0, max_violation=False)(Seen(torch.zeros(2, 2), Pairs()))
 
 
 def naive_distillation(student: Tensor, teacher: Tensor) -> float:
