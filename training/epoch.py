@@ -115,19 +115,9 @@ def train_epoch(
     state.model.train()
     state.begin_epoch()
     steps, done, meter = len(loader), state.batch, state.meter
-    if done and not (done <= steps and meter.items):
-        raise InputError(
-            f"the checkpoint says that {done} batches of an epoch of {steps} are done, with {meter.items} items: it is "
-            "damaged, or the train list is another than then. Train under another name."
-        )
-    bar = tqdm(
-        loader.epoch(state.epoch, skip=done),
-        initial=done,
-        total=steps,
-        desc=f"epoch {state.epoch + 1}/{plan.epochs}",
-        unit="batch",
-        disable=None,
-    )
+    check_begun(done, steps, meter.items)
+    batches, title = loader.epoch(state.epoch, skip=done), f"epoch {state.epoch + 1}/{plan.epochs}"
+    bar = tqdm(batches, initial=done, total=steps, desc=title, unit="batch", disable=None)
     state.optimizer.zero_grad(set_to_none=True)
 
     def backward(batch: Batch) -> dict[str, Tensor]:
@@ -146,6 +136,15 @@ def train_epoch(
             state.batch = step
             between_steps()
     return meter.means()
+
+
+def check_begun(done: int, steps: int, items: int) -> None:
+    """Raise an InputError if an epoch of `steps` batches can't go on after `done` of them with `items` items."""
+    if done and not (done <= steps and items):
+        raise InputError(
+            f"the checkpoint says that {done} batches of an epoch of {steps} are done, with {items} items: it is "
+            "damaged, or the train list is another than then. Train under another name."
+        )
 
 
 def note_means(state: TrainingState, step: int, steps: int, writer: ScalarWriter) -> float:
