@@ -157,8 +157,6 @@ class RetrievalModel(nn.Module):
         if options.dataset.keywords_path is not None and cls.query_mode(options.model) == "none":
             has_keywords = hasattr(options.model, "keywords")
             yield "dataset.keywords_path", "model.keywords.mode is none" if has_keywords else f"{name} has no keywords"
-        if cls.parameter_groups is not RetrievalModel.parameter_groups:
-            yield "optim.lr", f"{name} learns at optim.lr_finetune"
         for key in () if cls.uses_audio else AUDIO_KEYS:
             yield key, f"{name} has no audio"
 

@@ -7,13 +7,9 @@ L token ids, C longest text that the model reads, D embedding.
 
 from __future__ import annotations
 
-import difflib
-import logging
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch.nn.functional as F
@@ -21,26 +17,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.adapters import AdapterParameters
-from layers.backbone import import_extra, renormalisation
-from layers.clip_files import read_clip
+from layers.backbone import renormalisation
+from layers.clip_files import check_activation, read_clip
+from layers.clip_library import BytePairs, architecture_name, create, import_open_clip
+from layers.clip_towers import TOWERS, ClipTower, blocks_of
 from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.released import load_released
-from layers.towers import TowerParameters, Train, Trained
+from layers.towers import TowerParameters, Train, Trained, blocks_that_learn, rest
 from option.parameters import ModelParameters
-from runtime.untrusted import parse_json, read_bytes
-from utils import InputError, first_line, logger
-from vocab import UNKNOWN, Vocabulary
+from utils import InputError, logger
+from vocab import Vocabulary
 
 if TYPE_CHECKING:
     from batches.batch import Batch
     from option import Options
-
-TEXT_TOWER = ("text", "transformer.", "token_embedding.", "positional_embedding", "ln_final.")
-TOWERS = {"image": ("visual.",), "text": TEXT_TOWER}
-"""How the names of the parameters of either tower begin; `text` also stands for `text_projection`."""
-EMBEDS = re.compile(r"^(?!.*attnpool).*(embed|\.conv\d|\.bn\d|ln_pre|patch|cls_|stem)")
-"""In names of parameters outside of the layers that come before these."""
 
 
 class ClipTowerParameters(TowerParameters):
@@ -74,16 +65,14 @@ class ClipParameters(ModelParameters):
     )
 
     def without_effect(self) -> dict[str, str]:
-        """See `Parameters.without_effect`: rates of what does not learn."""
+        """See `Parameters.without_effect`: what adapters stand in for, and rates of what does not learn."""
         unread = {"optim.lr_backbone": "CLIP's towers learn at optim.lr, model.image.lr and model.text.lr"}
+        if self.adapter.kind != "none":
+            keys = ("freeze", "image.train", "image.layer_decay", "text.train", "text.layer_decay")
+            unread |= {f"model.{key}": "adapters learn in place of the towers' weights" for key in keys}
         for side in ("image", "text"):
-            if self.adapter.kind != "none":
-                keys, reason = ("train", "layer_decay"), "adapters learn in place of the towers' weights"
-            elif self.trained(side) == "none":
-                keys, reason = ("lr", "layer_decay"), f"the {side} tower does not learn"
-            else:
-                continue
-            unread |= {f"model.{side}.{key}": reason for key in keys}
+            if self.trained(side) == "none" and not self.adapter.on(side):
+                unread |= {f"model.{side}.{key}": f"the {side} tower does not learn" for key in ("lr", "layer_decay")}
         return unread
 
     def trained(self, side: str) -> Trained:
@@ -92,30 +81,6 @@ class ClipParameters(ModelParameters):
             return "none"
         tower: ClipTowerParameters = getattr(self, side)
         return tower.trained
-
-
-class BytePairs(Vocabulary):
-    """The byte pairs of an open_clip tokenizer as a vocabulary: no word is unknown to it.
-
-    Ids are the tokenizer's plus 1, since 0 is padding here.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        """Take the pieces of a tokenizer of the kind that CLIP was published with."""
-        pieces = sorted(tokenizer.encoder, key=tokenizer.encoder.__getitem__)
-        super().__init__({piece: index for index, piece in enumerate([*pieces, UNKNOWN], start=1)})
-        object.__setattr__(self, "tokenizer", tokenizer)
-
-    def encode(self, caption: str) -> list[int]:
-        """Ids of a caption between the marks of its start and end, cut to what the model reads."""
-        tokenizer = cast(Any, self).tokenizer
-        ids = tokenizer(caption)[0]
-        end = int((ids == tokenizer.eot_token_id).nonzero()[0])
-        return [int(index) + 1 for index in ids[: end + 1]]
-
-    def knows(self, word: str) -> bool:
-        """Every word can be spelled."""
-        return True
 
 
 @register("CLIP", ClipParameters)
@@ -174,21 +139,12 @@ class CLIP(PackagedModel):
     ) -> CLIP:
         """See `RetrievalModel.from_parameters`."""
         block = cast(ClipParameters, parameters)
-        open_clip, name = import_open_clip(), architecture_name(block.architecture)
-        adapted = block.adapter.kind != "none"
-        load_weights = load_weights or (adapted and block.pretrained != "none")
+        adapted, given = block.adapter.kind != "none", block.pretrained != "none"
+        load_weights = load_weights or (adapted and given)
         is_file = Path(block.pretrained).exists()
-        tag = block.pretrained if load_weights and not is_file and block.pretrained != "none" else None
-        try:
-            with _root_silenced():
-                clip = open_clip.create_model(name, pretrained=tag)
-        except Exception as fault:  # a download, a file of the hub or a configuration: each has errors of its own
-            raise InputError(
-                f"model.architecture {block.architecture}, model.pretrained {block.pretrained}: open_clip can't build "
-                f"it ({first_line(fault)}). model.pretrained takes none, the path of a checkpoint, or one of: "
-                f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'no tag for this architecture'}."
-            ) from fault
-        preparation = open_clip.get_model_preprocess_cfg(clip)
+        tag = block.pretrained if load_weights and given and not is_file else None
+        clip = create(block.architecture, tag)
+        preparation = import_open_clip().get_model_preprocess_cfg(clip)
         side = preparation["size"]
         sides = (side, side) if isinstance(side, int) else tuple(side)
         if sides != (image_size, image_size):
@@ -200,20 +156,20 @@ class CLIP(PackagedModel):
         if block.gradient_checkpointing:
             clip.set_grad_checkpointing(True)
         if load_weights and is_file:
-            load_released(model, read_clip(Path(block.pretrained)))
+            weights = read_clip(Path(block.pretrained))
+            check_activation(Path(block.pretrained), clip)
+            load_released(model, weights)
             logger.info("CLIP starts from %s.", block.pretrained)
         elif load_weights and tag is None:
             logger.warning("CLIP starts from random weights (model.pretrained: none).")
         if adapted:
-            model.adapt(block.adapter, block.pretrained != "none")
+            model.adapt(block.adapter, given)
         return model
 
     def _freeze(self, side: str, trained: Trained) -> None:
         """Leave all but the last blocks of a tower as they are."""
         blocks = self.blocks[side]
-        count = trained if isinstance(trained, int) else len(blocks) if trained == "all" else 0
-        if count > len(blocks):
-            raise InputError(f"model.{side}.train: last {count} blocks; this tower has {len(blocks)}.")
+        count = blocks_that_learn(trained, len(blocks), f"model.{side}.train")
         named = dict(self.clip.named_parameters())
         for name in (name for block in blocks[: len(blocks) - count] for name in block):
             named[name].requires_grad_(False)
@@ -252,17 +208,12 @@ class CLIP(PackagedModel):
             for depth, names in enumerate(reversed(self.blocks[side])):
                 rates |= {id(named[name]): rate * given.layer_decay**depth for name in names if name in named}
             if self.trained[side] == "adapters":
-                rates |= {id(weight): rate for weight in _Tower(self, side).parameters()}
+                rates |= {id(weight): rate for weight in self._tower(side).parameters()}
         groups: dict[float, list[nn.Parameter]] = {}
         for weight in self.parameters():
             if weight.requires_grad:
                 groups.setdefault(rates[id(weight)], []).append(weight)
         return [{"params": weights, "lr": rate} for rate, weights in groups.items()]
-
-    @classmethod
-    def unread(cls, options: Options) -> Iterator[tuple[str, str]]:
-        """See `RetrievalModel.unread`; `optim.lr` is the rate of both towers unless they have their own."""
-        return ((key, reason) for key, reason in super().unread(options) if key != "optim.lr")
 
     @classmethod
     def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary:
@@ -281,25 +232,24 @@ class CLIP(PackagedModel):
         return BytePairs(tokenizer)
 
     def train(self, mode: bool = True) -> CLIP:
-        """Bring what learns into training mode: a frozen tower draws nothing and keeps its statistics."""
+        """Bring what learns into training mode: what is frozen draws nothing and keeps its statistics."""
         super().train(mode)
-        for side, trained in self.trained.items():
-            tower = _Tower(self, side)
-            if trained == "none":
-                tower.eval()
-            elif trained == "adapters":
-                for part in tower.modules():
-                    if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                        part.eval()
+        for side, trained in self.trained.items() if mode else ():
+            rest(self._tower(side), norms=trained == "adapters")
         return self
+
+    def _tower(self, side: str) -> ClipTower:
+        if side == "image":
+            return ClipTower(self.clip, side, self.embed_images, scale=self.scale, shift=self.shift)
+        return ClipTower(self.clip, side, self.embed_texts)
 
     def frozen_image(self) -> nn.Module | None:
         """See `RetrievalModel.frozen_image`: the whole tower."""
-        return _Tower(self, "image") if self.trained["image"] == "none" else None
+        return self._tower("image") if self.trained["image"] == "none" else None
 
     def frozen_text(self) -> nn.Module | None:
         """See `RetrievalModel.frozen_text`: the whole tower."""
-        return _Tower(self, "text") if self.trained["text"] == "none" else None
+        return self._tower("text") if self.trained["text"] == "none" else None
 
     def encode_image(self, batch: Batch) -> Tensor:
         """Embed images [B, 3, S, S], not normalised. Returns [B, D]."""
@@ -323,99 +273,3 @@ class CLIP(PackagedModel):
         ids = (tokens - 1).clamp(min=0)[:, : clip.context_length]
         padded = F.pad(ids, (0, clip.context_length - ids.shape[1]))  # [B, C]: positions are learned for all of them
         return cast(Tensor, clip.encode_text(padded))
-
-
-class _Tower(nn.Module):
-    """One tower of a CLIP with all that it computes with, and nothing of the other."""
-
-    def __init__(self, model: CLIP, which: str) -> None:
-        super().__init__()
-        members = [*model.clip.named_children(), *model.clip.named_parameters(recurse=False)]
-        for name, member in members:
-            if f"{name}.".startswith(TOWERS[which]):
-                setattr(self, name, member)
-        if which == "image":
-            self.register_buffer("scale", model.scale)
-            self.register_buffer("shift", model.shift)
-        self.embed = model.embed_images if which == "image" else model.embed_texts
-
-    def forward(self, given: Tensor) -> Tensor:
-        """Images [B, 3, S, S] or tokens [B, L] -> [B, D]."""
-        return self.embed(given)
-
-
-def blocks_of(clip: nn.Module, side: str) -> list[list[str]]:
-    """Names of a tower's parameters by block, from the input on: what comes before the layers, then each layer.
-
-    What is in no layer belongs to the first block if it embeds, and to the last if it follows the layers.
-    """
-    names = [name for name, _ in clip.named_parameters() if name.startswith(TOWERS[side])]
-    names += [name for name, _ in clip.named_parameters() if side == "text" and name == "text_projection"]
-    layers = _layers(clip, side)
-    within = {id(weight): place for place, layer in enumerate(layers, start=1) for weight in layer.parameters()}
-    named = dict(clip.named_parameters())
-    blocks: list[list[str]] = [[] for _ in range(len(layers) + 1)]
-    for name in dict.fromkeys(names):
-        outside = 0 if EMBEDS.search(name) else len(layers)
-        blocks[within.get(id(named[name]), outside)].append(name)
-    return [block for block in blocks if block]
-
-
-def _layers(clip: nn.Module, side: str) -> list[nn.Module]:
-    """The layers of a tower: the stages of a ResNet, else its longest list of like parts."""
-    parts = {name: part for name, part in clip.named_modules() if name.startswith(TOWERS[side])}
-    stages = [parts[f"visual.layer{number}"] for number in range(1, 5) if f"visual.layer{number}" in parts]
-    if stages:
-        return [block for stage in stages for block in stage.children()]
-    lists = [list(part.children()) for part in parts.values() if isinstance(part, (nn.ModuleList, nn.Sequential))]
-    return max((found for found in lists if len({type(part) for part in found}) == 1), key=len, default=[])
-
-
-@contextmanager
-def _root_silenced() -> Iterator[None]:
-    """Keeps from the log that weights are random: they are loaded later, or else it is said here.
-
-    Nor does the root logger get a handler, which Python's first line to one without would give it.
-    """
-
-    def other(record: logging.LogRecord) -> bool:
-        return "No pretrained weights loaded" not in record.getMessage()
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addFilter(other)
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        root.removeFilter(other)
-
-
-def import_open_clip() -> ModuleType:
-    """open_clip, which only this model needs; see `layers.backbone.import_extra`."""
-    return import_extra("open_clip", "clip", "CLIP needs open_clip")
-
-
-def architecture_name(architecture: str) -> str:
-    """open_clip's name of an architecture; one that is a JSON file is made known to it first.
-
-    Raises:
-        InputError: there is no such architecture, or the file is no configuration.
-    """
-    open_clip = import_open_clip()
-    if architecture.endswith(".json"):
-        path = Path(architecture)
-        try:
-            content = parse_json(read_bytes(path))
-            missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(content)
-        except (OSError, ValueError, TypeError) as fault:
-            raise InputError(f"model.architecture: {path} can't be read ({first_line(fault)}).") from fault
-        if missing:
-            raise InputError(f"model.architecture: {path} lacks {', '.join(sorted(missing))} (open_clip's JSON form).")
-        open_clip.add_model_config(path)
-        return path.stem
-    if architecture not in open_clip.list_models():
-        near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"model.architecture: open_clip has no {architecture!r}.{hint}")
-    return architecture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layers.backbone import import_extra
 from runtime.untrusted import parse_json, read_bytes
@@ -20,9 +20,8 @@ from utils import InputError, file_sha256, first_line
 
 STORED_SETTINGS = ("input_resolution", "context_length", "vocab_size")
 """What OpenAI's archives hold beside the weights."""
-FOLDER_FILES = (
-    *("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin"),
-)
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+FOLDER_FILES = (*HUB_FILES, "model.safetensors", "pytorch_model.bin")
 RENAMED = (
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
@@ -113,13 +112,48 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _model_type(folder: Path) -> str:
     """What transformers calls the model of a folder."""
+    kind = _settings(folder / "config.json").get("model_type")
+    if not isinstance(kind, str):
+        raise InputError(f"{folder / 'config.json'}: expected transformers' model_type.")
+    return kind
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The object of a JSON file."""
     try:
-        content: Any = parse_json(read_bytes(folder / "config.json"))
-        return str(content["model_type"])
-    except (OSError, ValueError, TypeError, KeyError) as fault:
+        content = parse_json(read_bytes(path))
+    except (OSError, ValueError) as fault:
+        raise InputError(f"{path} can't be read ({first_line(fault)}).") from fault
+    return content if isinstance(content, dict) else {}
+
+
+def check_activation(path: Path, clip: nn.Module) -> None:
+    """Refuse weights that were trained with another activation than the network's: names and shapes fit all the same.
+
+    Raises:
+        InputError: that of the network is another one.
+    """
+    stated, built = uses_quick_gelu(path), any(type(part).__name__ == "QuickGELU" for part in clip.modules())
+    if stated is not None and stated != built:
+        theirs, ours = ("QuickGELU", "GELU") if stated else ("GELU", "QuickGELU")
         raise InputError(
-            f"{folder / 'config.json'}: expected transformers' model_type ({first_line(fault)})."
-        ) from fault
+            f"model.architecture: the weights of {path} were trained with {theirs}, and this network has {ours}: it "
+            f"would read them, and score worse. Take open_clip's architecture {'with' if stated else 'without'} "
+            "-quickgelu at its end, such as ViT-B-32-quickgelu."
+        )
+
+
+def uses_quick_gelu(path: Path) -> bool | None:
+    """Whether the weights of a file or folder were trained with OpenAI's QuickGELU; None where nothing says so."""
+    if not path.is_dir():
+        return True if is_torchscript(path) else None
+    if (path / "open_clip_config.json").is_file():
+        model = _settings(path / "open_clip_config.json").get("model_cfg")
+        return bool(model.get("quick_gelu")) if isinstance(model, dict) else None
+    if any((path / name).is_file() for name in HUB_FILES) or not (path / "config.json").is_file():
+        return None
+    vision = _settings(path / "config.json").get("vision_config") or {}  # what is left out is as OpenAI has it
+    return isinstance(vision, dict) and vision.get("hidden_act", "quick_gelu") == "quick_gelu"
 
 
 def open_clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

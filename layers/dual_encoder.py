@@ -18,7 +18,7 @@ from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.sentences import SentenceTower, word_pieces
 from layers.text import PlainGru
-from layers.towers import TimmTower, Tower, TowerParameters, Trained
+from layers.towers import TimmTower, Tower, TowerParameters
 from option.architecture import Architecture
 from option.parameters import MOST_WIDTH, ModelParameters, Parameters
 from utils import InputError
@@ -155,8 +155,8 @@ class DualEncoder(PackagedModel):
             text.freeze("all")
         else:
             text = SentenceTower(block.text.encoder, block.text.pooling, load_weights, adapter.on("text"))
-            _freeze(text, block.text.trained, "model.text.train")
-        _freeze(image, block.image.trained, "model.image.train")
+            text.freeze(block.text.trained, "model.text.train")
+        image.freeze(block.image.trained, "model.image.train")
         heads = [head(tower.width, block.head, block.embed_dim) for tower in (image, text)]
         model = cls(image, text, *heads)
         if adapter.kind != "none":
@@ -197,11 +197,6 @@ class DualEncoder(PackagedModel):
             groups += tower.groups(given.lr or rate, given.layer_decay)
         return groups
 
-    @classmethod
-    def unread(cls, options: Options) -> Iterator[tuple[str, str]]:
-        """See `RetrievalModel.unread`; `optim.lr` is the heads' rate."""
-        return ((key, reason) for key, reason in super().unread(options) if key != "optim.lr")
-
     def frozen_image(self) -> nn.Module | None:
         """See `RetrievalModel.frozen_image`."""
         return self.image_tower.frozen_part()
@@ -227,10 +222,3 @@ class DualEncoder(PackagedModel):
             return cast(Tensor, self.text_head(self.text_tower.finish(batch.text_features, tokens)))
         inputs = (tokens, batch.need("lengths")) if isinstance(self.text_tower, GruTower) else (tokens,)
         return cast(Tensor, self.text_head(self.text_tower(*inputs)))
-
-
-def _freeze(tower: Tower, trained: Trained, key: str) -> None:
-    try:
-        tower.freeze(trained)
-    except ValueError as fault:
-        raise InputError(f"{key}: last {trained} blocks; {fault}.") from fault

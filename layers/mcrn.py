@@ -6,6 +6,7 @@ Letters: B batch, D embedding. f is a modality's feature, g what the shared patt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -211,6 +212,12 @@ class MCRN(MultiscaleModel):
             {"params": shared, "lr": options.optim.lr_finetune},
             {"params": encoders, "lr": ENCODER_RATE * options.optim.lr_finetune},
         ]
+
+    @classmethod
+    def unread(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """See `RetrievalModel.unread`."""
+        yield from super().unread(options)
+        yield "optim.lr", f"{options.model.name} learns at optim.lr_finetune"
 
     def features(self, modality: Modality, batch: Batch) -> Tensor:
         """Feature f of one modality of a batch, [B, D]."""

@@ -55,6 +55,26 @@ class TowerParameters(Parameters):
         return self.train.last if isinstance(self.train, LastBlocks) else self.train
 
 
+def blocks_that_learn(trained: Trained, blocks: int, key: str) -> int:
+    """How many of a tower's blocks learn, counted from the output.
+
+    Raises:
+        InputError: it has fewer; `key` is the option that asks for them.
+    """
+    if isinstance(trained, int) and trained > blocks:
+        raise InputError(f"{key}: last {trained} blocks; this tower has {blocks}.")
+    return trained if isinstance(trained, int) else blocks if trained == "all" else 0
+
+
+def rest(network: nn.Module, norms: bool) -> None:
+    """Bring into evaluation mode what of a network in training never learns, and with `norms` all batch norms."""
+    for part in network.modules():
+        learns = [parameter.requires_grad for parameter in part.parameters()]
+        if (norms and isinstance(part, nn.modules.batchnorm._BatchNorm)) or (learns and not any(learns)):
+            for inner in part.modules():  # dropout has no parameters: it goes with what it lies in
+                inner.training = False
+
+
 class Tower(nn.Module):
     """A network whose blocks stand in order; a parameter belongs to one of them, or never learns.
 
@@ -73,17 +93,14 @@ class Tower(nn.Module):
     _cuts: bool | None = None
     """Whether it gives the same in two parts; None: not tried yet."""
 
-    def freeze(self, trained: Trained) -> None:
+    def freeze(self, trained: Trained, key: str = "train") -> None:
         """Leave all but the last blocks as they are.
 
         Raises:
-            ValueError: it has fewer blocks.
+            InputError: it has fewer blocks; `key` is the option that asks for them.
         """
-        count = trained if isinstance(trained, int) else len(self.blocks) if trained == "all" else 0
-        if count > len(self.blocks):
-            raise ValueError(f"it has {len(self.blocks)} blocks")
-        self.trained_blocks, self._cuts = count, None
-        learning = {name for block in self.blocks[len(self.blocks) - count :] for name in block}
+        self.trained_blocks, self._cuts = blocks_that_learn(trained, len(self.blocks), key), None
+        learning = {name for block in self.blocks[len(self.blocks) - self.trained_blocks :] for name in block}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in learning)
 
@@ -150,11 +167,8 @@ class Tower(nn.Module):
         """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
         learning = mode and not self.is_frozen
         super().train(learning)
-        for part in self.modules() if learning else ():
-            learns = [parameter.requires_grad for parameter in part.parameters()]
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) or (learns and not any(learns)):
-                for inner in part.modules():  # dropout has no parameters: it goes with what it lies in
-                    inner.training = False
+        if learning:
+            rest(self, norms=True)
         return self
 
     def groups(self, rate: float, decay: float) -> Iterator[dict[str, Any]]:

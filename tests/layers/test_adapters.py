@@ -18,7 +18,9 @@ from batches.batch import Batch
 from layers import build_model
 from layers.adapters import SplitAttention, is_adapted, merge, target_names
 from layers.backbone import import_timm
-from layers.clip import CLIP, blocks_of, import_open_clip
+from layers.clip import CLIP, ClipParameters
+from layers.clip_library import import_open_clip
+from layers.clip_towers import blocks_of
 from layers.dual_encoder import DualEncoder
 from layers.packaged import count_line
 from layers.released import load_fitting
@@ -197,11 +199,28 @@ def test_what_can_not_be_adapted_is_said(changes: dict[str, Any], match: str, ma
         made("DualEncoder", DUAL | {"adapter.towers": "both"} | changes)
 
 
+def test_what_nothing_reads_beside_adapters_is_said() -> None:
+    block = {"freeze": "image", "adapter": {"kind": "lora", "towers": "text"}}
+    unread = ClipParameters.model_validate(block).without_effect()
+    replaced = {f"model.{key}" for key in ("freeze", "image.train", "text.train", "text.layer_decay")}
+    assert {key for key, reason in unread.items() if reason.startswith("adapters learn")} == replaced
+    still = {key for key, reason in unread.items() if reason == "the image tower does not learn"}
+    assert still == {"model.image.lr", "model.image.layer_decay"}
+
+
 def test_merging_without_adapters_changes_nothing() -> None:
     network = nn.Sequential(nn.Linear(2, 2))
     first = network[0]
     merge(network)
     assert network[0] is first
+
+
+def resnet(folder: Path) -> Path:
+    """The configuration of a tiny CLIP whose image tower is a ResNet."""
+    config, path = json.loads((ROOT / "tests" / "clip_tiny.json").read_text()), folder / "clip_tiny_resnet.json"
+    config["vision_cfg"] = {"image_size": 64, "layers": [1, 2, 1, 2], "width": 8, "head_width": 8}
+    path.write_text(json.dumps(config))
+    return path
 
 
 class TestClipBlocks:
@@ -222,10 +241,7 @@ class TestClipBlocks:
         assert {"text_projection", "ln_final.weight"} <= set(text[2])
 
     def test_of_a_resnet(self, tmp_path: Path) -> None:
-        config = json.loads((ROOT / "tests" / "clip_tiny.json").read_text())
-        config["vision_cfg"] = {"image_size": 64, "layers": [1, 2, 1, 2], "width": 8, "head_width": 8}
-        (tmp_path / "clip_tiny_resnet.json").write_text(json.dumps(config))
-        import_open_clip().add_model_config(tmp_path / "clip_tiny_resnet.json")
+        import_open_clip().add_model_config(resnet(tmp_path))
         clip = import_open_clip().create_model("clip_tiny_resnet")
         image = blocks_of(clip, "image")
         assert len(image) == 1 + 1 + 2 + 1 + 2
@@ -244,6 +260,15 @@ class TestClipBlocks:
         assert counts == {0.005: len(model.blocks["image"][1]), 0.01: len(model.blocks["image"][2])}
         with pytest.raises(InputError, match=r"model\.text\.train: last 4 blocks; this tower has 3"):
             made("CLIP", {"text.train": {"last": 4}})
+
+    def test_frozen_blocks_keep_their_statistics(self, made: Any, tmp_path: Path) -> None:
+        _, model = made("CLIP", {"architecture": str(resnet(tmp_path)), "image.train": {"last": 2}})
+        before = {key: value.clone() for key, value in model.state_dict().items() if "running_mean" in key}
+        model.train().encode_image(BATCH)
+        moved = {key for key, value in before.items() if not torch.equal(value, model.state_dict()[key])}
+        learning = {f"clip.{name}" for block in model.blocks["image"][-2:] for name in block}
+        assert moved == {key for key in before if key.replace("running_mean", "weight") in learning}
+        assert 0 < len(moved) < len(before)
 
     def test_without_choices_all_learn_in_one_group(self, made: Any) -> None:
         options, model = made("CLIP", {})

@@ -18,7 +18,8 @@ import train as train_entry
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from batches.batch import Batch, Captions
 from layers import build_model
-from layers.clip import CLIP, BytePairs, architecture_name, import_open_clip
+from layers.clip import CLIP
+from layers.clip_library import BytePairs, architecture_name, import_open_clip
 from option import Options
 from runtime.weights import read_checkpoint
 from tests import ROOT

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from batches.augmentation import normalise
 from layers import clip_files
-from layers.clip import CLIP, import_open_clip
-from layers.clip_files import is_torchscript, open_clip_names, read_clip
+from layers.clip import CLIP
+from layers.clip_files import check_activation, is_torchscript, open_clip_names, read_clip, uses_quick_gelu
+from layers.clip_library import import_open_clip
 from layers.released import load_released
 from layers.sentences import import_transformers
 from runtime.weights import TAKEN_FOR_ONE, read_checkpoint, without_wrappers
@@ -125,6 +126,32 @@ def test_a_folder_of_transformers_gives_the_same_embeddings(tmp_path: Path) -> N
     (tmp_path / "hf" / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(InputError, match="is a siglip of transformers; its CLIPs can be read"):
         read_clip(tmp_path / "hf")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_weights_of_another_activation_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    plain = import_open_clip().create_model("clip_tiny")
+    quick = import_open_clip().create_model("clip_tiny", force_quick_gelu=True)
+    hub, hf, none = (tmp_path / name for name in ("hub", "hf", "none"))
+    write_hub(hub, weights)
+    for folder in (hf, none):
+        folder.mkdir()
+    (hub / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    (hf / "config.json").write_text('{"model_type": "clip", "vision_config": {"layers": 2}}')
+    archive = tmp_path / "ViT.pt"
+    torch.jit.save(torch.jit.script(Archived()), archive)  # type: ignore[no-untyped-call,unused-ignore]
+    for path in (hub, hf, archive):
+        check_activation(path, quick)
+        with pytest.raises(InputError, match=r"trained with QuickGELU, and this network has GELU.*with -quickgelu"):
+            check_activation(path, plain)
+    (hf / "config.json").write_text('{"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}')
+    check_activation(hf, plain)
+    with pytest.raises(InputError, match=r"trained with GELU, and this network has QuickGELU.*without -quickgelu"):
+        check_activation(hf, quick)
+    write_model(tmp_path / "weights.pt", weights)
+    for path in (none, tmp_path / "weights.pt"):
+        assert uses_quick_gelu(path) is None
+        check_activation(path, quick)
 
 
 def test_names_of_transformers_that_are_no_weights_are_left_out() -> None:

@@ -240,6 +240,16 @@ def test_an_embedding_does_not_depend_on_its_batch(trained: RetrievalModel) -> N
                 assert distance(embeddings, whole[modality][chosen]) < 1e-5
 
 
+@pytest.mark.parametrize("name", registered())
+def test_the_learning_rate_is_named_as_one_without_effect_where_it_has_none(
+    name: str, tiny_options: TinyOptions, vocabulary: Vocabulary
+) -> None:
+    slow, fast = (tiny_options(name, {"optim.lr": rate}) for rate in (1e-5, 1e-3))
+    model = build_model(slow, vocabulary)
+    rates = [[group["lr"] for group in model.parameter_groups(options)] for options in (slow, fast)]
+    assert (rates[0] == rates[1]) == ("optim.lr" in dict(type(model).unread(fast)))
+
+
 def test_scores_in_blocks_of_any_split_equal_the_whole(trained: RetrievalModel) -> None:
     images, texts = trained.encode_image(random_batch(5)), trained.encode_text(random_batch(7, seed=1))
     whole = trained.score(images, texts)

@@ -419,7 +419,7 @@ class TestTraining:
         assert {id(p) for p in groups[0]["params"]} == {id(p) for p in heads}
 
     def test_more_blocks_than_there_are(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
-        with pytest.raises(InputError, match=r"model\.image\.train: last 7 blocks; it has 6 blocks\."):
+        with pytest.raises(InputError, match=r"model\.image\.train: last 7 blocks; this tower has 6\."):
             build_model(tiny_options("DualEncoder", {"image.train": {"last": 7}}), vocabulary)
 
     def test_a_frozen_tower_stays_as_it_is_in_training(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:

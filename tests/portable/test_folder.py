@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import option
 from data.images import image_names
-from layers.clip import import_open_clip
+from layers.clip_library import import_open_clip
 from option import Options
 from portable import CARD, CONFIG, EXAMPLE, PREPROCESSING, SCORES, VOCABULARY, WEIGHTS
 from portable.folder import Portable, of_checkpoint, read_folder, standing
