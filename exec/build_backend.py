@@ -13,7 +13,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ ROOMS = (
     *("engine", "runs", "portable", "archive"),
 )
 """What `rsretrieval` imports, and what those import."""
+KEPT = (
+    *("*.py", "py.typed", "vocab/stop_words.txt", "data/keywords/function_words.txt", "data/toy/classes.yaml"),
+    *("runs/ready/model", "runs/ready/model/*"),
+)
+"""Files and plain folders that the wheel holds; what else lies in a room, such as a data set, is the user's."""
 ROOT = Path(__file__).resolve().parents[1]
 OTHER = ("pyproject.toml", "LICENSE")
 
@@ -59,15 +64,21 @@ def lay_out(folder: Path) -> None:
         shutil.copyfile(ROOT / name, folder / name)
     if not (ROOT / PACKAGE).is_dir():
         return
-    clean = shutil.ignore_patterns("__pycache__", "__main__.py", ".*")  # commands stay with the clone
-    shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=clean)
-    for name in ROOMS:
+    for name in (PACKAGE, *ROOMS):
+        place = folder / PACKAGE / (name if name != PACKAGE else "")
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / PACKAGE / name, ignore=clean)
+            shutil.copytree(ROOT / name, place, ignore=_left_behind, dirs_exist_ok=True)
         else:
-            shutil.copyfile(ROOT / f"{name}.py", folder / PACKAGE / f"{name}.py")
+            shutil.copyfile(ROOT / f"{name}.py", place.with_suffix(".py"))
     for path in (folder / PACKAGE).rglob("*.py"):
         path.write_text(moved(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _left_behind(folder: str, names: Sequence[str]) -> set[str]:
+    """All but `KEPT` and packages; commands stay with the clone."""
+    places = {name: Path(folder, name) for name in names if name != "__main__.py"}
+    kept = {name for name, path in places.items() if (path / "__init__.py").is_file() or any(map(path.match, KEPT))}
+    return set(names) - kept
 
 
 def moved(source: str) -> str:

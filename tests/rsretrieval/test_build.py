@@ -83,3 +83,25 @@ def test_without_rooms_the_package_is_empty(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(build_backend, "ROOT", tmp_path / "a")
     lay_out(tmp_path / "b")
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"pyproject.toml", "LICENSE"}
+
+
+def test_what_lies_beside_the_code_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    files = ["rsretrieval/__init__.py", "utils.py", "vocab/__init__.py", "vocab/stop_words.txt", "runs/__init__.py"]
+    files += [
+        "runs/ready/__init__.py",
+        "runs/ready/model/model.safetensors",
+        "data/__init__.py",
+        "data/toy/__init__.py",
+    ]
+    mine = ["data/my_precomp/train_caps.txt", "data/my_precomp/images/a.jpg", "vocab/glove.6B.300d.txt"]
+    mine += ["data/toy/__main__.py", "vocab/my_vocab.json"]
+    for name in (*files, *mine, "pyproject.toml", "LICENSE"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    out.mkdir()
+    monkeypatch.setattr(build_backend, "ROOT", root)
+    monkeypatch.setattr(build_backend, "ROOMS", ("utils", "vocab", "runs", "data"))
+    lay_out(out)
+    found = {path.relative_to(out / PACKAGE).as_posix() for path in (out / PACKAGE).rglob("*") if path.is_file()}
+    assert found == {name.removeprefix(f"{PACKAGE}/") for name in files}
