@@ -75,6 +75,11 @@ def refuse(gate: Gate | None, what: str, advice: str) -> None:
     gate.passed.append(what.partition("\n")[0].rstrip(":"))
 
 
+def install(extra: str) -> str:
+    """What installs an extra: a script in the project's root, pip where `rsretrieval` is installed."""
+    return f"bash exec/environment.sh {extra}" if __name__ == "utils" else f'pip install ".[{extra}]" in a clone'
+
+
 def import_extra(module: str, purpose: str, extra: str) -> Any:
     """A module that one of the project's extras brings.
 
@@ -89,7 +94,7 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as fault:
-        raise InputError(f"{purpose}: bash exec/environment.sh {extra}") from fault
+        raise InputError(f"{purpose}: {install(extra)} ({first_line(fault)})") from fault
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any], durable: bool = False) -> None:

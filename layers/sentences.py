@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import import_torchvision
+from layers.backbone import import_extra
 from layers.chains import TokenStates, through
 from layers.installed import INSTALLED, PACKAGES, installed_file, package_of
 from layers.towers import Tower
@@ -170,14 +170,7 @@ def import_transformers() -> ModuleType:
     Raises:
         InputError: it is not installed.
     """
-    import_torchvision("torchvision")  # which transformers imports, and which may not fit the installed torch
-    try:
-        import transformers
-    except ImportError as fault:
-        raise InputError(
-            f"model.text.encoder: sentence encoders need transformers: bash exec/environment.sh weights "
-            f"({first_line(fault)})"
-        ) from fault
+    transformers = import_extra("transformers", "weights", "model.text.encoder: sentence encoders need transformers")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

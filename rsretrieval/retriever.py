@@ -6,8 +6,8 @@ Letters: N images, M sentences, D embedding, K best.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class Retriever:
         """Where the model computes."""
         return self._encoder.device
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Length of an embedding, D."""
         return self._encoder.dim
@@ -120,8 +120,10 @@ class Retriever:
             [N, D] float32, not normalised.
 
         Raises:
-            InputError: one can't be read; or the model reads regions and may not do without.
+            InputError: it is no list, or one can't be read; or the model reads regions and may not do without.
         """
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            raise InputError("image takes a list of images: image([one]).")
         parts = [
             self._encoder.query_images([self._decoded(image) for image in images[start : start + batch_size]])
             for start in range(0, len(images), batch_size)
@@ -147,7 +149,7 @@ class Retriever:
         return self._array([self._encoder.texts(sentences[start : start + batch_size]) for start in starts])
 
     def score(self, images: Embeddings, texts: Embeddings) -> Embeddings:
-        """The model's score of every pair: [N, D] and [M, D] -> [N, M] in -1 to 1."""
+        """The model's score of every pair: [N, D] and [M, D] -> [N, M] in -1 to 1; InputError for another D."""
         with torch.no_grad():
             return self._array([self._encoder.model.score(self._tensor(images), self._tensor(texts))])
 
@@ -157,7 +159,7 @@ class Retriever:
         Args:
             index: what `image` gave, [N, D]; or the folder of an index that search.py made with the same model.
             query: a sentence; or an image: a `Path`, an image of Pillow or an array, compared by the cosine.
-            k: how many.
+            k: how many, at least 1.
 
         Returns:
             The best first: `score`; `row`, of the index; `name` of the image, empty where the index is an array.
@@ -165,6 +167,8 @@ class Retriever:
         Raises:
             InputError: the query can't be embedded, or the index is one of another model.
         """
+        if k < 1:
+            raise InputError(f"k is {k}: ask for at least one image.")
         asked = query if isinstance(query, str) else self._decoded(query)
         if isinstance(index, (str, Path)):
             return self._open(Path(index)).answer(asked, k).hits
@@ -192,8 +196,11 @@ class Retriever:
             image = Image.fromarray(image)
         return to_part(image.copy(), self.options.dataset.rule).filled()
 
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(values, np.float32), device=self.device)
+    def _tensor(self, values: Embeddings) -> Tensor:
+        found = np.asarray(values, np.float32)
+        if found.ndim != 2 or found.shape[1] != self.dim:
+            raise InputError(f"expected embeddings [N, {self.dim}] of this model, got {list(found.shape)}.")
+        return torch.as_tensor(found, device=self.device)
 
     def _array(self, parts: Sequence[Tensor]) -> Embeddings:
         if not parts:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from runtime.untrusted import is_plain_weight, load_torch
-from utils import InputError, first_line
+from utils import InputError, first_line, import_extra
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and trainers put before every name."""
@@ -106,14 +106,13 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         InputError: the library is missing.
         ValueError: the file is damaged.
     """
+    safe, reader = (
+        import_extra(module, f"{path}: safetensors needs the library", "weights")
+        for module in ("safetensors", "safetensors.torch")
+    )
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as fault:
-        raise InputError(f"{path}: safetensors needs the library: bash exec/environment.sh weights") from fault
-    try:
-        return load_file(path)
-    except SafetensorError as fault:
+        return dict(reader.load_file(path))
+    except safe.SafetensorError as fault:
         raise ValueError(str(fault)) from fault
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.audio.spectrogram import RATE
 from runtime.untrusted import read_bytes
-from utils import InputError
+from utils import InputError, import_extra
 
 LONGEST = 600  # seconds
 _RATES = (4_000, 384_000)
@@ -28,10 +28,7 @@ def read_sound(path: Path) -> np.ndarray:
     Raises:
         InputError: no WAV file, cut short, without a sample, or out of bounds; or SciPy (extra `audio`) is missing.
     """
-    try:
-        from scipy.signal import resample_poly
-    except ImportError as fault:
-        raise InputError("sounds are read with SciPy: bash exec/environment.sh audio") from fault
+    signal = import_extra("scipy.signal", "sounds are read with SciPy", "audio")
     rate, samples = _read(path)
     if not _RATES[0] <= rate <= _RATES[1]:
         raise InputError(f"{path}: {rate} samples per second; expected {_RATES[0]} to {_RATES[1]}")
@@ -43,7 +40,7 @@ def read_sound(path: Path) -> np.ndarray:
     if rate == RATE:
         return sound
     common = math.gcd(rate, RATE)
-    return np.asarray(resample_poly(sound, RATE // common, rate // common))
+    return np.asarray(signal.resample_poly(sound, RATE // common, rate // common))
 
 
 def _read(path: Path) -> tuple[int, np.ndarray]:

@@ -15,7 +15,7 @@ import torch
 from data.annotations import Annotations
 from data.similarity.margin import dynamic_margin
 from data.similarity.prior import PriorSimilarity
-from utils import InputError, markdown, write_atomic
+from utils import import_extra, markdown, write_atomic
 
 BINS = 50
 LIKE = 0.5
@@ -114,11 +114,8 @@ def draw(summary: Summary, gamma: float, beta: float, out: Path) -> None:
     Raises:
         InputError: matplotlib (extra `plot`) is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as fault:
-        raise InputError("drawing needs matplotlib: bash exec/environment.sh plot") from fault
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figures = import_extra("matplotlib.figure", "drawing needs matplotlib", "plot")
+    figure = figures.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     edges = np.linspace(0, 1, BINS + 1)
     for kind, colour in (("other", "#4477aa"), ("own", "#ee6677")):

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.stats.caption_similarity import KINDS
 from data.stats.figures import SPLITS, Statistics
-from utils import InputError, write_atomic
+from utils import import_extra, write_atomic
 
 SPLIT_COLOURS = {"train": "#4477aa", "val": "#ccbb44", "test": "#ee6677"}
 SET_COLOURS = ("#332288", "#44aa99", "#cc6677", "#997700", "#4477aa", "#117733", "#aa4499", "#882255")
@@ -27,14 +27,11 @@ def draw(sets: Sequence[Statistics], out: Path) -> None:
     Raises:
         InputError: matplotlib (extra `plot`) is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as fault:
-        raise InputError("drawing needs matplotlib: bash exec/environment.sh plot") from fault
+    figures = import_extra("matplotlib.figure", "drawing needs matplotlib", "plot")
     classed = [each for each in sets if each.classes]
     rows = [classed[start : start + PER_ROW] for start in range(0, len(classed), PER_ROW)]
     heights = [3.4, *(0.9 + BAR_HEIGHT * max(len(each.classes) for each in row) for row in rows)]
-    figure = Figure(figsize=(13, sum(heights)), layout="constrained")
+    figure = figures.Figure(figsize=(13, sum(heights)), layout="constrained")
     bands = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     sizes, lengths, diversity, similarity = bands[0].subplots(1, 4, width_ratios=(1, 1.2, 1, 1.4))
     _draw_images(sizes, sets)
