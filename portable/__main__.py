@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m portable", description="Write a trained model as a folder that stands alone (docs/portable.md)."
     )
     add_model(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="is made; its files are replaced")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="is made; a model that lies in it is replaced"
+    )
     parser.add_argument("--int8", action="store_true", help="write the graphs with weights of 8 bits, too")
     parser.add_argument("--test", action="store_true", help="score model and graphs on the test list of the options")
     parser.add_argument(
@@ -27,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     import option  # what follows imports PyTorch, which takes seconds; --help should not
     from portable.card import card
-    from portable.folder import of_checkpoint, write_folder
+    from portable.folder import of_checkpoint, refuse_others, write_folder
     from portable.hub import PREFIX, push
     from portable.scoring import CPU, quantise, score_folder
     from runs.ready.folder import chosen
     from runs.scoring import open_test_set
 
+    refuse_others(given.out)
     path_opt, checkpoint = chosen(given.path_opt, given.checkpoint)
     options = option.load_options(path_opt, given.set)
     test_set = open_test_set(options, CPU) if given.test else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,9 +21,10 @@ from layers import build_model
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from portable import CONFIG, EXAMPLE, PREPROCESSING, TOKENIZER, VOCABULARY, WEIGHTS
+from portable import CARD, CONFIG, EXAMPLE, PREPROCESSING, SCORES, TOKENIZER, VOCABULARY, WEIGHTS
 from portable.example import program
 from portable.graphs import Graph, graphs_of, write_graph
+from portable.hub import ALL
 from portable.tokens import write_tokenizer
 from runs.checkpoints import typed_options
 from runs.loaders import read_vocabulary
@@ -77,17 +78,19 @@ def of_checkpoint(options: Options, checkpoint: Path) -> Portable:
 
 
 def write_folder(source: Portable, folder: Path) -> list[Graph]:
-    """Write all files but the card; returns the graphs.
+    """Write all files but the card; returns the graphs. Nothing is left of a model that was in the folder before.
 
     Raises:
-        InputError: the model can't be exported; says why.
+        InputError: the folder holds something else, or the model can't be exported; says why.
         OSError: a file can't be written.
     """
     model, options, vocabulary = source.model, source.options, source.vocabulary
+    refuse_others(folder)
     graphs = graphs_of(model, options)
     folder.mkdir(parents=True, exist_ok=True)
     for graph in graphs:
         write_graph(graph, folder / graph.file)
+    _remove_earlier(folder, {graph.file for graph in graphs})
     safe = import_extra("safetensors.torch", SAFE, "onnx")
     facts = {KEY: json.dumps({"format": FORMAT, **source.facts})}
     stored = {name: value.detach().clone().contiguous() for name, value in _held(model)}
@@ -104,6 +107,22 @@ def write_folder(source: Portable, folder: Path) -> list[Graph]:
     write_text_atomic(folder / EXAMPLE, program(settings))
     write_text_atomic(folder / CONFIG, option.to_yaml(standing(options, folder)))
     return graphs
+
+
+def refuse_others(folder: Path) -> None:
+    """Raise an InputError for a folder with files that this command does not write, unless a model lies among them."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [path.name for path in found if path.name != TOKENIZER and not any(map(path.match, ALL))]
+    if others and not (folder / PREPROCESSING).is_file():
+        raise InputError(f"{folder}: it holds other files, such as {others[0]}. Give a new folder.")
+
+
+def _remove_earlier(folder: Path, graphs: Collection[str]) -> None:
+    """Remove what an earlier model left, other than the files that every model replaces."""
+    for path in (*folder.glob("*.onnx"), folder / SCORES, folder / CARD):
+        if path.name not in graphs:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
 
 
 def _held(model: RetrievalModel) -> Iterator[tuple[str, Tensor]]:

@@ -126,9 +126,8 @@ def graphs_of(model: RetrievalModel, options: Options) -> list[Graph]:
     if model.uses_audio:
         graphs.append(Graph("audio_encoder.onnx", AudioGraph(model), {"audio": pixels}, "embeddings"))
     if not model.scores_by_cosine():
-        with torch.inference_mode():
-            embedded = [graph.module(*graph.inputs.values()).clone() for graph in graphs[:1]]
-        width = embedded[0].shape[1]
+        with torch.no_grad():
+            width = graphs[0].module(*images.values()).shape[1]
         pairs = {"images": torch.rand(2, width), "texts": torch.rand(3, width)}
         graphs.append(Graph("pair_scores.onnx", ScoreGraph(model), pairs, "scores", rows=("images", "texts")))
     return graphs

@@ -27,7 +27,8 @@ class OnnxModel(RetrievalModel):
     def __init__(self, folder: Path, ending: str = ".onnx") -> None:
         """Open those whose names end so."""
         super().__init__()
-        self.sessions = {path.name.removesuffix(ending): Session(path) for path in sorted(folder.glob(f"*{ending}"))}
+        paths = {name: folder / f"{name}{ending}" for name in ("image_encoder", "text_encoder", "pair_scores")}
+        self.sessions = {name: Session(path) for name, path in paths.items() if path.is_file()}
 
     def encode_image(self, batch: Batch) -> Tensor:
         """See `RetrievalModel.encode_image`."""

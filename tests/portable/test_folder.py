@@ -16,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import option
+import portable.folder as folder
 from data.images import image_names
 from layers.clip_library import import_open_clip
 from option import Options
@@ -83,6 +84,28 @@ def test_the_folder_reads_back(written: Written) -> None:
         torch.testing.assert_close(got, want, atol=1e-6, rtol=0)
     assert found.facts == source.facts
     assert found.vocabulary == source.vocabulary
+
+
+def test_an_earlier_model_leaves_nothing(written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "write_graph", lambda graph, path: path.touch())
+    source = of_checkpoint(written.options, written.checkpoint)
+    for name in ("text_encoder_int8.onnx", "audio_encoder.onnx", SCORES, CARD, PREPROCESSING, "tokenizer/old.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "note.txt").touch()
+    folder.write_folder(source, tmp_path)
+    graphs = {"image_encoder.onnx", "text_encoder.onnx", "pair_scores.onnx"}
+    expected = {CONFIG, EXAMPLE, PREPROCESSING, VOCABULARY, WEIGHTS, "note.txt"} | graphs
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def test_a_folder_of_something_else_is_refused(written: Written, tmp_path: Path) -> None:
+    (tmp_path / CARD).write_text("of a project")
+    (tmp_path / "train.py").touch()
+    with pytest.raises(InputError, match=r"it holds other files, such as train.py. Give a new folder"):
+        folder.write_folder(of_checkpoint(written.options, written.checkpoint), tmp_path)
+    assert (tmp_path / CARD).read_text() == "of a project"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_nothing_of_the_machine_is_in_it(written: Written) -> None:
