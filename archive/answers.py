@@ -213,7 +213,7 @@ def _of_row(now: Opened, name: str, row: int | None) -> dict[str, Any]:
     if row is None:
         return {"name": name, "scene": None, "bounds": None, "row": None, "thumbnail": None, "image": None}
     links = {kind: f"{kind}/{row}?index={now.version}" for kind in ("thumbnail", "image")}
-    bounds = now.searcher.index.record(row).bounds
+    bounds = now.searcher.index.bounds(row)
     return {"name": name, "scene": now.scenes.of(row), "bounds": bounds, "row": row, **links}
 
 

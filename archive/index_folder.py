@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,6 +20,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError, model_validator
 from torch import Tensor
 
@@ -26,6 +29,7 @@ import option
 from archive.records import Record, free_id, read_records, write_records
 from archive.shards import AGAIN, Dtype, IndexFault, Shards, write_shard
 from data.lists import shown
+from data.rasters.places import Bounds
 from layers.registry import registered
 from option import Options
 from option.parameters import Parameters
@@ -36,10 +40,9 @@ from vocab import Vocabulary
 
 FORMAT = "rsretrieval-index-1"
 _ABSENT = "nothing"
-OPEN_LISTS = 256
-"""Lists of names that are in memory at once."""
-OPEN_RECORDS = 8
-"""Shards of which all that is known is in memory at once."""
+OPEN_PARTS = 256
+"""Shards whose names and places are in memory at once."""
+NOWHERE = (math.nan,) * 4
 
 
 class Manifest(Parameters):
@@ -147,8 +150,7 @@ class IndexFolder:
                 raise InputError(f"{folder / 'shards' / shard}.json: this part of the index is missing; {AGAIN}")
         self._starts = list(accumulate(manifest.shards.values(), initial=0))
         self._ids = list(manifest.shards)
-        self._names = lru_cache(maxsize=OPEN_LISTS)(self._read_names)
-        self._records = lru_cache(maxsize=OPEN_RECORDS)(self._read_records)
+        self._parts = lru_cache(maxsize=OPEN_PARTS)(self._read_part)
         if manifest.crc32.keys() != manifest.shards.keys():  # of an earlier version, whose runs could meet
             refuse_repeated(folder, self.names())
         self._opened = self._written = written
@@ -196,17 +198,20 @@ class IndexFolder:
 
     def name(self, row: int) -> str:
         """The image of a row, relative to the folder of the images."""
-        place = bisect_right(self._starts, row) - 1
-        return self._names(place)[row - self._starts[place]]
+        names, _, place = self._part_of(row)
+        return names[place]
 
-    def record(self, row: int) -> Record:
-        """What the index knows of the image of a row."""
-        place = bisect_right(self._starts, row) - 1
-        return self._records(place)[row - self._starts[place]]
+    def bounds(self, row: int) -> Bounds | None:
+        """Where the image of a row lies, see `archive.records.Record`."""
+        _, bounds, place = self._part_of(row)
+        if bounds is None or math.isnan(bounds[place, 0]):
+            return None
+        west, south, east, north = bounds[place].tolist()
+        return west, south, east, north
 
     def names(self) -> list[str]:
         """All images in the order of their rows."""
-        return [name for place in range(len(self._ids)) for name in self._names(place)]
+        return [name for place in range(len(self._ids)) for name in self._parts(place)[0]]
 
     def vocabulary(self) -> Vocabulary:
         """The words of the model.
@@ -222,12 +227,18 @@ class IndexFolder:
             raise InputError(f"{path}: not the vocabulary that the index was made with; index again.")
         return vocabulary
 
-    def _read_names(self, place: int) -> list[str]:
-        return [record.name for record in self._read_records(place)]
+    def _part_of(self, row: int) -> tuple[list[str], NDArray[np.float64] | None, int]:
+        """The shard of a row, see `_read_part`, and the image's place in it."""
+        part = bisect_right(self._starts, row) - 1
+        return *self._parts(part), row - self._starts[part]
 
-    def _read_records(self, place: int) -> list[Record]:
-        count = self._starts[place + 1] - self._starts[place]
-        return read_records(self.folder / "shards" / f"{self._ids[place]}.json", count)
+    def _read_part(self, part: int) -> tuple[list[str], NDArray[np.float64] | None]:
+        """Names of the n images of a shard, and their bounds [n, 4]; None: none of them has a place."""
+        count = self._starts[part + 1] - self._starts[part]
+        records = read_records(self.folder / "shards" / f"{self._ids[part]}.json", count)
+        placed = any(record.bounds is not None for record in records)
+        bounds = np.array([record.bounds or NOWHERE for record in records]) if placed else None
+        return [record.name for record in records], bounds
 
 
 def _stamp(folder: Path) -> tuple[int, int, int] | None:

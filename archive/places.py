@@ -26,7 +26,7 @@ def write_places(path: Path, query: str, index: IndexFolder, hits: Sequence[Hit]
     features, lost = [], 0
     for rank, hit in enumerate(hits, start=1):
         row = hit.row if rows is None else rows.row(hit.name)
-        bounds = None if row is None else index.record(row).bounds
+        bounds = None if row is None else index.bounds(row)
         lost += bounds is None
         properties = {"rank": rank, "score": hit.score, "name": hit.label, "query": query}
         geometry = None if bounds is None else rectangle(bounds)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
 import search
-from archive.index_folder import IndexFolder
+from archive import index_folder
+from archive.index_folder import IndexFolder, add_shard, read_manifest, update_manifest
 from archive.places import rectangle
+from archive.records import Record, read_records
 from data.rasters.places import bounds_of
 from option.images import ImageRule
 from tests.archives import Archive
@@ -51,6 +54,29 @@ def test_a_place_is_a_ring_of_degrees() -> None:
     }
 
 
+def test_places_of_many_parts_are_read_once(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page shows images of as many parts as it has images, each time: their files take 50 ms each to read."""
+    manifest, places = read_manifest(index), {f"{number}.tif": (float(number), 1.0, 3.0, 4.5) for number in range(12)}
+    assert manifest is not None
+    for name, bounds in places.items():
+        embedding = torch.randn(1, manifest.dim)
+        add_shard(index, [Record(name, bounds=bounds)], embedding, manifest.dtype)
+    add_shard(index, [Record("a.tif", bounds=(1, 2, 3, 4)), Record("b.png")], torch.randn(2, manifest.dim), "float32")
+    update_manifest(index, manifest)
+    folder, read = IndexFolder.open(index), list[Path]()
+
+    def reading(path: Path, count: int | None = None) -> list[Record]:
+        read.append(path)
+        return read_records(path, count)
+
+    monkeypatch.setattr(index_folder, "read_records", reading)
+    for _ in range(2):
+        found = {folder.name(row): folder.bounds(row) for row in range(len(folder))}
+    assert {name: bounds for name, bounds in found.items() if bounds is not None} == places | {"a.tif": (1, 2, 3, 4)}
+    assert len(found) == 26
+    assert len(read) == len(set(read)) == len(folder.manifest.shards)
+
+
 def test_an_index_keeps_places_and_a_query_gives_them_back(
     archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,7 +84,7 @@ def test_an_index_keeps_places_and_a_query_gives_them_back(
     write(archive.images / "placed.tif", PIXELS, photometric="RGB", **form)
     archive.follow()
     index = IndexFolder.open(archive.index)
-    known = {index.record(row).name: index.record(row).bounds for row in range(len(index))}
+    known = {index.name(row): index.bounds(row) for row in range(len(index))}
     assert known.pop("placed.tif") == pytest.approx((15, 39.936, 15.064, 40))
     assert set(known.values()) == {None}
     out = tmp_path / "found.geojson"
