@@ -157,7 +157,8 @@ class Service:
         async def ask(now: Opened) -> Found:
             place = await in_thread(self._for_searches, self.images.place_now, row, index, now)
             window = window_of(view, now)
-            answer = await in_thread(self._for_searches, self._of_row, place, window, now, view.scene)
+            asked = place, window.k, window.offset, keep(now, view.scene)
+            answer = await in_thread(self._for_searches, now.searcher.similar, *asked)
             found = found_by(answer, view, window, now)
             found.like = shown_image(now, place)
             return found
@@ -212,14 +213,6 @@ class Service:
         if not self.encoder.model.scores_by_cosine():
             add_note(found, BY_COSINE)
         return found
-
-    def _of_row(self, row: int, window: Window, now: Opened, scene: str | None) -> Answer:
-        """The answer to an image of the index."""
-        if now.searcher.index.embeddings is None:
-            with self.images.readable(row):
-                image = now.thumbnails.decoded(row)
-            return now.searcher.answer(image, window.k, window.offset, keep(now, scene))
-        return now.searcher.similar(row, window.k, window.offset, keep(now, scene))
 
     def _of_image(
         self, name: str, content: bytes, window: Window, now: Opened, scene: str | None

@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ class PageImages:
         self._living = living
         self._stand_aside = stand_aside
         self._turns = Turns(AT_ONCE, AT_ONCE, "images")
-        self._downloads = Turns(AT_ONCE, 1, "downloads")
         self._threads = ThreadPoolExecutor(AT_ONCE, initializer=stand_back)
         self._unreadable = Refusals()
 
@@ -82,25 +81,19 @@ class PageImages:
     async def _made(self, request: Request, make: Callable[[int], bytes], row: int) -> bytes:
         async with self._turns.taken(client_of(request.scope)):
             await still_there(request)
-            with self.readable(row):
+            try:
                 return await in_thread(self._threads, make, row)
-
-    @contextmanager
-    def readable(self, row: int) -> Iterator[None]:
-        """Keeps the place of an image that can't be read to the log."""
-        try:
-            yield
-        except IndexFault:
-            raise
-        except InputError as fault:
-            self._unreadable.note(f"row {row}: {fault}")
-            raise HTTPException(404, "this image is gone, or can't be read.") from fault
+            except IndexFault:
+                raise
+            except InputError as fault:
+                self._unreadable.note(f"row {row}: {fault}")  # its place is for the log alone
+                raise HTTPException(404, "this image is gone, or can't be read.") from fault
 
     async def zip(self, request: Request, rows: str, index: str | None = None) -> Response:
         """The files of some images, `rows` with commas between them, as they are in their folder."""
         numbers = _numbers(rows)
         (state,) = {self.state(row, index) for row in numbers}
-        async with self._downloads.taken(client_of(request.scope)):
+        async with self._turns.taken(client_of(request.scope)):
             await still_there(request)
             files = await in_thread(self._threads, _files, state, numbers)
         headers = {"Content-Disposition": 'attachment; filename="images.zip"', "Cache-Control": "no-store"}

@@ -115,6 +115,7 @@ class Searcher:
         self._store_lock = Lock()  # Milvus Lite does not say that it takes threads
         self._nearest = nearest.Nearest.open(index, kind) if kind in KINDS else None
         self._store = store.open_full_store(index.folder, index.manifest, len(index)) if kind == "store" else None
+        self._most = len(index) if self._store is None else min(len(index), store.MOST_HITS)
 
     @classmethod
     def open(
@@ -231,16 +232,16 @@ class Searcher:
         """
         started = time.perf_counter()
         parts = question.parts(self.encoder)
-        vector = parts.vector()
-        depth = k if distinct is None else 2 * k
+        vector, deepest = parts.vector(), max(k, DEEPEST)
+        depth = k if distinct is None else min(2 * k, deepest)
         while True:
             answer = self._found(started, vector, parts.scores, depth, 0, None)
             hits = answer.hits if distinct is None else self._distinct(answer.hits, distinct)
             if self._store is not None:  # which compares directions alone
                 hits = [replace(hit, score=hit.score * float(vector.norm())) for hit in hits]
-            if len(hits) >= k or len(answer.hits) < depth or depth >= DEEPEST:
+            if len(hits) >= k or len(answer.hits) < depth or depth >= deepest:
                 return replace(answer, hits=[hit for hit in hits[:k] if least is None or hit.score >= least])
-            depth *= 4
+            depth = min(4 * depth, deepest)
 
     def _distinct(self, hits: list[Hit], cosine: float) -> list[Hit]:
         """The best of each group of hits that are nearly the same; those that were left out are counted."""
@@ -264,15 +265,9 @@ class Searcher:
         return self.index.embeddings.rows(np.array([hit.row for hit in hits]))
 
     def similar(self, row: int, k: int, offset: int = 0, keep: NDArray[np.bool_] | None = None) -> Answer:
-        """The images that resemble one of the index most, itself first; see `image`.
-
-        Raises:
-            ValueError: a vector store holds the embeddings.
-        """
-        if self.index.embeddings is None:
-            raise ValueError("the embeddings are in a vector store")
+        """The images that resemble one of the index most, itself first; see `image`."""
         started = time.perf_counter()
-        query = self.index.embeddings.rows(np.array([row])).to(self.encoder.device)
+        query = self._vectors([Hit(self.index.name(row), 1.0, row)]).to(self.encoder.device)
         return replace(self._found(started, query, exact.cosine, k, offset, keep), encode_ms=0.0)
 
     def answers(self, sentences: Sequence[Sentence], keep: NDArray[np.bool_] | None = None) -> list[Answer]:
@@ -337,9 +332,9 @@ class Searcher:
                     left_out += 1
                 if len(hits) == k:
                     return hits, left_out
-            if _length(ranked) < depth or depth >= len(self):
+            if _length(ranked) < depth or depth >= self._most:
                 return hits, left_out
-            place, depth = depth, min(4 * depth, len(self))
+            place, depth = depth, min(4 * depth, self._most)
             (ranked,) = self._search(query, score, depth, keep)
 
     def _search(self, queries: Tensor, score: Scorer, k: int, keep: NDArray[np.bool_] | None) -> list[Ranked | Named]:

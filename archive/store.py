@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from archive.arguments import EMBEDDED
 from archive.index_folder import IndexFolder, Manifest
 from archive.shards import IndexFault
+from data.lists import shown
 from utils import InputError, first_line, import_extra
 
 TOKEN = "MILVUS_TOKEN"
@@ -47,7 +48,7 @@ class VectorStore(Protocol):
         """The names of all of them, in any order."""
 
     def vectors(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """The vectors of n names that are there [n, D], in their order."""
+        """The vectors of n names [n, D], in their order."""
 
     def copy(self, names: Mapping[str, str]) -> None:
         """Keep the vector of each name under another one, too."""
@@ -194,7 +195,11 @@ class MilvusStore:
             rows.close()
 
     def vectors(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """See `VectorStore.vectors`."""
+        """See `VectorStore.vectors`.
+
+        Raises:
+            IndexFault: some are not there, or the store does not answer.
+        """
         with self._failures_told():
             rows = [
                 row
@@ -202,6 +207,8 @@ class MilvusStore:
                 for row in self.client.get(self.collection, ids=piece, output_fields=["name", "embedding"])
             ]
         found = {row["name"]: row["embedding"] for row in rows}
+        if lost := [name for name in names if name not in found]:
+            raise IndexFault(f"the vector store {self.url} does not have {shown(lost[0])}, as the index has it.")
         return np.array([found[name] for name in names], np.float32)
 
     def copy(self, names: Mapping[str, str]) -> None:

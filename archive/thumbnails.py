@@ -42,7 +42,7 @@ class Thumbnails:
         Raises:
             InputError: the image is gone, damaged, too large, or behind a link out of the folder.
         """
-        return to_jpeg(self.decoded(row), LARGEST, 92)
+        return to_jpeg(decode(self.path(row), self._rule), LARGEST, 92)
 
     def kept(self, row: int) -> bytes | None:
         """A thumbnail that was kept."""
@@ -58,11 +58,7 @@ class Thumbnails:
 
     def thumbnail(self, row: int) -> bytes:
         """See `image`; scaled down to `THUMBNAIL`."""
-        return to_jpeg(self.decoded(row), THUMBNAIL, 85)
-
-    def decoded(self, row: int) -> Image.Image:
-        """The image; see `image`."""
-        return decode(self.path(row), self._rule)
+        return to_jpeg(decode(self.path(row), self._rule), THUMBNAIL, 85)
 
     def path(self, row: int) -> Path:
         """The file of an image.

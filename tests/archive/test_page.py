@@ -188,11 +188,16 @@ class TestSearch:
 class FakeStore:
     def __init__(self, found: Sequence[tuple[str, float]] | None) -> None:
         self.found = found
+        self.asked: Any = None
 
     def search(self, vector: Any, k: int) -> list[tuple[str, float]]:
         if self.found is None:
             raise IndexFault("the vector store http://10.0.0.7:19530 does not work")
+        self.asked = vector
         return list(self.found[:k])
+
+    def vectors(self, names: Sequence[str]) -> Any:
+        return np.array([[len(name)] * 4 for name in names], np.float32)
 
 
 class TestStore:
@@ -210,6 +215,15 @@ class TestStore:
         known, unknown = client.get("/api/search?q=red").json()["hits"]
         assert known["row"] == row_of(stored, "south/3.png")
         assert (unknown["name"], unknown["row"], unknown["thumbnail"]) == ("new.png", None, None)
+
+    def test_similar_images_are_found_by_its_embedding(self, stored: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stored.encoder, "query_images", None)  # nothing is encoded
+        row = row_of(stored, "north/1.png")  # nor read: it is damaged
+        found = client_with(stored, no_scenes(MANY)).get(f"/api/search/like/{row}").json()
+        assert [hit["name"] for hit in found["hits"]] == ["south/3.png", "new.png"]
+        assert found["like"]["name"] == "north/1.png"
+        assert isinstance(stored._store, FakeStore)
+        assert stored._store.asked.tolist() == [len("north/1.png")] * 4
 
     def test_its_fault_does_not_tell_its_address(
         self, stored: Searcher, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from PIL import Image
 
 from archive import page, page_images
 from archive.page import closed_words
@@ -45,29 +44,6 @@ class TestLike:
         told(client.get("/api/search/like/30"), 404, "rows 0 to 29")
         told(client.get("/api/search/like/x"), 422, "valid integer")
         told(client.get("/api/search/like/3?index=another"), 404, "the index has changed since this search")
-
-    def test_a_store_has_no_embeddings_to_read(
-        self, client: TestClient, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        row = row_of(searcher, "south/3.png")
-        expected = client.get(f"/api/search/like/{row}").json()["hits"]
-        monkeypatch.setattr(searcher, "answer", searcher.answer)
-        monkeypatch.setattr(searcher, "similar", None)
-        embeddings = searcher.index.embeddings
-        asked = []
-
-        def answer(query: Image.Image, *more: object) -> object:
-            asked.append(query.size)
-            monkeypatch.setattr(searcher.index, "embeddings", embeddings)
-            return Searcher.answer(searcher, query, *more)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(searcher, "answer", answer)
-        monkeypatch.setattr(searcher.index, "embeddings", None)
-        found = client.get(f"/api/search/like/{row}").json()["hits"]
-        assert asked == [(96, 64)]
-        assert [hit["row"] for hit in found] == [hit["row"] for hit in expected]
-        monkeypatch.setattr(searcher.index, "embeddings", None)
-        told(client.get(f"/api/search/like/{row_of(searcher, 'north/1.png')}"), 404, "gone, or can't be read")
 
 
 class TestThreshold:

@@ -7,17 +7,20 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 import search
 import vocab
+from archive import nearest, store
 from archive.encoder import Encoder
 from archive.index_folder import IndexFolder
 from archive.measure import recall
@@ -59,18 +62,14 @@ class TestQuestions:
         )
         assert scores_of(searcher, Question(("red",), image, weight=0)) == pytest.approx(red, abs=1e-5)
 
-    def test_a_vector_index_and_a_store_find_the_same(self, searcher: Searcher) -> None:
-        faiss = pytest.importorskip("faiss")
+    def test_a_vector_index_finds_the_same(self, searcher: Searcher) -> None:
+        pytest.importorskip("faiss")
+        nearest.build_in(searcher.index, "flat")
+        flat = Searcher(searcher.index, searcher.encoder, searcher.images, "flat")
         question = Question(("red", "a pond"), without=("roof",))
-        parts = question.parts(searcher.encoder)
-        assert searcher.index.embeddings is not None
-        rows = torch.cat(list(searcher.index.embeddings.blocks()))
-        expected = parts.scores(rows, parts.vector())[:, 0]
-        torch.testing.assert_close(parts.vector()[0] @ torch.nn.functional.normalize(rows).T, expected)
-        flat = faiss.IndexFlatIP(rows.shape[1])
-        flat.add(torch.nn.functional.normalize(rows).numpy())
-        found = flat.search(parts.vector().numpy(), TOP)[1][0].tolist()
-        assert found == [hit.row for hit in searcher.ask(question, TOP).hits]
+        hits, expected = (one.ask(question, 5).hits for one in (flat, searcher))
+        assert [hit.row for hit in hits] == [hit.row for hit in expected]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
 
     def test_near_duplicates_are_collapsed(self, searcher: Searcher) -> None:
         hits = searcher.ask(Question(("red",)), TOP).hits
@@ -106,6 +105,29 @@ class TestGone:
         assert ([hit.row for hit in answer.hits], answer.gone) == ([hit.row for hit in left[:4]], 3)
         pages = [hit.row for offset in (0, 3, 6, 9) for hit in searcher.answer("red", 3, offset).hits]
         assert pages == [hit.row for hit in left]
+
+    def test_a_store_is_asked_for_no_more_than_it_gives(
+        self, searcher: Searcher, archive: Archive, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names, most = searcher.index.names(), 6
+
+        class Few:
+            def search(self, vector: object, k: int) -> list[tuple[str, float]]:
+                assert k <= most
+                return [(name, 1.0) for name in names[:k]]
+
+            def vectors(self, names: Sequence[str]) -> NDArray[np.float32]:
+                return np.ones((len(names), searcher.index.manifest.dim), np.float32)
+
+        monkeypatch.setattr(store, "open_full_store", lambda *_: Few())
+        monkeypatch.setattr(store, "MOST_HITS", most)
+        monkeypatch.setattr("archive.searcher.DEEPEST", most)
+        stored = Searcher(searcher.index, searcher.encoder, archive.images, "store")
+        (hit,) = stored.ask(Question(("red",)), 2, distinct=0.9).hits
+        assert (hit.name, hit.alike) == (names[0], most - 1)
+        for name in names[:5]:
+            (archive.images / name).unlink()
+        assert [hit.name for hit in stored.text("red", 3)] == names[5:6]
 
     def test_a_place_that_is_not_there_says_nothing_of_its_files(
         self, searcher: Searcher, archive: Archive, tmp_path: Path

@@ -24,9 +24,10 @@ from archive.arguments import EMBEDDED, KINDS, Kind
 from archive.index_folder import IndexFolder, add_shard, retire_shard, update_manifest
 from archive.measure import recall
 from archive.moving import move
+from archive.question import Question
 from archive.records import Record
 from archive.searcher import Searcher
-from archive.shards import Shards
+from archive.shards import IndexFault, Shards
 from archive.store import MilvusStore, open_store
 from bench.search import Draw
 from option import Options
@@ -242,6 +243,16 @@ class TestStore:
         hits, expected = searcher.text("a red field", 5, 2), exactly.text("a red field", 5, 2)
         assert [hit.name for hit in hits] == [hit.name for hit in expected]
         assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        question = Question(("a red field", "a pond"), without=("a roof",))
+        for distinct in (None, 0.9):
+            hits, expected = (one.ask(question, 12, distinct).hits for one in (searcher, exactly))
+            assert [(hit.name, hit.alike) for hit in hits] == [(hit.name, hit.alike) for hit in expected]
+            assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-5)
+        alike = searcher.similar(3, 5).hits
+        assert [hit.name for hit in alike] == [hit.name for hit in exactly.similar(3, 5).hits]
+        assert searcher._store is not None
+        with pytest.raises(IndexFault, match=r"does not have 'absent\.png'"):
+            searcher._store.vectors([alike[0].name, "absent.png"])
         with pytest.raises(InputError, match="leave --index out"):
             Searcher.open(folder, "cpu", "exact")
         with pytest.raises(InputError, match="leave the filter out"):
