@@ -33,4 +33,7 @@ export async function answerTo(url, settings) {
   return (await responseTo(url, settings)).json();
 }
 
+/** The version of the index that an image's row belongs to. */
+export const versionOf = (hit) => new URLSearchParams(hit.image.split("?")[1]).get("index");
+
 export const count = (number, one, more = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : more}`;

@@ -1,7 +1,7 @@
 // The page: what is asked stands in the address, and what is found below it.
 
 import { card } from "./cards.js";
-import { answerTo, at, count, create, say } from "./elements.js";
+import { answerTo, at, count, create, say, versionOf } from "./elements.js";
 import * as map from "./map.js";
 import * as selection from "./selection.js";
 import * as viewer from "./viewer.js";
@@ -170,8 +170,7 @@ function ask(changes) {
 }
 
 function askLike(hit) {
-  const index = new URLSearchParams(hit.image.split("?")[1]).get("index");
-  return ask({ q: "", file: null, like: { row: hit.row, index } });
+  return ask({ q: "", file: null, like: { row: hit.row, index: versionOf(hit) } });
 }
 
 function askWith(file) {

@@ -1,7 +1,7 @@
 // Images that a person has selected, over all searches of a visit; their list, and their files, to take away.
 
 import { isPlaced } from "./map.js";
-import { answerTo, at, count, create, responseTo, say } from "./elements.js";
+import { answerTo, at, count, create, responseTo, say, versionOf } from "./elements.js";
 
 const selected = new Map(); // key of an image -> {query, hit}
 let page = { query: "", hits: [], more: null, total: 0 };
@@ -31,7 +31,8 @@ function refresh() {
   at("selected").textContent = selected.size ? `${count(selected.size, "image")} selected` : "";
   at("select-none").disabled = at("zip").disabled = !selected.size;
   at("selection").classList.toggle("stays", selected.size > 0);
-  at("list").textContent = selected.size ? "Save list" : "Save list of all found";
+  const all = page.total > limits.list ? `the best ${count(limits.list, "image")}` : "all found";
+  at("list").textContent = selected.size ? "Save list" : `Save list of ${all}`;
   at("list").disabled = !selected.size && !page.more;
 }
 
@@ -78,7 +79,7 @@ function table(rows) {
 }
 
 /** The geometry of an image; of two parts where it lies across the date line. */
-function geometry({ bounds }) {
+export function geometry({ bounds }) {
   if (!bounds) return null;
   const [west, south, east, north] = bounds;
   const spans = west <= east ? [[west, east]] : [[west, 180], [-180, east]];
@@ -119,8 +120,11 @@ async function downloadImages() {
   if (rows.length > limits.zip) {
     throw new Error(`${count(rows.length, "image")} are selected, at most ${limits.zip} are sent at once.`);
   }
-  const parameters = new URLSearchParams({ rows: rows.map((hit) => hit.row).join(",") });
-  parameters.set("index", new URLSearchParams(rows[0]?.image.split("?")[1]).get("index"));
+  const [index, ...others] = new Set(rows.map(versionOf));
+  if (others.length) {
+    throw new Error("The index has changed since some of these images were selected: clear the selection and choose again.");
+  }
+  const parameters = new URLSearchParams({ rows: rows.map((hit) => hit.row).join(","), index });
   save(await (await responseTo(`api/zip?${parameters}`)).blob(), "images.zip");
 }
 

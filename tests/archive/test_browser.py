@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from archive.places import rectangle
 from archive.searcher import Searcher
 from data.images import decode
 from tests import ROOT
@@ -281,11 +282,12 @@ class TestBrowser:
             download.value.save_as(path)
             return path
 
-        visit.go("/?q=a+red+field").until(".rank")
-        found = searcher.text("a red field", 30)
+        visit.go("/?q=%3Da+red+field").until(".rank")
+        found = searcher.text("=a red field", 30)
         with saved("#list").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["name"] for row in rows] == [hit.name for hit in found]
+        assert {row["query"] for row in rows} == {"'=a red field"}  # no formula
         assert [float(row["score"]) for row in rows] == pytest.approx([hit.score for hit in found])
         chosen = [hit for hit in found if hit.name != "north/1.png"][3:5]
         for hit in chosen:
@@ -294,13 +296,20 @@ class TestBrowser:
         visit.tab.select_option("#list-as", "json")
         listed = json.loads(saved("#list").read_text())
         assert [(row["query"], row["name"], row["scene"]) for row in listed] == [
-            ("a red field", hit.name, hit.name.partition("/")[0]) for hit in chosen
+            ("=a red field", hit.name, hit.name.partition("/")[0]) for hit in chosen
         ]
         with zipfile.ZipFile(saved("#zip")) as archive:
             assert sorted(archive.namelist()) == sorted(hit.name for hit in chosen)
             for hit in chosen:
                 assert archive.read(hit.name) == (searcher.images / hit.name).read_bytes()
+        selection = "import('/static/selection.js').then((one) => one"
+        earlier = "{ image: 'image/3?index=earlier', row: 3, name: 'x', bounds: null }"
+        visit.tab.evaluate(f"{selection}.select({earlier}, true))")
+        visit.tab.click("#zip")  # row 3 is another image by now
+        visit.until("#error:text('The index has changed since some of these images were selected')")
         visit.tab.click("#select-none")
+        visit.tab.evaluate(f"{selection}.setPage('red', [], 2000, () => null))")
+        assert visit.tab.text_content("#list") == "Save list of the best 1,000 images"
         assert visit.tab.is_disabled("#zip")
         assert visit.tab.locator(".card :checked").count() == 0
         assert visit.complaints() == []
@@ -327,6 +336,9 @@ class TestBrowser:
         (ring,) = features[0]["geometry"]["coordinates"]
         assert np.ravel(ring) == pytest.approx([15, 39.936, 15.096, 39.936, 15.096, 40, 15, 40, 15, 39.936])
         assert features[1]["geometry"] is None
+        for bounds in ((1.0, 2.0, 3.0, 4.0), (179.0, 2.0, -178.0, 4.0)):
+            drawn = "(bounds) => import('/static/selection.js').then((one) => one.geometry({ bounds }))"
+            assert visit.tab.evaluate(drawn, bounds) == json.loads(json.dumps(rectangle(bounds)))
         visit.tab.locator("#map path.mark").last.click()
         visit.until("#viewer[open] #whole-name:text-is('north/last.tif')")
         assert {one for one in asked if not one.startswith((visit.url, "blob:", "data:"))} == set()
