@@ -26,7 +26,7 @@ def row_of(searcher: Searcher, name: str) -> int:
     return searcher.index.names().index(name)
 
 
-def told(response: httpx2.Response, status: int, *words: str) -> None:
+def assert_refused(response: httpx2.Response, status: int, *words: str) -> None:
     """The response is a refusal in one message, without a path of the server."""
     assert response.status_code == status, response.text
     (message,) = response.json().values()

@@ -48,7 +48,7 @@ from data.audio.sounds import read_sound
 from data.audio.spectrogram import RATE
 from data.images import decode
 from option.images import ImageRule
-from tests.archive.pages import MANY, MIB, client_with, row_of, told
+from tests.archive.pages import MANY, MIB, assert_refused, client_with, row_of
 from tests.archives import Trained
 from utils import InputError
 
@@ -145,8 +145,10 @@ class TestSearch:
         sound = (tmp_path / "a.wav").read_bytes()
         answer = client.post("/api/search/audio?per_page=6", files={"sound": sound}).json()
         assert [hit["row"] for hit in answer["hits"]] == [hit.row for hit in searcher.text("a red field", 6)]
-        told(client.post("/api/search/audio", files={"sound": ("b.wav", b"RIFF")}), 400, "'b.wav': not a readable WAV")
-        told(client.post("/api/search/audio", files={"sound": bytes(MIB + 1)}), 413, "at most 1 MiB")
+        assert_refused(
+            client.post("/api/search/audio", files={"sound": ("b.wav", b"RIFF")}), 400, "'b.wav': not a readable WAV"
+        )
+        assert_refused(client.post("/api/search/audio", files={"sound": bytes(MIB + 1)}), 413, "at most 1 MiB")
 
     def test_words_that_the_model_does_not_know(self, client: TestClient) -> None:
         found = client.get("/api/search", params={"q": "the red zeppelin"}).json()
@@ -170,10 +172,10 @@ class TestSearch:
         ],
     )
     def test_refused_queries(self, client: TestClient, query: str, status: int, word: str) -> None:
-        told(client.get(f"/api/search?{query}"), status, word)
+        assert_refused(client.get(f"/api/search?{query}"), status, word)
 
     def test_no_sound_where_the_model_hears_nothing(self, client: TestClient) -> None:
-        told(client.post("/api/search/audio", files={"sound": b"RIFF"}), 400, "GaLR has no audio encoder")
+        assert_refused(client.post("/api/search/audio", files={"sound": b"RIFF"}), 400, "GaLR has no audio encoder")
 
     def test_no_deeper_than_the_limit(
         self, searcher: Searcher, scenes: Scenes, monkeypatch: pytest.MonkeyPatch
@@ -182,7 +184,7 @@ class TestSearch:
         client = client_with(searcher, scenes)
         assert client.get("/api/search?q=red&per_page=6").json()["total"] == 10
         assert len(client.get("/api/search?q=red&per_page=6&page=2").json()["hits"]) == 4
-        told(client.get("/api/search?q=red&per_page=6&page=3"), 404, "no page 3")
+        assert_refused(client.get("/api/search?q=red&per_page=6&page=3"), 404, "no page 3")
 
 
 class FakeStore:
@@ -230,7 +232,7 @@ class TestStore:
     ) -> None:
         monkeypatch.setattr(stored, "_store", FakeStore(None))
         response = client_with(stored, no_scenes(MANY)).get("/api/search?q=red")
-        told(response, 503, "the index does not answer")
+        assert_refused(response, 503, "the index does not answer")
         assert "10.0.0.7" not in response.text
         assert "10.0.0.7" in caplog.text
 
@@ -243,7 +245,7 @@ class TestStore:
         assert [(page["total"], page["pages"], page["page"]) for page in pages] == [(7, 3, 1), (7, 3, 2), (7, 3, 3)]
         assert [hit["name"] for page in pages for hit in page["hits"]] == [name for name, _ in found]
         assert [hit["rank"] for page in pages for hit in page["hits"]] == list(range(1, 8))
-        told(client.get("/api/search?q=red&per_page=3&page=4"), 404, "there is no page 4: 7 images fill 3")
+        assert_refused(client.get("/api/search?q=red&per_page=3&page=4"), 404, "there is no page 4: 7 images fill 3")
         monkeypatch.setattr(stored, "_store", FakeStore([]))
         empty = client.get("/api/search?q=red").json()
         assert (empty["total"], empty["pages"], empty["hits"]) == (0, 0, [])
@@ -297,13 +299,13 @@ class TestImages:
 
     @pytest.mark.parametrize("kind", ["thumbnail", "image"])
     def test_only_rows_of_the_index(self, client: TestClient, searcher: Searcher, kind: str) -> None:
-        told(client.get(f"/{kind}/30"), 404, "rows 0 to 29")
-        told(client.get(f"/{kind}/-1"), 404, "rows 0 to 29")
-        told(client.get(f"/{kind}/{10**30}"), 404, "rows 0 to 29")
-        told(client.get(f"/{kind}/one"), 422, "valid integer")
+        assert_refused(client.get(f"/{kind}/30"), 404, "rows 0 to 29")
+        assert_refused(client.get(f"/{kind}/-1"), 404, "rows 0 to 29")
+        assert_refused(client.get(f"/{kind}/{10**30}"), 404, "rows 0 to 29")
+        assert_refused(client.get(f"/{kind}/one"), 422, "valid integer")
         for path in ("north/2.png", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd"):
             assert client.get(f"/{kind}/{path}").status_code in (404, 422)
-        told(client.get(f"/{kind}/{row_of(searcher, 'north/1.png')}"), 404, "gone, or can't be read")
+        assert_refused(client.get(f"/{kind}/{row_of(searcher, 'north/1.png')}"), 404, "gone, or can't be read")
 
     def test_one_that_is_damaged_or_leads_outside(
         self, searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -317,7 +319,7 @@ class TestImages:
         monkeypatch.setattr(searcher, "images", images)
         client = client_with(searcher, no_scenes(MANY))
         for number in (0, 3, 6):
-            told(client.get(f"/image/{row_of(searcher, f'south/{number}.png')}"), 404, "can't be read")
+            assert_refused(client.get(f"/image/{row_of(searcher, f'south/{number}.png')}"), 404, "can't be read")
 
     def test_addresses_differ_between_indexes(self, client: TestClient, searcher: Searcher, tmp_path: Path) -> None:
         first = client.get("/api/search?q=red").json()["hits"][0]["thumbnail"]
@@ -338,23 +340,23 @@ class TestIndexUnderAServer:
     def copied(self, many: Path, tmp_path: Path) -> Path:
         return Path(shutil.copytree(many, tmp_path / "index"))
 
-    def refused(self, client: TestClient, path: str, caplog: pytest.LogCaptureFixture, word: str) -> None:
+    def assert_unavailable(self, client: TestClient, path: str, caplog: pytest.LogCaptureFixture, word: str) -> None:
         response = client.get(path)
-        told(response, 503, "the index does not answer; try again later")
+        assert_refused(response, 503, "the index does not answer; try again later")
         assert "pytest" not in response.text
         assert word in caplog.text
 
     def test_deleted(self, copied: Path, caplog: pytest.LogCaptureFixture) -> None:
         client = client_with(Searcher.open(copied, "cpu"), no_scenes(MANY))
         shutil.rmtree(copied)
-        self.refused(client, "/api/search?q=red", caplog, "the index was deleted")
-        self.refused(client, "/thumbnail/0", caplog, "this part of the index is missing")
+        self.assert_unavailable(client, "/api/search?q=red", caplog, "the index was deleted")
+        self.assert_unavailable(client, "/thumbnail/0", caplog, "this part of the index is missing")
 
     def test_made_anew_with_another_model(self, copied: Path, caplog: pytest.LogCaptureFixture) -> None:
         client = client_with(Searcher.open(copied, "cpu"), no_scenes(MANY))
         content = json.loads((copied / "index.json").read_text())
         (copied / "index.json").write_text(json.dumps(content | {"checkpoint_sha256": "of another"}))
-        self.refused(client, "/api/search?q=red", caplog, "made anew while it was open")
+        self.assert_unavailable(client, "/api/search?q=red", caplog, "made anew while it was open")
 
     def test_made_anew_it_is_taken_up(self, copied: Path, galr: Trained) -> None:
         searcher = Searcher.open(copied, "cpu")
@@ -365,13 +367,13 @@ class TestIndexUnderAServer:
         assert found.status_code == 200
         assert found.json()["total"] == MANY - 1
         assert client.get("/api/about").json()["images"] == MANY - 1
-        told(client.get("/thumbnail/0?index=of-another"), 404, "search again")
+        assert_refused(client.get("/thumbnail/0?index=of-another"), 404, "search again")
 
     def test_a_damaged_part(self, copied: Path, caplog: pytest.LogCaptureFixture) -> None:
         client = client_with(Searcher.open(copied, "cpu"), no_scenes(MANY))
         (names,) = (copied / "shards").glob("*.json")
         names.write_text("[]")
-        self.refused(client, "/api/search?q=red", caplog, "0 names, expected 30")
+        self.assert_unavailable(client, "/api/search?q=red", caplog, "0 names, expected 30")
 
     def test_images_that_are_added_are_no_matter(self, copied: Path, galr: Trained, tmp_path: Path) -> None:
         searcher = Searcher.open(copied, "cpu")
@@ -423,24 +425,26 @@ class TestUploads:
     )
     @pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
     def test_no_image(self, client: TestClient, content: bytes, word: str) -> None:
-        told(client.post("/api/search/image", files={"image": ("x.jpg", content)}), 400, word)
+        assert_refused(client.post("/api/search/image", files={"image": ("x.jpg", content)}), 400, word)
 
     def test_wrong_forms(self, client: TestClient) -> None:
         post = client.post
-        told(post("/api/search/image", files={"photo": jpeg()}), 400, "in the field 'image'")
-        told(post("/api/search/image", data={"image": "text"}), 400, "in the field 'image'")
-        told(post("/api/search/image", content=jpeg()), 400, "in the field 'image'")
-        told(post("/api/search/image", files=[("image", jpeg()), ("image", jpeg())]), 400, "Too many files")
+        assert_refused(post("/api/search/image", files={"photo": jpeg()}), 400, "in the field 'image'")
+        assert_refused(post("/api/search/image", data={"image": "text"}), 400, "in the field 'image'")
+        assert_refused(post("/api/search/image", content=jpeg()), 400, "in the field 'image'")
+        assert_refused(post("/api/search/image", files=[("image", jpeg()), ("image", jpeg())]), 400, "Too many files")
         broken = {"content-type": "multipart/form-data; boundary=x"}
         for body in (b"--y\r\n", b"--x\r\nnonsense", b"--x\r\nA: b\r\n\r\n" + bytes(5000)):
-            told(post("/api/search/image", content=body, headers=broken), 400)
-        told(post("/api/search/image", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "boundary")
+            assert_refused(post("/api/search/image", content=body, headers=broken), 400)
+        assert_refused(
+            post("/api/search/image", content=b"x", headers={"content-type": "multipart/form-data"}), 400, "boundary"
+        )
 
     def test_size(self, searcher: Searcher, scenes: Scenes) -> None:
         client = client_with(searcher, scenes, max_upload=100_000)
-        told(client.post("/api/search/image", files={"image": bytes(100_000)}), 400, "not an image")
-        told(client.post("/api/search/image", files={"image": bytes(100_001)}), 413, "at most 0.0953674 MiB")
-        told(client.post("/api/search/image", files={"image": bytes(100_000_000)}), 413, "too large")
+        assert_refused(client.post("/api/search/image", files={"image": bytes(100_000)}), 400, "not an image")
+        assert_refused(client.post("/api/search/image", files={"image": bytes(100_001)}), 413, "at most 0.0953674 MiB")
+        assert_refused(client.post("/api/search/image", files={"image": bytes(100_000_000)}), 413, "too large")
 
     @pytest.mark.parametrize("announced", ["", "10", "9" * 5000, "no number"])
     def test_no_more_is_read_than_may_be(self, announced: str) -> None:
@@ -534,7 +538,7 @@ class TestLimits:
         client = client_with(searcher, scenes, rate=2)
         assert [client.get("/api/search?q=red").status_code for _ in range(2)] == [200, 200]
         refused = client.post("/api/search/image", files={"image": jpeg()})
-        told(refused, 429, "2 a minute are answered")
+        assert_refused(refused, 429, "2 a minute are answered")
         assert 25 <= int(refused.headers["retry-after"]) <= 30
         assert caplog.text.count("testclient: refused, more than 2 requests a minute") == 1
         paths = ["/thumbnail/99", "/image/99"] * 2 + ["/thumbnail/99"]

@@ -16,7 +16,7 @@ from archive import page, page_images
 from archive.page import closed_words
 from archive.scenes import no_scenes
 from archive.searcher import Searcher
-from tests.archive.pages import MANY, client_with, row_of, told
+from tests.archive.pages import MANY, assert_refused, client_with, row_of
 
 
 def version(client: TestClient) -> str:
@@ -41,9 +41,9 @@ class TestLike:
         assert len(south) == 10
 
     def test_refused(self, client: TestClient) -> None:
-        told(client.get("/api/search/like/30"), 404, "rows 0 to 29")
-        told(client.get("/api/search/like/x"), 422, "valid integer")
-        told(client.get("/api/search/like/3?index=another"), 404, "the index has changed since this search")
+        assert_refused(client.get("/api/search/like/30"), 404, "rows 0 to 29")
+        assert_refused(client.get("/api/search/like/x"), 422, "valid integer")
+        assert_refused(client.get("/api/search/like/3?index=another"), 404, "the index has changed since this search")
 
 
 class TestThreshold:
@@ -54,7 +54,7 @@ class TestThreshold:
         first, second = client.get(query).json(), client.get(f"{query}&page=2").json()
         assert [hit["row"] for hit in first["hits"] + second["hits"]] == [hit.row for hit in found[:7]]
         assert [(one["total"], one["pages"]) for one in (first, second)] == [(7, 2)] * 2
-        told(client.get(f"{query}&page=3"), 404, "7 images fill 2")
+        assert_refused(client.get(f"{query}&page=3"), 404, "7 images fill 2")
         nothing = client.get("/api/search?q=red&min_score=2").json()
         assert (nothing["hits"], nothing["total"]) == ([], 0)
 
@@ -68,8 +68,8 @@ class TestSample:
         assert {image["row"] for image in everything} == set(range(MANY))
         south = client.get("/api/sample?scene=south").json()["images"]
         assert [image["scene"] for image in south] == ["south"] * 10
-        told(client.get("/api/sample?scene=west"), 404, "no scene class")
-        told(client.get("/api/sample?count=0"), 422, "greater than or equal to 1")
+        assert_refused(client.get("/api/sample?scene=west"), 404, "no scene class")
+        assert_refused(client.get("/api/sample?count=0"), 422, "greater than or equal to 1")
 
 
 class TestWords:
@@ -122,15 +122,15 @@ class TestZip:
 
     def test_refused(self, client: TestClient, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
         for rows in ("", "x", "1,,2", "1;2"):
-            told(client.get("/api/zip", params={"rows": rows}), 422, "expected numbers with commas")
-        told(client.get("/api/zip?rows=1,30"), 404, "rows 0 to 29")
-        told(client.get("/api/zip?rows=1&index=another"), 404, "has changed")
-        told(client.get(f"/api/zip?rows={row_of(searcher, 'north/1.png')}"), 404, "none of these images")
+            assert_refused(client.get("/api/zip", params={"rows": rows}), 422, "expected numbers with commas")
+        assert_refused(client.get("/api/zip?rows=1,30"), 404, "rows 0 to 29")
+        assert_refused(client.get("/api/zip?rows=1&index=another"), 404, "has changed")
+        assert_refused(client.get(f"/api/zip?rows={row_of(searcher, 'north/1.png')}"), 404, "none of these images")
         monkeypatch.setattr(page_images, "MOST_IN_ZIP", 2)
-        told(client.get("/api/zip?rows=1,2,3"), 413, "3 images, at most 2 are sent at once")
+        assert_refused(client.get("/api/zip?rows=1,2,3"), 413, "3 images, at most 2 are sent at once")
         assert client.get("/api/zip?rows=1,2,1,2").status_code == 200
         monkeypatch.setattr(page_images, "ZIP_BYTES", 100)
-        told(client.get("/api/zip?rows=1,2"), 413, "MiB, at most 0 are sent at once")
+        assert_refused(client.get("/api/zip?rows=1,2"), 413, "MiB, at most 0 are sent at once")
 
     def test_nothing_from_outside(self, searcher: Searcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         images = Path(shutil.copytree(searcher.images, tmp_path / "images"))
@@ -139,4 +139,4 @@ class TestZip:
         (images / "south/3.png").symlink_to(tmp_path / "secret")
         monkeypatch.setattr(searcher, "images", images)
         client = client_with(searcher, no_scenes(MANY))
-        told(client.get(f"/api/zip?rows={row_of(searcher, 'south/3.png')}"), 404, "none of these images")
+        assert_refused(client.get(f"/api/zip?rows={row_of(searcher, 'south/3.png')}"), 404, "none of these images")
