@@ -4,7 +4,7 @@
 # Usage: bash exec/run_experiment.sh OPTION_FILE DATA_SET_NAME [arguments]
 # Example: CARD=0 bash exec/run_experiment.sh option/UCM_AMFMN.yaml ucm --set optim.epochs=5
 # DATA_SET_NAME is that of data/<name>_precomp, from which the vocabulary is built where its file is missing, and so are the
-# regions data/<name>_regions.h5 (by the built-in proposals) and the keywords data/<name>_keywords where the option file names them.
+# regions data/<name>_regions.h5 (by the built-in proposals) and the keywords data/<name>_keywords where the options name them.
 #
 # Arguments, handed to both train.py and test.py:
 #   --set KEY=VALUE ...   other values than the option file's (docs/options.md)
@@ -23,10 +23,11 @@ if [[ ! -f "$option" ]]; then refuse "there is no option file '$option'"; fi
 
 need_environment
 make_vocabulary "data/${name}_precomp" "$name"
+resolved="$("$python" -m option --path_opt "$option" --set ${settings[@]+"${settings[@]}"})" # it may extend another file
 regions="data/${name}_regions.h5"
-if grep -q "local_path: $regions" "$option"; then make_regions "data/${name}_precomp" "$regions"; fi
+if grep -q "local_path: $regions" <<<"$resolved"; then make_regions "data/${name}_precomp" "$regions"; fi
 keywords="data/${name}_keywords"
-if grep -q "keywords_path: $keywords" "$option" && [[ ! -f "$keywords/test_keywords.txt" ]]; then
+if grep -q "keywords_path: $keywords" <<<"$resolved" && [[ ! -f "$keywords/test_keywords.txt" ]]; then
   step "keywords" "$python" -m data.keywords "data/${name}_precomp" --out "$keywords"
 fi
 launch=("$python")

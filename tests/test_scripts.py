@@ -149,6 +149,20 @@ def test_known_arguments_are_handed_on_whole(tree: Copy) -> None:
         assert ("model.init_from=checkpoint/ucm_mcrn_pretrain/pretrained.pth.tar" in train) == bool(start)
 
 
+def test_regions_are_made_where_only_the_extended_file_names_them(tree: Copy) -> None:
+    python = tree.root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    answer = 'if [ "$2" = option ]; then echo "  local_path: data/mine_regions.h5"; fi'
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tree.started}\n{answer}\n')
+    python.chmod(0o755)
+    (tree.root / "variant.yaml").write_text("extends: option/RSICD_GALR.yaml\n")
+    assert tree.run("run_experiment.sh", "variant.yaml", "mine", "--set", "optim.epochs=2").returncode == 0
+    started = tree.started.read_text()
+    assert "-m option --path_opt variant.yaml --set optim.epochs=2\n" in started
+    assert "-m data.regions build --images data/mine_precomp/images --out data/mine_regions.h5\n" in started
+    assert "-m data.keywords" not in started
+
+
 def test_the_rows_take_their_arguments_in_any_order(tree: Copy) -> None:
     lists = {
         tree.run("run_ablation_ucm.sh", *arguments).stdout

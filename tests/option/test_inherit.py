@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import option
+from option.__main__ import main
 from utils import InputError
 
 PARENT = {
@@ -65,6 +66,13 @@ def test_the_resolved_options_are_whole_and_alone(parent: Path, tmp_path: Path) 
         (tmp_path / "resolved.yaml").write_text(text)
         assert option.load_options(tmp_path / "resolved.yaml") == options
     assert yaml.safe_load(text)["optim"] == {"epochs": 4, "loss": {"triplet": 1, "contrastive": 0.5}}
+
+
+def test_the_command_prints_the_resolved_options(parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--path_opt", str(child(parent, optim={"epochs": 4})), "--set", "optim.lr=0.5"])
+    assert yaml.safe_load(capsys.readouterr().out) == PARENT | {
+        "optim": {"epochs": 4, "lr": 0.5, "loss": {"triplet": 1, "contrastive": 0.5}}
+    }
 
 
 def test_faults_stand_under_the_file_that_gave_the_value(parent: Path) -> None:
