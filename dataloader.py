@@ -23,7 +23,7 @@ from batches.sampling import SAMPLERS, Sample, batches_of, like_lengths
 from data.annotations import Annotations
 from data.image_store import ImageStore
 from data.regions.file import Regions, region_fields
-from option.schema import Batching
+from option.dataset import Batching
 from runtime.distributed import ALONE, World
 from runtime.interruption import obey_parent_alone, termination_held
 from runtime.machine import explain

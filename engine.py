@@ -22,7 +22,7 @@ from dataloader import EvaluationLoader
 from layers.base import RetrievalModel
 from layers.folding import folded
 from metrics import limits
-from option.schema import Views
+from option.dataset import Views
 from runtime.distributed import ALONE, World
 from runtime.interruption import Watch
 from training.epoch import Loader, Plan, ScalarWriter, autocast, check_finite, passes, train_epoch

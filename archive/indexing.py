@@ -30,8 +30,8 @@ from data.images import DECODING_RULES, image_names, load_square, mark_of
 from data.lists import first_faults, name_fault, shown
 from data.rasters.places import bounds_of
 from option import Options
+from option.dataset import ImageReading
 from option.images import ImageRule
-from option.schema import ImageReading
 from runs.ranges import begun_with, with_range
 from runs.ready.folder import is_ready
 from runtime.devices import choose_device

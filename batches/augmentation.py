@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from option.schema import Angles, AugmentedReading
+from option.dataset import Angles, AugmentedReading
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from option.schema import Batching
+from option.dataset import Batching
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.image_store import ImageStore
-from option.schema import ImageReading
+from option.dataset import ImageReading
 from utils import logger
 
 _DEVICE_SHARE = 0.3

@@ -25,7 +25,7 @@ from option.parameters import LossBlock, ModelBlock, ModelParameters, Parameters
 if TYPE_CHECKING:
     from layers.base import RetrievalModel
     from layers.losses.base import Loss
-    from option.schema import Optim
+    from option.optim import Optim
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 # The most of what sizes something: far above any use, and far below what would never end or overflow.
 MOST_WIDTH = 2**16
@@ -21,6 +21,20 @@ MOST_WIDTH = 2**16
 MOST_LAYERS = 1000
 MOST_EPOCHS = 1_000_000
 MOST_STEPS = 10**9
+MOST_ITEMS = 2**16
+"""Of a batch."""
+LARGEST_SEED = 2**31 - 1
+"""numpy takes seeds below 2**32, and a fold adds its number to the seed."""
+
+
+def not_blank(value: Any) -> Any:
+    """Refuse an empty path, which would silently mean the working directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("a path must not be empty")
+    return value
+
+
+GivenPath = Annotated[Path, BeforeValidator(not_blank)]
 
 
 class Parameters(BaseModel):

@@ -10,8 +10,10 @@ from typing import Literal
 from pydantic import Field, SerializeAsAny, model_validator
 
 from option.architecture import Architecture
-from option.parameters import MOST_EPOCHS, MOST_STEPS, ModelParameters, Parameters
-from option.schema import AugmentedReading, Descent, FolderName, GivenPath, ImageReading, Logs, Training
+from option.dataset import AugmentedReading, ImageReading
+from option.optim import Descent, Training
+from option.parameters import MOST_EPOCHS, MOST_STEPS, GivenPath, ModelParameters, Parameters
+from option.schema import FolderName, Logs
 
 
 class PretrainedBackbone(Parameters):

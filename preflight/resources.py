@@ -13,9 +13,9 @@ from torch import nn
 
 from data.headers import Header, read_headers
 from data.image_library import available_memory, choose_cache
+from option.dataset import ImageReading
 from option.fields import leaves
 from option.parameters import ModelParameters
-from option.schema import ImageReading
 from preflight.findings import Findings
 from runtime.machine import SHARED_MEMORY, existing_part, free_bytes, in_words
 

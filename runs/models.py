@@ -15,7 +15,8 @@ from layers.backbone import synchronise_norms
 from layers.base import RetrievalModel
 from layers.registry import registered
 from option import Options
-from option.schema import Descent, Logs, Training
+from option.optim import Descent, Training
+from option.schema import Logs
 from runs.checkpoints import FORMAT, fit_weights, load_weights
 from runs.folders import run_folder
 from runs.provenance import check_data_set, check_model

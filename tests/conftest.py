@@ -13,8 +13,10 @@ import torch
 
 from layers.registry import registered
 from option import Options
+from option.dataset import Dataset
 from option.fields import leaves
-from option.schema import Dataset, KFold, Optim
+from option.optim import Optim
+from option.schema import KFold
 from tests import ROOT
 from tests.reference_inputs import WORDS
 from tests.tiny_bert import TINY_BERT, write_bert

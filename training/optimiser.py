@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from layers.backbone import backbone_parameters
-from option.schema import Descent
+from option.optim import Descent
 
 Group = dict[str, Any]
 

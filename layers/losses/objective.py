@@ -14,7 +14,7 @@ from layers.registry import registered_losses
 
 if TYPE_CHECKING:
     from data.annotations import Annotations
-    from option.schema import Optim
+    from option.optim import Optim
 
 
 class Objective(nn.Module):

@@ -26,7 +26,7 @@ from batches.augmentation import (
     rotate_and_crop,
     turned,
 )
-from option.schema import Angles
+from option.dataset import Angles
 
 
 def _noise(count: int, side: int, seed: int = 0) -> Tensor:

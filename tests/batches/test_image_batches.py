@@ -27,7 +27,7 @@ from layers.losses.objective import build_objective
 from layers.losses.triplet import triplet_parts
 from layers.registry import registered
 from option import Options
-from option.schema import Optim
+from option.optim import Optim
 from runs.loaders import train_loader
 from runs.media import Media
 from runtime.weights import read_checkpoint

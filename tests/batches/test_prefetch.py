@@ -13,7 +13,7 @@ from batches.batch import Batch
 from batches.prefetch import one_ahead, overlapped, pinned
 from layers import build_model
 from option import Options
-from option.schema import Optim
+from option.optim import Optim
 from runs.models import start_state
 from tests.criteria import triplet_criterion
 from tests.layers.test_layers import random_batch

@@ -23,8 +23,8 @@ from layers.losses.objective import build_objective
 from layers.losses.sigmoid import sigmoid_parts
 from layers.losses.soft_targets import soft_target_parts
 from layers.registry import register_loss, registered_losses
+from option.optim import Optim
 from option.parameters import loss_blocks
-from option.schema import Optim
 from utils import InputError
 
 ROWS = torch.tensor([0, 0, 1, 2, 3, 3])

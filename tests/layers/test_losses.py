@@ -27,7 +27,7 @@ from layers.losses.modalities import (
 )
 from layers.losses.objective import build_objective
 from layers.losses.triplet import triplet_parts
-from option.schema import Optim
+from option.optim import Optim
 from tests import ROOT
 from tests.criteria import triplet_criterion
 

@@ -27,7 +27,7 @@ from layers.released import load_fitting, load_released, translate
 from layers.shared_pattern import SharedPatternTransfer, ShareParameters
 from layers.single_token import PreNormEncoder
 from option import Options, load_options
-from option.schema import Optim
+from option.optim import Optim
 from tests import ROOT, reference_inputs
 from tests.criteria import triplet_criterion
 from tests.layers.test_layers import random_batch

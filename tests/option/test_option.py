@@ -17,10 +17,12 @@ from layers import registry
 from layers.amfmn import AMFMN, AmfmnParameters
 from layers.towers import LastBlocks
 from option import parameters
+from option.dataset import Dataset
 from option.fields import allowed, leaves
+from option.optim import Optim
 from option.parameters import ModelBlock, ModelParameters, Parameters
 from option.pretraining import BackboneOptions, ModalityOptions
-from option.schema import Dataset, KFold, Logs, Optim, Options, Rerank
+from option.schema import KFold, Logs, Options, Rerank
 from option.unread import PUBLISHED_KEYS, blocks_of, published_keys
 from tests import ROOT
 from utils import InputError

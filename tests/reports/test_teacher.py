@@ -13,7 +13,7 @@ from data.embeddings import read_embeddings
 from engine import encode
 from layers.losses.objective import build_objective
 from option import Options, to_yaml
-from option.schema import Optim
+from option.optim import Optim
 from reports.teacher import main, open_teacher
 from runs.loaders import evaluation_loader
 from runs.media import Media

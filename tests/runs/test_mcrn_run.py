@@ -22,7 +22,7 @@ from layers.base import RetrievalModel
 from metrics.limits import chance, source_chance
 from metrics.ranks import Ranks, Tasks, rank, recalls, task_recalls
 from option import Options, load_options
-from option.schema import Views
+from option.dataset import Views
 from runs.loaders import evaluation_loader, read_vocabulary, train_loader
 from runs.media import Media
 from tests.tiny import add_spectrograms, make_precomp, write_experiment

@@ -15,7 +15,7 @@ from layers.backbone import backbone_parameters
 from layers.losses.objective import build_objective
 from layers.registry import registered
 from option import Options
-from option.schema import Optim
+from option.optim import Optim
 from runs.models import start_state
 from runs.resume import Keeper, save_best
 from runtime.weights import read_checkpoint
