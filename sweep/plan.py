@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -25,10 +25,17 @@ class Range(Parameters):
     def _in_order(self) -> Range:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError("low must be below high, and above 0 where log is true")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("low and high must be whole numbers where integer is true")
         return self
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest, as integers where only these count."""
+        return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
 
-Choices = Range | list[str]
+
+Choices = Range | Annotated[list[str], Field(min_length=1)]
 """A range, or the values themselves as a YAML writes them."""
 
 

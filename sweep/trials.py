@@ -18,6 +18,8 @@ from utils import InputError, as_csv, import_extra, logger, markdown, write_text
 
 STUDY, TABLE, TRIALS, IMPORTANCE = "study.log", "table.md", "trials.csv", "importance.png"
 """The files of a sweep."""
+PLAN = "plan"
+"""What the study keeps of its plan."""
 Train = Callable[[Sequence[str]], int]
 """Trains with the arguments of train.py -> exit status."""
 
@@ -36,14 +38,17 @@ def search(plan: Plan, out: Path, train: Train = train) -> str:
         The table of all trials, the best first.
 
     Raises:
-        InputError: Optuna is missing, the options are wrong, or a training failed.
+        InputError: Optuna is missing, the folder holds a sweep of another plan, the options are wrong, or a training
+            failed.
     """
     optuna = import_extra("optuna", "a sweep needs Optuna", "sweep")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    _refuse_wrong_options(plan)  # before the folder holds anything that a mended plan would be held to
     out.mkdir(parents=True, exist_ok=True)
     journal = optuna.storages.journal
     storage = optuna.storages.JournalStorage(journal.JournalFileBackend(str(out / STUDY)))
     study = optuna.create_study(study_name="sweep", storage=storage, load_if_exists=True, direction="maximize")
+    _refuse_other_plan(study, plan, out)
     # Another seed each time it goes on: the sampler begins anew, and would propose the first values once more.
     study.sampler = optuna.samplers.TPESampler(seed=plan.seed + len(study.trials))
     states = optuna.trial.TrialState
@@ -51,6 +56,22 @@ def search(plan: Plan, out: Path, train: Train = train) -> str:
     done = len(study.get_trials(states=(states.COMPLETE,)))
     study.optimize(lambda trial: _score(plan, out, _values(plan, trial), train), n_trials=max(0, plan.trials - done))
     return _write(study, states.COMPLETE, out)
+
+
+def _refuse_wrong_options(plan: Plan) -> None:
+    """Read the options at both ends of all ranges."""
+    ends = {key: allowed.ends if isinstance(allowed, Range) else allowed for key, allowed in plan.ranges.items()}
+    for place in (0, -1):
+        option.load_options(plan.path_opt, _settings(plan, {key: values[place] for key, values in ends.items()}))
+
+
+def _refuse_other_plan(study: Any, plan: Plan, out: Path) -> None:
+    """Let a folder hold the trials of one plan, which alone can be compared; more of them may be asked for."""
+    asked = plan.model_dump(mode="json", exclude={"trials", "seed"})
+    begun = study.user_attrs.get(PLAN, asked)
+    if other := [key for key in asked if begun.get(key) != asked[key]]:
+        raise InputError(f"{out} holds a sweep that was begun with other {', '.join(other)}: choose another --out.")
+    study.set_user_attr(PLAN, asked)
 
 
 def _take_up(study: Any, states: Any, keys: Collection[str]) -> None:
@@ -71,17 +92,21 @@ def _values(plan: Plan, trial: Any) -> dict[str, Any]:
         if not isinstance(allowed, Range):
             values[key] = trial.suggest_categorical(key, allowed)
         elif allowed.integer:
-            values[key] = trial.suggest_int(key, int(allowed.low), int(allowed.high), log=allowed.log)
+            values[key] = trial.suggest_int(key, *allowed.ends, log=allowed.log)
         else:
-            values[key] = trial.suggest_float(key, allowed.low, allowed.high, log=allowed.log)
+            values[key] = trial.suggest_float(key, *allowed.ends, log=allowed.log)
     return values
+
+
+def _settings(plan: Plan, values: Mapping[str, Any]) -> list[str]:
+    """The overrides of a trial."""
+    return [*plan.settings, *(f"{key}={value}" for key, value in values.items())]
 
 
 def _score(plan: Plan, out: Path, values: Mapping[str, Any], train: Train) -> float:
     """The best val score of a training with these values; of one that was begun, it goes on."""
     name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-    settings = [*plan.settings, *(f"{key}={value}" for key, value in values.items())]
-    settings += [f"logs.ckpt_save_path={out}", f"k_fold.experiment_name={name}"]
+    settings = [*_settings(plan, values), f"logs.ckpt_save_path={out}", f"k_fold.experiment_name={name}"]
     options = option.load_options(plan.path_opt, settings)
     logger.info("Trial %s: %s", name, ", ".join(f"{key} {value}" for key, value in values.items()))
     status = train(["--path_opt", str(plan.path_opt), "--folds", str(plan.fold), "--set", *settings])

@@ -72,6 +72,8 @@ def test_the_plan_is_typed(plan: Path) -> None:
     ("old", "new", "message"),
     [
         ("low: 1e-4", "low: 1", r"ranges.optim.lr.*low must be below high"),
+        ("low: 1, high: 4", "low: 0.5, high: 4", r"ranges.optim.accumulate.*must be whole numbers"),
+        ("[16, 32]", "[]", r"ranges.model.embed.embed_dim.*at least 1 item"),
         ("trials: 4", "trials: 0", r"trials: .*greater than or equal to 1"),
         ("trials: 4", "trails: 4", r"trails: Extra inputs are not permitted"),
     ],
@@ -108,14 +110,37 @@ def test_the_best_stands_first_and_a_stopped_sweep_goes_on(plan: Path, tmp_path:
     assert not (out / IMPORTANCE).exists() or (out / IMPORTANCE).stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "other"),
+    [("[16, 32]", "[16, 64]", "ranges"), ("accumulate", "patience", "ranges"), ("=7]", "=7, optim.lr=1]", "settings")],
+)
+def test_a_folder_holds_one_plan(plan: Path, tmp_path: Path, old: str, new: str, other: str) -> None:
+    skip_without("optuna", "matplotlib")
+    search(read_plan(plan).model_copy(update={"trials": 1}), tmp_path / "out", Trainer())
+    plan.write_text(plan.read_text().replace(old, new))
+    with pytest.raises(InputError, match=rf"out holds a sweep that was begun with other {other}: choose another --out"):
+        search(read_plan(plan), tmp_path / "out", Trainer())
+
+
 def test_a_failed_training_ends_the_sweep(plan: Path, tmp_path: Path) -> None:
     skip_without("optuna")
     with pytest.raises(InputError, match=r"the training of trial \w+ ended with status 3; once it is mended"):
         search(read_plan(plan), tmp_path / "out", lambda arguments: 3)
 
 
-def test_a_wrong_option_is_named_before_any_training(plan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("accumulate", "acumulate", r"optim.acumulate: unknown key"),
+        ("low: 1,", "low: 0,", r"optim.accumulate: given '0'"),
+        ("[16, 32]", "[16, wide]", r"model.embed.embed_dim: given 'wide'"),
+    ],
+)
+def test_a_wrong_option_is_named_before_any_training(
+    plan: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
     skip_without("optuna")
-    plan.write_text(plan.read_text().replace("accumulate", "acumulate"))
-    with pytest.raises(InputError, match=r"optim.acumulate: unknown key"):
+    plan.write_text(plan.read_text().replace(old, new))
+    with pytest.raises(InputError, match=message):
         search(read_plan(plan), tmp_path / "out", Trainer())
+    assert not (tmp_path / "out").exists()
