@@ -77,21 +77,13 @@ def check_training(
         for side in lists:
             found.attempt("Keywords", partial(queries_of, options, side, vocabulary))
     words = _check_words(found, lists, vocabulary)
-    for side, _ in splits[:1]:
-        found.attempt("Sets", partial(repeats_of, dataset.set_weights, side))
     if splits:
-        found.attempt("Losses", partial(build_objective(options.optim).prepare, splits[0][0]))
+        train, _ = splits[0]
+        found.attempt("Sets", partial(repeats_of, dataset.set_weights, train))
+        found.attempt("Losses", lambda: build_objective(options.optim).prepare(train))
     data = found.attempt("Scene classes", partial(_describe_data, lists))
     model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
-    size = dataset.image_size
-    # Every fold trains on other images of the train list, at the larger size, and validates on the rest.
-    kept = len(lists[0].image_names) if lists else 0
-    kept_audio = len(set(lists[0].audio_names or ())) if lists else 0
-    stores = [(kept, size), (kept, margin_size(size)), (kept_audio, size), (kept_audio, audio_margin_size(size))]
-    memory, on_disk = check_memory(found, dataset, [store for store in stores if store[0]], device)
-    last, best = (0, 0) if model is None else checkpoint_bytes(model, options.optim.ema > 0)
-    begun = sum((run_folder(options, fold) / "last.pth").is_file() for fold in folds)
-    output = check_output(found, experiment_folder(options), on_disk + (len(folds) - begun) * (last + best) + last)
+    room = _check_room(found, options, lists, model, folds, device)
     features = ""
     if model is not None and vocabulary is not None and lists:
         features = _check_features(found, options, model, lists[0], vocabulary)
@@ -104,7 +96,7 @@ def check_training(
             f"{data} Images are {describe_headers(headers)}.",
             words,
             *([features] if features else []),
-            f"Decoded images are kept in: {memory}. {output}.",
+            room,
         ]
     )
 
@@ -189,6 +181,27 @@ def _check_weights(
             found.attempt("Earlier runs", partial(check_data_set, begun, last, data_path, gate))
             found.attempt("Earlier runs", partial(fit_weights, model, begun, last, options, vocabulary, gate))
     return model
+
+
+def _check_room(
+    found: Findings,
+    options: Options,
+    lists: Sequence[Annotations],
+    model: RetrievalModel | None,
+    folds: Sequence[int],
+    device: torch.device,
+) -> str:
+    """Where decoded images are kept, and whether there is room for them and for what the run writes."""
+    size = options.dataset.image_size
+    # Every fold trains on other images of the train list, at the larger size, and validates on the rest.
+    kept = len(lists[0].image_names) if lists else 0
+    kept_audio = len(set(lists[0].audio_names or ())) if lists else 0
+    stores = [(kept, size), (kept, margin_size(size)), (kept_audio, size), (kept_audio, audio_margin_size(size))]
+    memory, on_disk = check_memory(found, options.dataset, [store for store in stores if store[0]], device)
+    last, best = (0, 0) if model is None else checkpoint_bytes(model, options.optim.ema > 0)
+    begun = sum((run_folder(options, fold) / "last.pth").is_file() for fold in folds)
+    output = check_output(found, experiment_folder(options), on_disk + (len(folds) - begun) * (last + best) + last)
+    return f"Decoded images are kept in: {memory}. {output}."
 
 
 def _check_features(
