@@ -11,10 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+import option
 from batches.sampling import SAMPLERS
 from data.annotations import read_annotations
-from data.join import join, main
-from runs.loaders import repeats_of
+from data.join import Member, join, main, without_repeats
+from data.prepare.captions import Entry
+from runs.loaders import read_vocabulary, repeats_of, train_loader
+from runs.media import Media
+from tests.tiny import write_experiment
 from utils import InputError
 
 
@@ -58,6 +62,19 @@ def test_each_image_is_trained_on_once_and_none_is_tested_on(sets: list[Path], t
     assert [cell.strip() for cell in told.splitlines()[3].split("|")[1:-1]] == ["two", "5", "0", "1", "1", "1", "2"]
 
 
+def test_an_image_is_left_out_for_one_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [
+        Member(0, side, Path(name), Entry(name, ("x",)))
+        for side, name in (("test", "a"), *(("train", n) for n in "bcd"))
+    ]
+    monkeypatch.setattr("data.join.take_fingerprints", lambda *_: (None, {}))
+    # b is like the test image, c only like b, which is not trained on; d is like c, which is.
+    monkeypatch.setattr("data.join.same_scene", lambda _: [(0, 1, False), (1, 2, False), (2, 3, False)])
+    kept, left_out = without_repeats(members)
+    assert [member.entry.name for member in kept] == ["a", "c"]
+    assert left_out == [{"in its own test": 1, "in its own train": 1}]
+
+
 def test_weights_show_the_images_of_a_set_more_often(sets: list[Path], tmp_path: Path) -> None:
     join(sets, tmp_path / "joined")
     train = read_annotations(tmp_path / "joined", "train")
@@ -71,6 +88,10 @@ def test_weights_show_the_images_of_a_set_more_often(sets: list[Path], tmp_path:
         sample = sampler.sample(torch.arange(len(sampler)), draw)
         assert sample.images.tolist() == sample.captions.tolist() == [0, 1, 2, 2, 2]
         assert sampler.longest(torch.tensor([4, 9, 7, 1])).tolist() == [4, 9, 7, 7, 7]
+    options = option.load_options(write_experiment(tmp_path, tmp_path / "joined"), ["dataset.set_weights={two: 3}"])
+    media = Media.of(options, [train], torch.device("cpu"))
+    loader = train_loader(options, 0, read_vocabulary(options), train, media, torch.device("cpu"))
+    assert len(loader.sampler) == 1 + 1 + 3 + 3
     with pytest.raises(InputError, match=r"dataset\.set_weights: three: no image of .*train_filename\.txt lies below"):
         repeats_of({"three": 2}, train)
 

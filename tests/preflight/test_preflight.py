@@ -184,6 +184,12 @@ class TestTraining:
             assert part in message, part
         assert message.startswith(f"{experiment}: 11 faults")
 
+    def test_weights_of_sets_and_what_losses_read(self, experiment: Path) -> None:
+        message = check(experiment, "dataset.set_weights={other: 2}", "optim.loss=soft_targets")
+        assert "dataset.set_weights: other: no image of " in message
+        assert "optim.soft_targets.teacher_path: needed for optim.loss soft_targets" in message
+        assert message.startswith(f"{experiment}: 2 faults")
+
     def test_lists_and_vocabulary(self, experiment: Path) -> None:
         data = experiment.parent / "data"
         (data / "train_filename.txt").write_text("../outside.png\n")

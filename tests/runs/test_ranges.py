@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 import option
+import test as test_entry
+import train as train_entry
 from archive.index_folder import Manifest, check_recipe, update_manifest
 from archive.indexing import with_known_range
 from data.image_store import ImageStore
@@ -83,6 +85,23 @@ def test_a_run_of_an_earlier_version_is_refused_where_its_images_are_read_otherw
         with_range_of_run(options, [deep], earlier, Path("run"))
     assert with_range_of_run(options, [], earlier, Path("run")) is options
     assert with_range_of_run(options, [deep], checkpoint(0, 500), Path("run")).dataset.range == (0, 500)
+
+
+def test_training_and_test_read_images_in_one_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_precomp(tmp_path / "data", train=5, test=3)
+    for image in (data / "images").iterdir():
+        Image.fromarray(DEEP).save(image)
+    path = write_experiment(tmp_path, data)
+    trained: list[Options] = []
+    monkeypatch.setattr(train_entry, "train_fold", lambda options, *_: trained.append(options))
+    train_entry.main(["--path_opt", str(path), "--folds", "0"])
+    assert trained[0].dataset.range == LIMITS
+
+    dataset = trained[0].dataset.model_copy(update={"range": (0.0, 500.0)})
+    save_checkpoint(tmp_path / "best.pth.tar", {"model": {}}, trained[0].model_copy(update={"dataset": dataset}))
+    monkeypatch.setattr(test_entry, "open_scene_task", lambda test_set, _: pytest.fail(str(test_set.options.dataset)))
+    with pytest.raises(pytest.fail.Exception, match=r"range=\(0\.0, 500\.0\)"):
+        test_entry.main(["--path_opt", str(path), "--scenes", "--checkpoint", str(tmp_path / "best.pth.tar")])
 
 
 def manifest(options: Options, decoding: int = DECODING_RULES) -> Manifest:

@@ -90,9 +90,13 @@ def test_hparams_have_options_and_scores_of_the_last_test(tmp_path: Path) -> Non
 
 def test_the_table_averages_the_folds(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before = snapshot(trained.parent / "data")
-    test_entry.main(["--path_opt", str(trained), "--json", str(tmp_path / "out.json")])
+    test_entry.main(["--path_opt", str(trained), "--scenes", "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     result = json.loads((experiment(trained) / "test.json").read_text())
+    assert "| zero-shot" in printed
+    assert result["scenes"]["classes"] == ["field", "pond", "roof"]
+    assert result["scenes"]["rows"].keys() == result["rows"].keys()
+    assert all(list((experiment(trained) / fold / "hparams").glob("events.*")) for fold in "01")
     assert json.loads((tmp_path / "out.json").read_text()) == result
     folds = [result["rows"]["fold 0"], result["rows"]["fold 1"]]
     for name, mean in result["mean"].items():
