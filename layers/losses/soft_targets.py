@@ -13,8 +13,7 @@ from data.embeddings import read_embeddings
 from layers.base import l2norm
 from layers.losses.base import Loss, Seen
 from layers.registry import register_loss
-from option.parameters import Parameters
-from option.schema import GivenPath
+from option.parameters import GivenPath, Parameters
 from utils import InputError
 
 if TYPE_CHECKING:
