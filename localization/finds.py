@@ -97,11 +97,14 @@ def as_geojson(
 
 
 def crs_member(crs: Any | None) -> dict[str, Any]:
-    """The member `crs` of a GeoJSON file; none where the coordinate system has no number, or is that of GeoJSON."""
+    """The member `crs` of a GeoJSON file; none where the coordinate system is not known, or is that of GeoJSON.
+
+    One that has no number is named by its WKT: without a name, its coordinates would count as degrees.
+    """
     authority = None if crs is None else crs.to_authority()
-    if authority is None or authority == ("EPSG", "4326"):
+    if crs is None or authority == ("EPSG", "4326"):
         return {}
-    name = f"urn:ogc:def:crs:{authority[0]}::{authority[1]}"
+    name = crs.to_wkt() if authority is None else f"urn:ogc:def:crs:{authority[0]}::{authority[1]}"
     return {"crs": {"type": "name", "properties": {"name": name}}}
 
 

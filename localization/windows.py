@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from batches.augmentation import normalise
 from batches.batch import Batch, Captions
@@ -26,6 +25,7 @@ from layers.base import RetrievalModel
 from layers.folding import folded
 from localization.indicators import TOP_LEVEL, opencv
 from localization.large_image import LargeImage
+from runtime.progress import progress_bar
 
 READ_AHEAD = 32  # windows side by side that are read as one part of the image
 LEAST_HELD = 0.5  # of a window, share of the pixels that hold data
@@ -135,7 +135,7 @@ def score_windows(
     device = queries.device
     squares = prepared_windows(image, windows, image_size, threads)
     scores = np.empty((len(windows), len(queries)), dtype=np.float32)
-    with tqdm(total=len(windows), desc="windows", leave=False) as bar:
+    with progress_bar(total=len(windows), desc="windows", unit="window") as bar:
         for start in range(0, len(windows), batch_size):
             stored = np.stack([next(squares) for _ in range(min(batch_size, len(windows) - start))])
             batch = Batch(images=normalise(torch.from_numpy(stored).to(device)))

@@ -17,7 +17,7 @@ from rasterio.transform import from_origin
 
 from data.rasters.places import Georeference, bounds_of
 from localization.drawing import draw_map
-from localization.finds import areas_above, as_geojson, centre_rows
+from localization.finds import areas_above, as_geojson, centre_rows, crs_member
 from localization.indicators import attention_centres
 from localization.large_image import open_large, write_geotiff
 from localization.outputs import own_files, replacing, say_coordinates
@@ -124,6 +124,11 @@ class TestCoordinates:
         plain = as_geojson("a pond", centre_rows(3, "a pond", centres, mean, levels, None), areas, mean, None)
         assert plain["coordinates"].startswith("pixels")
         assert plain["features"][0]["geometry"]["coordinates"] == [6.0, 7.0]
+
+    def test_a_coordinate_system_without_a_number_is_named_by_its_wkt(self) -> None:
+        own = CRS.from_proj4("+proj=laea +lat_0=10 +lon_0=20 +datum=WGS84 +units=m")
+        assert CRS.from_wkt(crs_member(own)["crs"]["properties"]["name"]) == own
+        assert crs_member(None) == crs_member(CRS.from_epsg(4326)) == {}
 
     @pytest.mark.parametrize("ending", ["tif", "jpg", "png"])
     def test_world_files(self, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
