@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -32,13 +33,15 @@ class LargeImage(Protocol):
         width: pixels.
         height: pixels.
         georeference: coordinates of its pixels; None where nothing says them.
-        limits: what becomes black and white; None where its numbers are of 8 bits.
     """
 
     width: int
     height: int
     georeference: Georeference | None
-    limits: Limits | None
+
+    @property
+    def limits(self) -> Limits | None:
+        """What becomes black and white; None where its numbers are of 8 bits."""
 
     def read(self, row: int, column: int, height: int, width: int) -> Part:
         """A part of it; InputError where the file is damaged."""
@@ -115,10 +118,7 @@ class _Decoded:
     def __init__(self, path: Path, rule: ImageRule) -> None:
         self.part = read(path, rule)
         self.width, self.height = self.part.image.size
-        self.limits: Limits | None = None
-        if is_raster(path, rule):
-            with open_raster(path, rule) as raster:
-                self.limits = raster.limits
+        self.path, self.rule = path, rule
         self.georeference = georeference_of(path, None, TURNS[exif_turn(path)], (self.width, self.height))
 
     def read(self, row: int, column: int, height: int, width: int) -> Part:
@@ -134,12 +134,22 @@ class _Decoded:
     def valid(self) -> NDArray[np.bool_] | None:
         return self.part.valid
 
+    @cached_property
+    def limits(self) -> Limits | None:
+        if not is_raster(self.path, self.rule):
+            return None
+        with open_raster(self.path, self.rule) as raster:
+            return raster.limits
+
 
 class _InParts:
     """An image that is read in parts."""
 
     def __init__(self, raster: Raster) -> None:
         self.read, self.overview, self.valid = raster.read, raster.overview, raster.valid
-        self.width, self.height = raster.width, raster.height
-        self.limits = raster.limits if raster.is_wide and raster.palette is None else None
+        self.width, self.height, self.raster = raster.width, raster.height, raster
         self.georeference = georeference_of(raster.path, raster, raster.turn, (raster.width, raster.height))
+
+    @property
+    def limits(self) -> Limits | None:  # only when asked: it may take a look at the whole file
+        return self.raster.limits if self.raster.is_wide and self.raster.palette is None else None

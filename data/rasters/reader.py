@@ -164,13 +164,27 @@ class Raster:
 
     @cached_property
     def _masks(self) -> bool:
-        """Whether the file says of its bands which pixels hold data."""
-        flags = {flag.name for band in self.bands for flag in self.dataset.mask_flag_enums[band - 1]}
-        return self.rule.nodata != "none" and flags != {"all_valid"}
+        """Whether GDAL's masks say which pixels hold data."""
+        return self.rule.nodata != "none" and self._flags != {"all_valid"} and not self._shadows
+
+    @cached_property
+    def _flags(self) -> set[str]:
+        return {flag.name for band in self.bands for flag in self.dataset.mask_flag_enums[band - 1]}
+
+    @property
+    def _shadows(self) -> bool:
+        """Whether a nodata value keeps alpha out of GDAL's masks: then both are looked at here."""
+        return self._alpha is not None and "nodata" in self._flags
+
+    @property
+    def _empty(self) -> list[float]:
+        """Numbers that stand for no data, beside those of GDAL's masks."""
+        given = [] if isinstance(self.rule.nodata, str) else [self.rule.nodata]
+        return [*given, self.dataset.nodata] if self._shadows else given
 
     @cached_property
     def _alpha(self) -> int | None:
-        """The band that is alpha; GDAL's masks leave it out where there is a nodata value as well."""
+        """The band that is alpha."""
         found = self.kinds.index("alpha") + 1 if "alpha" in self.kinds else None
         return None if self.rule.nodata == "none" or found in self.bands else found
 
@@ -202,8 +216,7 @@ class Raster:
                 checks.append(self.dataset.read(self._alpha, **one) > 0)
         except (RasterioError, MemoryError) as fault:
             raise damaged(self.path, fault) from fault
-        if not isinstance(self.rule.nodata, str):
-            checks.append((values != self.rule.nodata).any(axis=0))
+        checks += [(values != number).any(axis=0) for number in self._empty]
         if self.dtype.kind == "f":
             checks.append(np.isfinite(values).all(axis=0))
         return values, np.logical_and.reduce(checks) if checks else None

@@ -18,7 +18,7 @@ from utils import InputError, logger
 
 LOOKED_AT = 500  # files whose kind is looked up, evenly spread over the archive
 MEASURED = 48  # of those with more than 8 bits
-FAR_BELOW = 0.25  # of the range: a maximum below this leaves images nearly black
+FAR_BELOW = 0.25  # of the range: numbers that fill less leave images nearly black, white or grey
 MAY_BE_WIDE = (".jp2", ".png", ".tif", ".tiff")
 
 
@@ -43,13 +43,12 @@ class Survey:
     full: Limits
 
 
-def settled(rule: ImageRule, paths: Sequence[Path], also: str = "") -> ImageRule:
+def settled(rule: ImageRule, paths: Sequence[Path]) -> ImageRule:
     """A rule whose range is numbers, where it is `auto` and some images have more than 8 bits; what was found is said.
 
     Args:
         rule: how the images are to be read.
         paths: all of them, in any order.
-        also: what becomes of the range, to be said with it.
     """
     found = survey(paths, rule)
     if found is None or rule.range == "own":
@@ -58,7 +57,7 @@ def settled(rule: ImageRule, paths: Sequence[Path], also: str = "") -> ImageRule
     if rule.range != "auto":
         given = rule.range if isinstance(rule.range, str) else "[{:g},{:g}]".format(*rule.range)
         logger.info("Images with more than 8 bits (%s) are read with dataset.range=%s.", held, given)
-        _warn_of_dark(found, found.full if rule.range == "full" else rule.range)
+        _warn_of_misfit(found, found.full if rule.range == "full" else rule.range)
         return rule
     if len(found.types) > 1:
         logger.warning(
@@ -72,19 +71,21 @@ def settled(rule: ImageRule, paths: Sequence[Path], also: str = "") -> ImageRule
     shown = f"[{low:g},{high:g}]"
     logger.info(
         "Images with more than 8 bits (%s): %g to %g become black to white, percentiles %g and %g "
-        "(dataset.range=%s).%s",
-        *(held, low, high, *PERCENTILES, shown, also),
+        "(dataset.range=%s).",
+        *(held, low, high, *PERCENTILES, shown),
     )
     return rule.model_copy(update={"range": (low, high)})
 
 
-def _warn_of_dark(found: Survey, limits: Limits) -> None:
+def _warn_of_misfit(found: Survey, limits: Limits) -> None:
+    """Warn where nearly all numbers become black, white or the same grey."""
     low, high = limits
-    if found.highest < low + FAR_BELOW * (high - low):
+    filled = min(found.highest, high) - max(found.lowest, low)
+    if filled < FAR_BELOW * (high - low) or found.limits[1] - low > (high - low) / FAR_BELOW:
         logger.warning(
-            "Images with more than 8 bits hold %g to %g, but dataset.range makes white of %g: they will be nearly "
-            "black. Try dataset.range=auto.",
-            *(found.lowest, found.highest, high),
+            "Images with more than 8 bits hold %g to %g, but dataset.range makes black of %g and white of %g: they "
+            "will hardly show anything. Try dataset.range=auto.",
+            *(found.lowest, found.highest, low, high),
         )
 
 

@@ -208,7 +208,7 @@ class TestNodata:
         filled[~self.HELD] = np.round(pixels[self.HELD].mean(axis=0))
         return filled
 
-    @pytest.mark.parametrize("way", ["nodata", "alpha", "mask", "mask beside", "NaN", "given", "PNG"])
+    @pytest.mark.parametrize("way", ["nodata", "alpha", "alpha, nodata", "mask", "mask beside", "NaN", "given", "PNG"])
     def test_what_holds_no_data_takes_the_mean_colour_of_the_rest(self, way: str, tmp_path: Path) -> None:
         bands = BYTES[:3].clip(1, 254)
         empty = np.where(self.HELD, bands, 255)
@@ -217,8 +217,11 @@ class TestNodata:
         alpha = np.where(self.HELD, 7, 0).astype(np.uint8)
         if way == "nodata":
             write(path, empty, nodata=255, **form)
-        elif way == "alpha":
-            write(path, np.concatenate([bands, alpha[None]]), alpha="YES", interleave="band", **form)
+        elif way.startswith("alpha"):
+            both = {"nodata": 255} if "nodata" in way else {}
+            if both:  # each of the two says it of a half
+                bands[:, :, : WIDTH // 2], alpha[:, : WIDTH // 2] = empty[:, :, : WIDTH // 2], 7
+            write(path, np.concatenate([bands, alpha[None]]), alpha="YES", interleave="band", **form, **both)
         elif way == "PNG":
             Image.fromarray(np.dstack([rgb(bands), alpha])).save(path)
         elif way == "mask":
@@ -273,13 +276,34 @@ class TestRange:
             assert np.abs(found - rgb(expected)).max() <= 4
             assert len(np.unique(np.asarray(decode(path, ImageRule())))) > 200  # even where nobody settled a range
 
+    @pytest.mark.parametrize(
+        ("dtype", "limits", "warned"),
+        [
+            (np.uint16, "full", "black of 0 and white of 65535"),
+            (np.int16, "full", "black of -32768 and white of 32767"),
+            (np.uint16, (0, 12_500), "white of 12500"),
+            (np.uint16, (0, 12_000), None),
+            (np.uint16, (0, 740), "white of 740"),
+            (np.uint16, (0, 800), None),
+            (np.float32, "full", "white of 1:"),
+            (np.uint16, (5000, 9000), "black of 5000"),
+        ],
+    )
+    def test_a_range_that_images_do_not_fill_or_far_exceed_is_warned_of(
+        self, dtype: Any, limits: Any, warned: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = write(tmp_path / "x.tif", DEEP[:3].astype(dtype))
+        settled(ImageRule(range=limits), [path])
+        assert ("will hardly show anything" in caplog.text) == (warned is not None)
+        assert warned is None or warned in caplog.text
+
     def test_a_given_range_that_leaves_images_black_is_warned_of(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = write(tmp_path / "x.tif", DEEP[:3])
         rule = ImageRule(range="full")
         assert settled(rule, [path]) == rule
-        assert f"hold 0 to {DEEP[:3].max()}, but dataset.range makes white of 65535" in caplog.text
+        assert f"hold 0 to {DEEP[:3].max()}, but dataset.range makes black of 0 and white of 65535" in caplog.text
         np.testing.assert_array_equal(np.asarray(decode(path, rule)), scaled(DEEP[:3], (0, 65535)))
 
     def test_several_types_have_no_range_in_common(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
