@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from data.annotations import read_annotations
+from data.images import DEFAULT_RULE
 from data.prepare.captions import Entry
 from data.prepare.fingerprints import Place, same_scene, take_fingerprints
 from data.prepare.lists import Lists, counts, equal_counts
 from data.prepare.writer import new_folder, put_images, write_lists
 from data.rasters.survey import settled
+from option import load_image_rule
 from option.images import ImageRule
+from runtime.arguments import add_image_settings
 from runtime.entry_point import run_entry_point
 from utils import InputError, markdown
 
@@ -50,11 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="two or more data sets")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the joined set")
     parser.add_argument("--image_files", choices=("copy", "link"), default="copy", help="copy or hard-link images")
+    add_image_settings(parser)
     given = parser.parse_args(arguments)
-    print(join(given.folders, given.out, given.image_files == "link"))
+    print(join(given.folders, given.out, given.image_files == "link", load_image_rule(given.set)))
 
 
-def join(folders: Sequence[Path], out: Path, link: bool = False) -> str:
+def join(folders: Sequence[Path], out: Path, link: bool = False, rule: ImageRule = DEFAULT_RULE) -> str:
     """Make the joined set; what exists is never written into, and a run that fails leaves nothing.
 
     Returns:
@@ -67,7 +71,7 @@ def join(folders: Sequence[Path], out: Path, link: bool = False) -> str:
     if len(set(names)) < max(2, len(names)):
         raise InputError(f"expected two or more folders of different names; found {', '.join(names) or 'none'}")
     members = [member for place, name in enumerate(names) for member in members_of(folders[place], place, name)]
-    kept, left_out = without_repeats(members)
+    kept, left_out = without_repeats(members, rule)
     lists: Lists = {
         "train": [member.entry for member in kept if member.side == "train"],
         "test": [member.entry for member in kept if member.side == "test" and member.origin == 0],
@@ -99,13 +103,14 @@ def members_of(folder: Path, origin: int, name: str) -> list[Member]:
     return found
 
 
-def without_repeats(members: Sequence[Member]) -> tuple[list[Member], list[Counter[str]]]:
+def without_repeats(members: Sequence[Member], rule: ImageRule) -> tuple[list[Member], list[Counter[str]]]:
     """Leave out of train what shows the same as a test image of any set, or as an earlier train image.
 
     Two images show the same if their files are equal, or by `data.prepare.fingerprints.same_scene`.
 
     Args:
         members: of all sets.
+        rule: how their images are read.
 
     Returns:
         Those that stay, and for each set how many of its train images were left out for which reason.
@@ -115,7 +120,7 @@ def without_repeats(members: Sequence[Member]) -> tuple[list[Member], list[Count
     """
     ordered = sorted(members, key=lambda member: SIDES.index(member.side))  # test before train, of all sets
     files: Mapping[Place, Path] = {(member.side, member.entry.name): member.path for member in ordered}
-    prints, faults = take_fingerprints(files, settled(ImageRule(), list(files.values())))
+    prints, faults = take_fingerprints(files, settled(rule, list(files.values())))
     if faults:
         raise InputError(f"{len(faults)} images can't be read, the first: {next(iter(faults.values()))}")
     left_out: list[Counter[str]] = [Counter() for _ in {member.origin for member in members}]

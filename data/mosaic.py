@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.annotations import Annotations, Split, check_images, read_annotations
-from data.images import load_square
+from data.images import DEFAULT_RULE, load_square
 from data.polygons import Place, write_places
 from data.rasters.survey import settled
 from data.scenes import scene_classes
+from option import load_image_rule
 from option.images import ImageRule
+from runtime.arguments import add_image_settings
 from runtime.entry_point import run_entry_point
 from runtime.progress import progress_bar
 from utils import InputError, write_atomic
@@ -59,7 +61,13 @@ def places_of(blocks: NDArray[np.str_], captions: dict[str, str], block_side: in
 
 
 def lay_out(
-    blocks: NDArray[np.str_], images: dict[str, list[Path]], tile: int, tiles_per_block: int, side: int, seed: int
+    blocks: NDArray[np.str_],
+    images: dict[str, list[Path]],
+    tile: int,
+    tiles_per_block: int,
+    side: int,
+    seed: int,
+    rule: ImageRule = DEFAULT_RULE,
 ) -> NDArray[np.uint8]:
     """The image [side, side, 3]: every block is filled with random images of its class.
 
@@ -70,11 +78,12 @@ def lay_out(
         tiles_per_block: images side by side in a block.
         side: pixels.
         seed: of the choice.
+        rule: how images are read.
     """
     generator = np.random.default_rng(seed)
     mosaic = np.zeros((side, side, 3), dtype=np.uint8)
     count = -(-side // tile)
-    rule = settled(ImageRule(), [file for files in images.values() for file in files])
+    rule = settled(rule, [file for files in images.values() for file in files])
     for row in progress_bar(range(count), desc="rows of tiles", unit="row"):
         for column in range(count):
             files = images[str(blocks[row // tiles_per_block, column // tiles_per_block])]
@@ -97,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tile", type=int, default=256, help="side of an image in it (256)")
     parser.add_argument("--block", type=int, default=4, help="images side by side in a block of one class (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the places (0)")
+    add_image_settings(parser)
     given = parser.parse_args(arguments)
+    rule = load_image_rule(given.set)
     for name, least in (("tile", 2), ("block", 1), ("size", given.tile), ("seed", 0)):
         if getattr(given, name) < least:
             raise InputError(f"--{name} {getattr(given, name)}: expected at least {least}.")
@@ -112,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     count = -(-given.size // block_side)
     blocks = class_blocks(sorted(images), count, count, np.random.default_rng(given.seed))
     places = places_of(blocks, common_captions(annotations, classes), block_side, given.size)
-    mosaic = Image.fromarray(lay_out(blocks, images, given.tile, given.block, given.size, given.seed))
+    mosaic = Image.fromarray(lay_out(blocks, images, given.tile, given.block, given.size, given.seed, rule))
     write_atomic(given.out / IMAGE, lambda file: mosaic.save(file, format="TIFF"))
     write_places(given.out / PLACES, places)
     print(f"{given.out / IMAGE}: {given.size} x {given.size} pixels, {len(places)} classes; places in {PLACES}")

@@ -1,6 +1,6 @@
 """Typed options: `load_options` reads one YAML per experiment, `dump` and `to_yaml` write the resolved options back."""
 
-from option.load import is_pretraining, load_options, load_pretraining_options
+from option.load import is_pretraining, load_image_rule, load_options, load_pretraining_options
 from option.pretraining import AdversarialTraining, BackboneOptions, ModalityOptions
 from option.schema import Options, dump, to_yaml
 
@@ -11,6 +11,7 @@ __all__ = [
     "Options",
     "dump",
     "is_pretraining",
+    "load_image_rule",
     "load_options",
     "load_pretraining_options",
     "to_yaml",

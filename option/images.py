@@ -59,3 +59,9 @@ class ImageRule(Parameters):
     def deciding(self) -> list[Any]:
         """What pixels depend on: equal for rules that read every file alike."""
         return [self.bands, self.range, self.nodata]
+
+
+class ImageOptions(Parameters):
+    """What commands without a YAML are told of images."""
+
+    dataset: ImageRule = ImageRule()

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from option.fields import allowed, choices, leaves
+from option.images import ImageOptions, ImageRule
 from option.inherit import Layer, read_chain
 from option.parameters import ModelParameters, model_blocks
 from option.pretraining import BackboneOptions, ModalityOptions, PretrainingOptions
@@ -24,7 +25,7 @@ from utils import InputError
 OVERRIDES = "--set"
 MODEL = "model.name"
 MOST_HINTS = 50
-Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions)
+Kind = TypeVar("Kind", Options, BackboneOptions, ModalityOptions, ImageOptions)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,15 @@ def _pretraining(chain: Sequence[Layer], overrides: Sequence[str], kind: type[Ki
     options, given, known = _load(chain, overrides, kind, ())
     warn_of_unread(chain[-1].source, _worth_a_word(chain, options, given, known, ()))
     return options
+
+
+def load_image_rule(overrides: Sequence[str]) -> ImageRule:
+    """How images are read by a command without a YAML, from overrides such as `dataset.bands=[3,2,1]` alone.
+
+    Raises:
+        InputError: something in them is wrong; names all faults at once.
+    """
+    return _load([Layer(OVERRIDES, {}, [])], overrides, ImageOptions, ())[0].dataset
 
 
 def is_pretraining(path: str | Path) -> bool:

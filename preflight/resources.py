@@ -13,6 +13,7 @@ from torch import nn
 
 from data.headers import Header, read_headers
 from data.image_library import available_memory, choose_cache
+from data.rasters.survey import settled
 from option.dataset import ImageReading
 from option.fields import leaves
 from option.parameters import ModelParameters
@@ -29,10 +30,14 @@ Stored = tuple[int, int]
 def check_headers(
     found: Findings, group: str, folder: Path, names: Iterable[str], images: ImageReading
 ) -> list[Header]:
-    """Read the headers of all images that are there; those that are not are `check_images`' matter."""
-    paths = [folder / name for name in sorted(set(names))]
-    headers, faults = read_headers([path for path in paths if path.is_file()], images.rule)
+    """Read the headers of all images that are there; those that are not are `check_images`' matter.
+
+    The range of those with more than 8 bits is said, as a run would find it.
+    """
+    paths = [path for name in sorted(set(names)) if (path := folder / name).is_file()]
+    headers, faults = read_headers(paths, images.rule)
     found.add_alike(group, faults)
+    settled(images.rule, paths)
     return headers
 
 

@@ -18,19 +18,26 @@ def entry_parser(description: str) -> argparse.ArgumentParser:
 def add_experiment(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose the options and the device."""
     parser.add_argument("--path_opt", required=True, help="the experiment's YAML")
-    _add_settings(parser)
+    add_settings(parser)
+    add_device(parser)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose a trained model, see `runs.ready.folder.chosen`, and the device."""
     parser.add_argument("--path_opt", help="the experiment's YAML; without it and --checkpoint: the ready model's")
     parser.add_argument("--checkpoint", type=Path, help="the model's weights: ours, or published by its authors")
-    _add_settings(parser)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="override options")
+    add_settings(parser)
     add_device(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser, text: str = "override options") -> None:
+    """The argument that overrides options."""
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help=text)
+
+
+def add_image_settings(parser: argparse.ArgumentParser) -> None:
+    """The same where only images are read, see `option.load_image_rule`."""
+    add_settings(parser, "how images are read (docs/images.md), such as dataset.bands=[3,2,1]")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

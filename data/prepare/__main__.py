@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from data.annotations import SIDES, read_annotations
-from data.images import image_names
+from data.images import DEFAULT_RULE, image_names
 from data.lists import first_faults
 from data.prepare.captions import Entry, Keys
 from data.prepare.checks import DROPS, Findings, describe, examine, leave_out
@@ -19,7 +19,9 @@ from data.prepare.known_sets import compare_known
 from data.prepare.lists import Lists, counts, equal_counts, split_entries
 from data.prepare.sources import FORMS, Source, find_images, images_folder, open_source
 from data.prepare.writer import compare_record, new_folder, put_images, refuse_taken, write_lists
+from option import load_image_rule
 from option.images import MOST_PIXELS, ImageRule
+from runtime.arguments import add_image_settings
 from runtime.entry_point import run_entry_point
 from utils import InputError
 
@@ -38,7 +40,7 @@ class Request:
         test_share: share of the images that become test where the source names none, between 0 and 1.
         seed: of that choice, 0 or more.
         drop: what to leave out, see `data.prepare.checks.leave_out`.
-        max_pixels: larger images count as unreadable.
+        rule: how images are read; larger ones than it allows count as unreadable.
         train: the source of the train images alone; the same for `val` and `test`.
         image_key: column or key of the file names, None for the first that is known; the same for `caption_key`.
         classes: scene classes, see `data.prepare.classes`; None for those beside the source.
@@ -51,7 +53,7 @@ class Request:
     test_share: float = 0.2
     seed: int = 0
     drop: tuple[str, ...] = ()
-    max_pixels: int = MOST_PIXELS
+    rule: ImageRule = DEFAULT_RULE
     train: str | None = None
     val: str | None = None
     test: str | None = None
@@ -81,7 +83,7 @@ def prepare(request: Request) -> str:
     report = [f"{source.words}\nsplit: {note}", compare_known(request.out, **lists)]
     with new_folder(request.out) as folder:
         lists, paths = _with_images(request, source, lists, folder)
-        findings = examine(lists, paths, ImageRule(max_pixels=request.max_pixels))
+        findings = examine(lists, paths, request.rule)
         report.append(describe(lists, findings))
         lists, left_out = leave_out(lists, findings, request.drop)
         _refuse_unreadable(source, lists, findings)
@@ -95,7 +97,7 @@ def prepare(request: Request) -> str:
     return "\n\n".join(filter(None, report))
 
 
-def check(folder: Path, images: Path | None = None, max_pixels: int = MOST_PIXELS) -> str:
+def check(folder: Path, images: Path | None = None, rule: ImageRule = DEFAULT_RULE) -> str:
     """Report on a data set in the precomp format, whose images are in `images/` unless given; nothing is written.
 
     Raises:
@@ -108,7 +110,7 @@ def check(folder: Path, images: Path | None = None, max_pixels: int = MOST_PIXEL
     place = images_folder(images, [folder / "images"])
     names = [entry.name for entries in lists.values() for entry in entries]
     paths = None if place is None else {name: place / name for name in names if (place / name).is_file()}
-    findings = examine(lists, paths, ImageRule(max_pixels=max_pixels))
+    findings = examine(lists, paths, rule)
     return "\n\n".join(
         filter(None, [compare_known(folder, **lists), compare_record(folder), describe(lists, findings)])
     )
@@ -188,12 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of that split (0)")
     parser.add_argument("--drop", type=_drops, default=(), metavar="WHAT", help=f"some of {','.join(DROPS)}")
     parser.add_argument("--max_pixels", type=int, default=MOST_PIXELS, help="refuse larger images (1e8)")
+    add_image_settings(parser)
     given = parser.parse_args(arguments)
+    rule = load_image_rule([f"dataset.max_pixels={given.max_pixels}", *given.set])
     if given.check is not None and given.source is None and given.out is None:
-        print(check(given.check, given.images, given.max_pixels))
+        print(check(given.check, given.images, rule))
     elif given.check is None and given.out is not None and (given.source is None) == bool(given.train or given.test):
-        options = {name: value for name, value in vars(given).items() if name != "check"}
-        print(prepare(Request(**options)))
+        options = {name: value for name, value in vars(given).items() if name not in ("check", "max_pixels", "set")}
+        print(prepare(Request(rule=rule, **options)))
         print(f"\nnext: {next_command(given.out)}")
     else:
         parser.error("give SOURCE, or --train and --test, and --out FOLDER to make a set; or --check FOLDER alone")

@@ -70,8 +70,7 @@ def settled(rule: ImageRule, paths: Sequence[Path]) -> ImageRule:
     low, high = (low, high) if low < high else found.limits
     shown = f"[{low:g},{high:g}]"
     logger.info(
-        "Images with more than 8 bits (%s): %g to %g become black to white, percentiles %g and %g "
-        "(dataset.range=%s).",
+        "Images with more than 8 bits (%s): %g to %g become black to white, percentiles %g and %g (dataset.range=%s).",
         *(held, low, high, *PERCENTILES, shown),
     )
     return rule.model_copy(update={"range": (low, high)})

@@ -17,7 +17,9 @@ from data.regions.file import by_region_name, read_regions, region_name, write_r
 from data.regions.graph import DESIGN, MAX_COSINE, MAX_IOU, region_arrays
 from data.regions.proposals import APPEARANCES, propose_in_all
 from data.regions.published import read_published
+from option import load_image_rule
 from option.images import MOST_PIXELS, ImageRule
+from runtime.arguments import add_image_settings
 from runtime.entry_point import run_entry_point
 from utils import InputError, write_atomic
 
@@ -31,12 +33,16 @@ def convert(given: argparse.Namespace) -> None:
     print(f"{given.out}: regions of {len(arrays)} images")
 
 
+def _rule(given: argparse.Namespace) -> ImageRule:
+    return load_image_rule([f"dataset.max_pixels={given.max_pixels}", *given.set])
+
+
 def build(given: argparse.Namespace) -> None:
     """`build --images FOLDER` or `build --detections JSON`, with `--out OUT.h5`."""
     if given.images is not None:
         names = by_region_name(image_names(given.images))
         paths = [given.images / name for name in names.values()]
-        rule = settled(ImageRule(max_pixels=given.max_pixels), paths)
+        rule = settled(_rule(given), paths)
         detections = propose_in_all(given.images, list(names.values()), given.workers, rule)
         source, classes = "built-in proposals: segments of even colour scored by contrast", list(APPEARANCES)
     else:
@@ -64,7 +70,7 @@ def show(given: argparse.Namespace) -> None:
     if not regions.classes:
         raise InputError(f"{given.regions}: the meaning of its columns is not known, so no boxes can be drawn.")
     row = regions.row[name]
-    image = decode(given.image, ImageRule(max_pixels=given.max_pixels))
+    image = decode(given.image, _rule(given))
     drawn = draw_regions(image, regions.nodes[row], regions.adjacency[row], regions.classes)
     write_atomic(given.out, lambda file: drawn.save(file, format="PNG"))
     print(given.out)
@@ -106,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     showing.add_argument("--out", type=Path, required=True, metavar="PNG")
     for reading in (building, showing):
         reading.add_argument("--max-pixels", type=int, default=MOST_PIXELS, help="refuse larger images (1e8)")
+        add_image_settings(reading)
     given = parser.parse_args(arguments)
     given.run(given)
 

@@ -14,10 +14,12 @@ from PIL import Image
 import option
 from batches.sampling import SAMPLERS
 from data.annotations import read_annotations
+from data.images import DEFAULT_RULE
 from data.join import Member, join, main, without_repeats
 from data.prepare.captions import Entry
 from runs.loaders import read_vocabulary, repeats_of, train_loader
 from runs.media import Media
+from tests.data.test_rasters import write
 from tests.tiny import write_experiment
 from utils import InputError
 
@@ -70,7 +72,7 @@ def test_an_image_is_left_out_for_one_that_stays(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("data.join.take_fingerprints", lambda *_: (None, {}))
     # b is like the test image, c only like b, which is not trained on; d is like c, which is.
     monkeypatch.setattr("data.join.same_scene", lambda _: [(0, 1, False), (1, 2, False), (2, 3, False)])
-    kept, left_out = without_repeats(members)
+    kept, left_out = without_repeats(members, DEFAULT_RULE)
     assert [member.entry.name for member in kept] == ["a", "c"]
     assert left_out == [{"in its own test": 1, "in its own train": 1}]
 
@@ -94,6 +96,22 @@ def test_weights_show_the_images_of_a_set_more_often(sets: list[Path], tmp_path:
     assert len(loader.sampler) == 1 + 1 + 3 + 3
     with pytest.raises(InputError, match=r"dataset\.set_weights: three: no image of .*train_filename\.txt lies below"):
         repeats_of({"three": 2}, train)
+
+
+def test_bands_are_chosen_as_in_a_yaml(tmp_path: Path) -> None:
+    folders = [
+        write_set(tmp_path / name, {"a.tif": 2 * n, "b.tif": 2 * n + 1}, {"c.tif": 9}) for n, name in enumerate("pq")
+    ]
+    for file in tmp_path.glob("*/images/*.tif"):
+        grey = np.asarray(Image.open(file).convert("L"))
+        write(file, np.stack([np.zeros_like(grey), grey]), photometric="MINISBLACK", alpha="NO")
+    told = [*map(str, folders), "--out", str(tmp_path / "joined")]
+    with pytest.raises(InputError, match=r"say which .*--set dataset\.bands"):
+        main(told)
+    main([*told, "--set", "dataset.bands=[2]"])
+    assert read_annotations(tmp_path / "joined", "train").image_names == ("p/a.tif", "p/b.tif", "q/a.tif", "q/b.tif")
+    with pytest.raises(InputError, match=r"--set: dataset\.band: unknown key"):
+        main([*told, "--set", "dataset.band=[2]"])
 
 
 def test_sets_that_can_not_be_joined_are_refused(sets: list[Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from data.prepare.nested import read_json, read_json_lines
 from data.prepare.sources import find_images
 from data.prepare.tables import read_table
 from option.images import ImageRule
+from tests.data.test_rasters import write
 from utils import InputError
 
 SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
@@ -356,6 +358,19 @@ def test_missing_and_damaged_images_are_named_or_left_out(tmp_path: Path) -> Non
     assert set(made["train"][0] + made["test"][0]) == {"a.png", "c.png", "e.png", "f.png"}
     assert remains(tmp_path / "set" / "images") == {"a.png", "c.png", "e.png", "f.png"}
     assert "missing or can't be read (2)" in report
+
+
+def test_bands_are_chosen_as_in_a_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_source(tmp_path / "source", "captions", [f"{letter}.tif" for letter in "abcdef"])
+    for file in (source / "images").iterdir():
+        bands = np.random.default_rng(ord(file.stem)).integers(0, 256, (2, 48, 48), dtype=np.uint8)
+        write(file, bands, photometric="MINISBLACK", alpha="NO")
+    told = [str(source), "--out", str(tmp_path / "set")]
+    with pytest.raises(InputError, match=r"say which .*--set dataset\.bands"):
+        main(told)
+    main([*told, "--set", "dataset.bands=[2]"])
+    main(["--check", str(tmp_path / "set"), "--set", "dataset.bands=[1]"])
+    assert re.findall(r"can't be read +\|(.*)\|(.*)\|", capsys.readouterr().out) == [("     0 ", "    0 ")] * 2
 
 
 def test_no_folder_of_images_is_told(tmp_path: Path) -> None:
