@@ -9,7 +9,6 @@ from functools import reduce
 from pydantic.fields import FieldInfo
 
 from option.parameters import Parameters, loss_blocks, model_blocks
-from option.pretraining import PretrainingOptions
 from option.schema import Options
 from utils import logger
 
@@ -53,14 +52,14 @@ def published_without_effect(given: Iterable[str], known: Collection[str], model
     yield from ((key, reasons[key].format(model=model)) for key in reasons if key in given and key not in known)
 
 
-def unread(options: Options | PretrainingOptions, known: Mapping[str, FieldInfo]) -> Unread:
+def unread(options: Parameters, known: Mapping[str, FieldInfo]) -> Unread:
     """Keys that hold something other than their default and have no effect, of all that are `known`."""
     for key, reason in _candidates(options, known):
         if key in known and reduce(getattr, key.split("."), options) != known[key].default:
             yield key, reason
 
 
-def _candidates(options: Options | PretrainingOptions, known: Iterable[str]) -> Unread:
+def _candidates(options: Parameters, known: Iterable[str]) -> Unread:
     """Keys whose values have no effect, whatever they are."""
     if isinstance(options, Options):
         yield from model_blocks()[options.model.name].unread(options)

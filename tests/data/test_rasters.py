@@ -218,7 +218,7 @@ class TestNodata:
         if way == "nodata":
             write(path, empty, nodata=255, **form)
         elif way.startswith("alpha"):
-            both = {"nodata": 255} if "nodata" in way else {}
+            both: dict[str, Any] = {"nodata": 255} if "nodata" in way else {}
             if both:  # each of the two says it of a half
                 bands[:, :, : WIDTH // 2], alpha[:, : WIDTH // 2] = empty[:, :, : WIDTH // 2], 7
             write(path, np.concatenate([bands, alpha[None]]), alpha="YES", interleave="band", **form, **both)
