@@ -32,6 +32,7 @@ def bench_parser(prog: str, description: str) -> argparse.ArgumentParser:
 def add_comparison(parser: argparse.ArgumentParser, batch: str) -> None:
     """The arguments of a comparison of sides; `batch` is what `--batch` says of itself."""
     parser.add_argument("--batch", type=positive, help=batch)
+    parser.add_argument("--settings", action="store_true", help="also the published path with our memory settings")
     parser.add_argument("--ladder", action="store_true", help="from the published path to ours, one change at a time")
 
 

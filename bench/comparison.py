@@ -51,12 +51,13 @@ class Comparison:
         """Measure all sides in turn and print their table.
 
         Args:
-            given: the command line, with `batch` and `ladder`.
+            given: the command line, with `batch`, `settings` and `ladder`.
             added: further arguments of `make`.
             notes: what stands below the table.
         """
         overrides = [*given.set, *([f"{self.batch_key}={given.batch}"] if given.batch else [])]
-        variants = ladder(self.changes, given.amp[-1]) if given.ladder else sides(given.amp, not given.alone)
+        chosen = sides(given.amp, not given.alone, given.settings)
+        variants = ladder(self.changes, given.amp[-1]) if given.ladder else chosen
         arguments = {variant: (given.path_opt, overrides, variant, given.device, *added) for variant in variants}
         device = choose_device(given.device)
         rounds = measure(self.make, arguments, device, given)

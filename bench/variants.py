@@ -41,10 +41,11 @@ PUBLISHED = Variant("published")
 OURS = Variant("ours", allocator=True, once=True, ours=True, channels_last=True, fused=True)
 
 
-def sides(amps: Sequence[str], with_published: bool) -> list[Variant]:
-    """The published path, where wanted, and ours in each precision."""
+def sides(amps: Sequence[str], with_published: bool, with_settings: bool = False) -> list[Variant]:
+    """The published path, where wanted, and with our memory settings where wanted; ours in each precision."""
     ours = [replace(OURS, name=f"ours {amp}" if amp != "off" else "ours float32", amp=amp) for amp in amps]
-    return [PUBLISHED, *ours] if with_published else ours
+    settled = replace(PUBLISHED, name="published, memory settings", allocator=True)
+    return [*[PUBLISHED] * with_published, *[settled] * with_settings, *ours]
 
 
 def ladder(changes: Sequence[str], amp: str) -> list[Variant]:

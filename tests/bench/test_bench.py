@@ -169,6 +169,9 @@ def test_a_ladder_leads_from_the_published_path_to_ours() -> None:
         "ours float32",
         "ours bf16",
     ]
+    first, settled, last = sides(["bf16"], with_published=True, with_settings=True)
+    assert [name for name in vars(first) if vars(first)[name] != vars(settled)[name]] == ["name", "allocator"]
+    assert settled.environment(2) == last.environment(2) != first.environment(2)
 
 
 def test_medians_and_ratios_pair_by_pair() -> None:
