@@ -110,7 +110,7 @@ def test_bands_are_chosen_as_in_a_yaml(tmp_path: Path) -> None:
         main(told)
     main([*told, "--set", "dataset.bands=[2]"])
     assert read_annotations(tmp_path / "joined", "train").image_names == ("p/a.tif", "p/b.tif", "q/a.tif", "q/b.tif")
-    with pytest.raises(InputError, match=r"--set: dataset\.band: unknown key"):
+    with pytest.raises(InputError, match=r"--set: 1 fault\s+dataset\.band: unknown key.*did you mean dataset\.bands"):
         main([*told, "--set", "dataset.band=[2]"])
 
 
