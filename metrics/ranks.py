@@ -249,6 +249,11 @@ def match_scores(blocks: Blocks, text_image: Tensor) -> tuple[Tensor, int]:
     return match, images
 
 
+def mean_scores(sources: Sequence[Blocks]) -> Blocks:
+    """Scores of an ensemble: for each pair the mean of what several models give it, whose blocks have the same rows."""
+    return lambda: (torch.stack(blocks).mean(0) for blocks in zip(*(source() for source in sources), strict=True))
+
+
 def sound_blocks(blocks: Blocks, texts: int) -> Iterator[tuple[int, Tensor]]:
     """Each block with the number of its first image, once its shape and its scores are checked; on the CPU in parts."""
     start = 0

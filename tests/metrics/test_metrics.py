@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metrics.limits import chance
-from metrics.ranks import Ranks, mean_and_deviation, rank, rank_blocks, recalls
+from metrics.ranks import Ranks, mean_and_deviation, mean_scores, rank, rank_blocks, recalls
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 RECALL_KEYS = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "mR"]
@@ -216,3 +216,15 @@ def test_deviation_equals_numpy(values: list[float]) -> None:
 def test_folds_with_different_tables(rows: list[dict[str, float]]) -> None:
     with pytest.raises(ValueError, match="one or more rows with the same keys"):
         mean_and_deviation(rows)
+
+
+def test_an_ensemble_ranks_by_the_mean_of_the_scores() -> None:
+    first, second = (
+        torch.tensor([[0.9, 0.0], [0.8, 0.1], [0.0, 0.5]]),
+        torch.tensor([[0.1, 0.0], [0.8, 0.9], [0.0, 0.1]]),
+    )
+    source = mean_scores([lambda: iter(first.split(2)), lambda: iter(second.split(2))])
+    for _ in range(2):  # it can be read again, as a model's own scores can
+        torch.testing.assert_close(torch.cat(list(source())), (first + second) / 2)
+    with pytest.raises(ValueError, match="shorter"):
+        list(mean_scores([lambda: [first[:2]], lambda: iter(second.split(2))])())
