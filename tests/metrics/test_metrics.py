@@ -226,5 +226,5 @@ def test_an_ensemble_ranks_by_the_mean_of_the_scores() -> None:
     source = mean_scores([lambda: iter(first.split(2)), lambda: iter(second.split(2))])
     for _ in range(2):  # it can be read again, as a model's own scores can
         torch.testing.assert_close(torch.cat(list(source())), (first + second) / 2)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="longer"):
         list(mean_scores([lambda: [first[:2]], lambda: iter(second.split(2))])())
