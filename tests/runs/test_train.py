@@ -93,7 +93,7 @@ def test_the_table_averages_the_folds(trained: Path, capsys: pytest.CaptureFixtu
     test_entry.main(["--path_opt", str(trained), "--scenes", "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     result = json.loads((experiment(trained) / "test.json").read_text())
-    assert "| zero-shot" in printed
+    assert " zero-shot |" in printed
     assert result["scenes"]["classes"] == ["field", "pond", "roof"]
     assert result["scenes"]["rows"].keys() == result["rows"].keys()
     assert all(list((experiment(trained) / fold / "hparams").glob("events.*")) for fold in "01")
