@@ -19,6 +19,7 @@ from archive.measure import measure, read_queries
 from archive.nearest import build_in, follow, is_built, refuse_pair_scores
 from archive.places import write_places
 from archive.question import Question
+from archive.reranking import Reranker
 from archive.results import as_table, question_in_words, remarks_on, result_csv, result_json
 from archive.scenes import scenes_of
 from archive.searcher import Searcher
@@ -82,7 +83,10 @@ def query(given: argparse.Namespace) -> None:
     rule = searcher.encoder.options.dataset.rule
     image = None if given.image is None else decode(given.image, rule)
     question = Question(tuple(given.text), image, given.audio, tuple(given.without), given.weight)
-    answer = searcher.ask(question, given.top, given.distinct, given.min_score)
+    asked_of: Searcher | Reranker = searcher
+    if given.rerank_path_opt is not None:
+        asked_of = Reranker.open(searcher, given.rerank_path_opt, given.rerank_checkpoint, given.rerank_top)
+    answer = asked_of.ask(question, given.top, given.distinct, given.min_score)
     remarks = remarks_on(question, answer, searcher)
     for remark in remarks:
         logger.warning("%s", remark)

@@ -25,6 +25,13 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         "--rerank", nargs="?", const="multivariate", choices=RERANKS, help="show the table after it, too"
     )
     parser.add_argument(
+        "--rerank-path_opt", metavar="YAML", help="options of a second model, which puts the first items in order"
+    )
+    parser.add_argument(
+        "--rerank-checkpoint", type=Path, metavar="FILE", help="its weights; default: those of the same fold"
+    )
+    parser.add_argument("--rerank-top", type=int, default=50, metavar="K", help="items that it orders (default 50)")
+    parser.add_argument(
         "--scenes", action="store_true", help="tell scene classes apart, too: by prompts, neighbours, a linear probe"
     )
     parser.add_argument("--export", type=Path, metavar="OUT.h5", help="write all embeddings here (docs/export.md)")
@@ -58,6 +65,7 @@ from reports.html import Report
 from reports.results import Scores, parameters_of, results_folder, summary, write_results
 from reports.scenes import matrix_tables, scene_tables, scene_values
 from reports.tables import as_markdown
+from reports.two_stage import stage_tables, stage_values
 from runs.checkpoints import flat_options
 from runs.events import note_test
 from runs.features import list_features, test_views
@@ -65,6 +73,7 @@ from runs.folders import best_checkpoint, experiment_folder, parse_folds, run_fo
 from runs.resume import unfinished
 from runs.scene_probes import SceneTask, open_scene_task, scene_confusions
 from runs.scoring import TestSet, load_scored, more_scores, open_test_set
+from runs.two_stage import SecondStage, first_costs, open_second_stage, second_scores
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
 from runtime.entry_point import run_entry_point
@@ -85,14 +94,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _settle_targets(given, options)
     test_set = open_test_set(options, device, next(iter(checkpoints.values())))
     task = open_scene_task(test_set, device) if given.scenes else None
+    stage = _second_stage(given, test_set, folds, device)
     report, scores, gate = Report(test_set), Scores(), Gate(given.force)
     for label, path in checkpoints.items():
-        score_checkpoint(given, test_set, task, label, path, device, gate, scores, report)
+        score_checkpoint(given, test_set, task, stage, label, path, device, gate, scores, report)
     result = summary(test_set, scores, device, given.rerank, given.checkpoint, gate.passed)
     tables = result.pop("tables")
     if task is not None:
         result["scenes"] = scene_values(task, scores.confusions)
         tables += scene_tables(task, scores.confusions)
+    if stage is not None:
+        result["two_stage"] = stage_values(stage, scores.costs)
+        tables += stage_tables(stage, options.model.name, scores.rows, scores.costs)
     shown = as_markdown(tables)
     print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
     if given.checkpoint is None:
@@ -121,6 +134,7 @@ def score_checkpoint(
     given: argparse.Namespace,
     test_set: TestSet,
     task: SceneTask | None,
+    stage: SecondStage | None,
     label: str,
     path: Path,
     device: torch.device,
@@ -140,6 +154,10 @@ def score_checkpoint(
     tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
     scores.rows[label] = metrics.task_recalls(tasks)
     scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
+    if stage is not None:
+        found, second = second_scores(stage, fold, blocks, tasks[0], device, gate)
+        scores.rows[label] |= found
+        scores.costs[label] = first_costs(model, test_set, images, texts, stage.top, device), second
     if task is not None:
         scores.confusions[label] = scene_confusions(model, task, test_set, images, device)
     scores.ranks[label] = tasks[0]
@@ -153,6 +171,19 @@ def score_checkpoint(
         scores.embeddings[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
     if given.report is not None:
         report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
+
+
+def _second_stage(
+    given: argparse.Namespace, test_set: TestSet, folds: list[int], device: torch.device
+) -> SecondStage | None:
+    """The second model, where one was asked for."""
+    if given.rerank_path_opt is None:
+        if given.rerank_checkpoint is not None:
+            raise InputError("--rerank-checkpoint: give --rerank-path_opt, too: the options of the second model.")
+        return None
+    scored = folds if given.checkpoint is None else None
+    path_opt, top = given.rerank_path_opt, given.rerank_top
+    return open_second_stage(path_opt, given.rerank_checkpoint, top, test_set, scored, device)
 
 
 def _settle_targets(given: argparse.Namespace, options: Options) -> None:

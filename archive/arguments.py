@@ -19,7 +19,7 @@ EMBEDDED = "embedded"
 """What `--store` means without an address: Milvus Lite in the index folder."""
 SHARD = 4096  # images
 TOP = 10
-_FROM_ONE = ("shard", "top", "queries", "max_upload", "rate")
+_FROM_ONE = ("shard", "top", "queries", "max_upload", "rate", "rerank_top")
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,6 +86,11 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
         "--distinct", type=float, metavar="COSINE", help="of images that are this alike show the best alone: 0.95"
     )
     _add_kind(parser)
+    parser.add_argument(
+        "--rerank-path_opt", metavar="YAML", help="options of a second model, which puts the first images in order"
+    )
+    parser.add_argument("--rerank-checkpoint", type=Path, metavar="FILE", help="its weights")
+    parser.add_argument("--rerank-top", type=int, default=50, metavar="K", help="images that it orders (default 50)")
     parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the images that were found: .png or .jpg")
     parser.add_argument("--geojson", type=Path, metavar="FILE", help="write where the images that were found lie")
     form = parser.add_mutually_exclusive_group()
@@ -144,6 +149,12 @@ def check_query(given: argparse.Namespace) -> None:
         raise InputError("nothing to search with: give a sentence, --image FILE or --audio FILE.wav.")
     if given.audio is not None and (given.text or given.image is not None):
         raise InputError("--audio: a sound is a query of its own; leave out sentences and --image.")
+    if (given.rerank_path_opt is None) != (given.rerank_checkpoint is None):
+        raise InputError("--rerank-path_opt and --rerank-checkpoint belong together: options and weights of a model.")
+    if given.rerank_path_opt is not None and (given.image is not None or given.audio is not None):
+        raise InputError("--rerank-path_opt: the second stage reads sentences; leave out --image and --audio.")
+    if given.rerank_path_opt is not None and given.rerank_top < given.top:
+        raise InputError(f"--rerank-top {given.rerank_top}: expected --top ({given.top}) or more.")
     if not 0 <= given.weight <= 1:
         raise InputError(f"--weight {given.weight:g}: expected 0 to 1.")
     if given.distinct is not None and not -1 <= given.distinct <= 1:

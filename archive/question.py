@@ -48,11 +48,12 @@ class Question:
         Raises:
             InputError: see `Encoder`.
         """
-        texts = list(encoder.texts(self.sentences)) if self.sentences else []
+        sentences = [*self.sentences, *self.without]  # encoded together, so that they have one form
+        embedded = list(encoder.texts(sentences)) if sentences else []
+        texts, unwanted = embedded[: len(self.sentences)], embedded[len(self.sentences) :]
         if self.sound is not None:
             texts += list(encoder.sound(self.sound))
         images = list(encoder.image(self.image)) if self.image is not None else []
-        unwanted = list(encoder.texts(self.without)) if self.without else []
         of_images = (self.weight if texts else 1.0) if images else 0.0
         weights = [*[(1 - of_images) / max(1, len(texts))] * len(texts)]
         weights += [-WITHOUT / max(1, len(unwanted))] * len(unwanted)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metrics.ranks import Blocks, Ranks, rank_blocks
 from metrics.shortlists import Shortlist, places, places_back, shortlists
+from metrics.two_stage import candidates_of, ranks_after
 
 Method = Literal["multivariate", "simple"]
 
@@ -103,38 +104,14 @@ def rerank(blocks: Blocks, text_image: Tensor, method: Method, count: int, w1: f
         ValueError: a score is NaN or infinite, or shapes don't fit.
     """
     before = rank_blocks(blocks, text_image)
-    text_image = text_image.to(before.text_to_image.device)
     lists = shortlists(blocks, count)
     back = places_back(blocks, *lists)
-    new = [_reranked(*pair, method, count, w1, w2) for pair in zip(lists, back, strict=True)]
-    images = torch.arange(len(before.image_to_text), device=text_image.device)
-    return Ranks(
-        _rank_after(*new[0], text_image[lists[0].items] == images[:, None], before.image_to_text),
-        _rank_after(*new[1], lists[1].items == text_image[:, None], before.text_to_image),
-    )
+    images, texts = (_reranked(*pair, method, count, w1, w2) for pair in zip(lists, back, strict=True))
+    after = ranks_after((-images, -texts), candidates_of(lists, text_image, count), before)
+    return Ranks(after.image_to_text, after.text_to_image)
 
 
-def _reranked(
-    shortlist: Shortlist, reverse: Tensor, method: Method, count: int, w1: float, w2: float
-) -> tuple[Tensor, Tensor]:
-    """Places of the items of a shortlist after reranking [Q, K], and which of them are sure candidates [Q, K]."""
+def _reranked(shortlist: Shortlist, reverse: Tensor, method: Method, count: int, w1: float, w2: float) -> Tensor:
+    """Places of the items of a shortlist after reranking, [Q, K]."""
     candidates = Candidates.of(shortlist.items, shortlist.place, reverse, count)
-    return new_places(candidates, shortlist.shares, method, w1, w2), candidates.sure
-
-
-def _rank_after(place: Tensor, sure: Tensor, own: Tensor, before: Tensor) -> Tensor:
-    """Rank of each query's match [Q].
-
-    The candidates share the first places among them, so a query without a match among them keeps its rank. Those of
-    equal score share the last of their places: as many items as that place says, but for other matches, come first.
-
-    Args:
-        place: [Q, K] after reranking.
-        sure: [Q, K] which items are candidates.
-        own: [Q, K] which items are matches of the query.
-        before: [Q] its rank before reranking.
-    """
-    matches = own & sure
-    best = place.masked_fill(~matches, torch.iinfo(place.dtype).max).amin(dim=1)
-    equal = (matches & (place == best[:, None])).sum(dim=1)
-    return (best + 1 - equal).where(matches.any(dim=1), before)
+    return new_places(candidates, shortlist.shares, method, w1, w2)

@@ -22,6 +22,7 @@ from reports.export import Embeddings
 from reports.tables import LIMITS, score_tables
 from runs.folders import experiment_folder
 from runs.scoring import RERANKED, WORST_TIES, TestSet, has_equal_captions, renamed
+from runs.two_stage import Costs
 from utils import as_csv, as_json, write_text_atomic
 
 
@@ -38,6 +39,7 @@ class Scores:
         parameters: of the model, `trained` and `all`.
         adapters: how much of a model with adapters learned, in words.
         confusions: of scene classes by method [C, C], where they were asked for.
+        costs: of a query in the first stage and in the second, where there are two.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -48,6 +50,7 @@ class Scores:
     parameters: dict[str, int] = field(default_factory=dict)
     adapters: str = ""
     confusions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    costs: dict[str, tuple[Costs, Costs]] = field(default_factory=dict)
 
 
 def parameters_of(model: nn.Module) -> dict[str, int]:
