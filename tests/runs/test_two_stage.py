@@ -82,8 +82,8 @@ def test_each_fold_is_put_in_the_order_of_the_second_model(
         assert {name: row[f"two_stage_{name}"] for name in expected} == pytest.approx(expected)
         assert expected != recalls(rank(old, text_image))
         # Of a caption that nothing equals, the match is found among four candidates or not at all
-        places = (old > old.gather(0, text_image[None])).sum(dim=0)
-        assert row["in_first_t2i"] == pytest.approx(100 * float((places < 4).double().mean()))
+        before = (old > old.gather(0, text_image[None])).sum(dim=0)
+        assert row["in_first_t2i"] == pytest.approx(100 * float((before < 4).double().mean()))
     stage = result["two_stage"]
     assert (stage["model"], stage["top"], stage["checkpoint"]) == ("AMFMN", 4, None)
     cost = stage["cost"]["fold 1"]
