@@ -32,6 +32,9 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     )
     parser.add_argument("--rerank-top", type=int, default=50, metavar="K", help="items that it orders (default 50)")
     parser.add_argument(
+        "--ensemble", action="store_true", help="score the models of all folds as one, too: the mean of their scores"
+    )
+    parser.add_argument(
         "--scenes", action="store_true", help="tell scene classes apart, too: by prompts, neighbours, a linear probe"
     )
     parser.add_argument("--export", type=Path, metavar="OUT.h5", help="write all embeddings here (docs/export.md)")
@@ -160,6 +163,8 @@ def score_checkpoint(
         scores.costs[label] = first_costs(model, test_set, images, texts, stage.top, device), second
     if task is not None:
         scores.confusions[label] = scene_confusions(model, task, test_set, images, device)
+    if given.ensemble:
+        scores.blocks[label] = blocks
     scores.ranks[label] = tasks[0]
     scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options") if key in content}
     if (reached := unfinished(path.parent)) is not None:
@@ -187,11 +192,15 @@ def _second_stage(
 
 
 def _settle_targets(given: argparse.Namespace, options: Options) -> None:
-    """Decide before the work where a report without a name goes, and find out what can't be written after it.
+    """Decide before the work where a report without a name goes, and find out what can't be done or written after it.
 
     Raises:
-        InputError: the name of a file to write is that of a folder.
+        InputError: one model is no ensemble, or the name of a file to write is that of a folder.
     """
+    if given.ensemble and (given.checkpoint is not None or len(parse_folds(given.folds, options.k_fold.nums)) < 2):
+        raise InputError(
+            "--ensemble: expected two folds or more to join; leave out --checkpoint, and name more --folds."
+        )
     if given.report is BESIDE:
         beside = experiment_folder(options) if given.checkpoint is None else given.checkpoint.parent
         given.report = beside / BESIDE

@@ -21,7 +21,7 @@ from option.schema import Rerank
 from reports.export import Embeddings
 from reports.tables import LIMITS, score_tables
 from runs.folders import experiment_folder
-from runs.scoring import RERANKED, WORST_TIES, TestSet, has_equal_captions, renamed
+from runs.scoring import RERANKED, WORST_TIES, TestSet, ensemble_scores, has_equal_captions, renamed
 from runs.two_stage import Costs
 from utils import as_csv, as_json, write_text_atomic
 
@@ -40,6 +40,7 @@ class Scores:
         adapters: how much of a model with adapters learned, in words.
         confusions: of scene classes by method [C, C], where they were asked for.
         costs: of a query in the first stage and in the second, where there are two.
+        blocks: scores of images and captions, where the models are to be scored as one.
     """
 
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Scores:
     adapters: str = ""
     confusions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     costs: dict[str, tuple[Costs, Costs]] = field(default_factory=dict)
+    blocks: dict[str, metrics.Blocks] = field(default_factory=dict)
 
 
 def parameters_of(model: nn.Module) -> dict[str, int]:
@@ -79,7 +81,9 @@ def summary(
     """
     rows, mean = scores.rows, metrics.mean_and_deviation(list(scores.rows.values()))
     compared = limits_of(test_set, reranked=method is not None)
-    named = {LIMITS[key]: values for key, values in compared.items()}
+    sources = list(scores.blocks.values())
+    ensemble = {"ensemble": ensemble_scores(test_set, sources, method)} if sources else {}
+    named = ensemble | {LIMITS[key]: values for key, values in compared.items()}
     return {
         "tables": score_tables(rows, mean, named, _describe(method, test_set.options.rerank)),
         "protocol": protocol_of(test_set, scores, device, checkpoint, forced),
@@ -87,6 +91,7 @@ def summary(
         "rows": rows,
         "mean": {name: value for name, (value, _) in mean.items()},
         "standard_deviation": {name: value for name, (_, value) in mean.items()},
+        **ensemble,
         **compared,
         "rerank": method,
         "parameters": scores.parameters,
@@ -122,7 +127,8 @@ def protocol_of(
     model_note = registered()[options.model.name].model.protocol_note(options)
     warnings = [f"UNFINISHED: {label} after {reached}" for label, reached in scores.unfinished.items()]
     warnings += [f"FORCED: {text}" for text in forced]
-    notes = "; ".join(filter(None, [views, model_note, scores.adapters, *warnings]))
+    together = f"ensemble: the mean of the scores of {len(scores.blocks)} folds" if scores.blocks else ""
+    notes = "; ".join(filter(None, [views, model_note, scores.adapters, together, *warnings]))
     return (
         f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
         f"{what_was_scored(options, scores, checkpoint)}; items of equal score in random order, of which the "

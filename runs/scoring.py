@@ -5,7 +5,7 @@ Letters: N images, M captions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,6 +157,15 @@ def more_scores(
         device = shares.image_to_text.device
         scores |= metrics.scene_recalls(shares, text_image.to(device), scenes.to(device))
     return scores
+
+
+def ensemble_scores(
+    test_set: TestSet, sources: Sequence[metrics.Blocks], method: Method | None = None
+) -> dict[str, float]:
+    """Recalls of several models as one, each pair by the mean of their scores, and what `more_scores` gives."""
+    loader, blocks = test_set.loader, metrics.mean_scores(sources)
+    ranks = metrics.rank_blocks(blocks, loader.text_image)
+    return metrics.recalls(ranks) | more_scores(blocks, ranks, loader, test_set.scenes, method, test_set.options.rerank)
 
 
 def has_equal_captions(loader: EvaluationLoader) -> bool:

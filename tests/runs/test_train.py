@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
+import option
 import test as test_entry
 import train as train_entry
+from engine import encode
+from metrics import rank, recalls
 from runs.checkpoints import FORMAT
 from runs.events import note_test
+from runs.folders import best_checkpoint
 from runs.record import read_record
+from runs.scoring import load_scored, open_test_set
 from runtime.weights import read_checkpoint
 from tests import ROOT, reference_inputs
 from tests.tiny import make_precomp, write_experiment
@@ -88,9 +94,20 @@ def test_hparams_have_options_and_scores_of_the_last_test(tmp_path: Path) -> Non
     note_test(tmp_path / "a", {}, {"mR": 1.0})  # warns, and goes on
 
 
+def scores_of(trained: Path, fold: int) -> Tensor:
+    """Scores of all pairs of the test split [12, 24]."""
+    options = option.load_options(trained)
+    device = torch.device("cpu")
+    test_set = open_test_set(options, device)
+    model, _ = load_scored(options, test_set.vocabulary, best_checkpoint(options, fold), device)
+    images, texts = encode(model, test_set.loader, device)
+    with torch.no_grad():
+        return model.score(images, texts[test_set.loader.caption_row])
+
+
 def test_the_table_averages_the_folds(trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     before = snapshot(trained.parent / "data")
-    test_entry.main(["--path_opt", str(trained), "--scenes", "--json", str(tmp_path / "out.json")])
+    test_entry.main(["--path_opt", str(trained), "--scenes", "--ensemble", "--json", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     result = json.loads((experiment(trained) / "test.json").read_text())
     assert " zero-shot |" in printed
@@ -109,7 +126,18 @@ def test_the_table_averages_the_folds(trained: Path, capsys: pytest.CaptureFixtu
     with (experiment(trained) / "test.csv").open() as file:
         assert [float(row["mR"]) for row in csv.DictReader(file)] == [fold["mR"] for fold in folds]
     assert json.loads((experiment(trained) / "1" / "test.json").read_text()) == folds[1]
+    together = torch.stack([scores_of(trained, fold) for fold in (0, 1)]).mean(0)
+    expected = recalls(rank(together, torch.arange(24) // 2))
+    assert {name: result["ensemble"][name] for name in expected} == pytest.approx(expected, abs=1e-3)
+    assert "| ensemble " in printed
+    assert "ensemble: the mean of the scores of 2 folds" in printed
     assert snapshot(trained.parent / "data") == before
+
+
+def test_one_model_is_no_ensemble(trained: Path) -> None:
+    for alone in (["--folds", "1"], ["--checkpoint", str(experiment(trained) / "1" / "AMFMN_best.pth.tar")]):
+        with pytest.raises(InputError, match=r"--ensemble: expected two folds or more to join"):
+            test_entry.main(["--path_opt", str(trained), "--ensemble", *alone])
 
 
 def test_one_checkpoint_alone_leaves_the_table(trained: Path, tmp_path: Path) -> None:
