@@ -63,6 +63,7 @@ import option
 from engine import encode, rank_tasks, score_source
 from layers.packaged import count_line
 from option import Options
+from option.dataset import set_name
 from reports.export import Embeddings, write_embeddings, write_ranks
 from reports.html import Report
 from reports.results import Scores, parameters_of, results_folder, summary, write_results
@@ -72,10 +73,11 @@ from reports.two_stage import stage_tables, stage_values
 from runs.checkpoints import flat_options
 from runs.events import note_test
 from runs.features import list_features, test_views
-from runs.folders import best_checkpoint, experiment_folder, parse_folds, run_folder
+from runs.folders import best_checkpoint, experiment_folder, parse_folds
 from runs.resume import unfinished
 from runs.scene_probes import SceneTask, open_scene_task, scene_confusions
 from runs.scoring import TestSet, load_scored, more_scores, open_test_set
+from runs.sets import SETS, tested_alone
 from runs.two_stage import SecondStage, first_costs, open_second_stage, second_scores
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
@@ -84,10 +86,18 @@ from utils import Gate, InputError, as_json, logger, named_by, write_text_atomic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print and write the recall table of an experiment, or of one checkpoint."""
+    """Print and write the recall table of an experiment, or of one checkpoint; of several sets one after the other."""
     given = read_arguments(arguments)
     refuse_torchrun("test.py")
-    options = option.load_options(given.path_opt, given.set)
+    typed = sys.argv[1:] if arguments is None else arguments
+    first, *others = tested_alone(option.load_options(given.path_opt, given.set))
+    test_on(given, first, typed)
+    for options in others:
+        test_on(_beside(given, set_name(options.dataset.folder)), options, typed)
+
+
+def test_on(given: argparse.Namespace, options: Options, typed: Sequence[str]) -> None:
+    """Score the folds, or one checkpoint, on one test list; `typed` is the command line."""
     device = choose_device(given.device)
     folds = parse_folds(given.folds, options.k_fold.nums)
     checkpoints = {f"fold {fold}": best_checkpoint(options, fold) for fold in folds}
@@ -115,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = results_folder(options, next(iter(scores.origins.values())))
         write_results(folder, folds, result, shown, whole=given.folds is None)
         for fold in folds:
-            note_test(run_folder(options, fold), flat_options(option.dump(options)), scores.rows[f"fold {fold}"])
+            note_test(folder / str(fold), flat_options(option.dump(options)), scores.rows[f"fold {fold}"])
         if given.folds is None:
             write_ranks(folder / "ranks.h5", test_set.annotations, options, scores.ranks)
     if given.json is not None:
@@ -126,7 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_embeddings(given.export, test_set.annotations, options, test_set.vocabulary, scores.embeddings)
         print(f"\nEmbeddings written to {given.export}.")
     if given.report is not None:
-        typed = sys.argv[1:] if arguments is None else arguments
         with named_by("--report", given.report):
             matrices = [] if task is None else matrix_tables(task, scores.confusions)
             report.write(given.report, result, tables + matrices, shlex.join(["python", "test.py", *typed]))
@@ -166,7 +175,7 @@ def score_checkpoint(
     if given.ensemble:
         scores.blocks[label] = blocks
     scores.ranks[label] = tasks[0]
-    scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options") if key in content}
+    scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options", SETS) if key in content}
     if (reached := unfinished(path.parent)) is not None:
         logger.warning("%s: the training is unfinished, after %s.", path, reached)
         scores.unfinished[label] = reached
@@ -189,6 +198,16 @@ def _second_stage(
     scored = folds if given.checkpoint is None else None
     path_opt, top = given.rerank_path_opt, given.rerank_top
     return open_second_stage(path_opt, given.rerank_checkpoint, top, test_set, scored, device)
+
+
+def _beside(given: argparse.Namespace, name: str) -> argparse.Namespace:
+    """The arguments for a further set: its files lie beside those of the first set, with its name at their ends."""
+    moved = vars(given).copy()
+    for flag in ("json", "export", "report"):
+        path = moved[flag]
+        if path is not None:
+            moved[flag] = path.with_stem(f"{path.stem}_{name}")
+    return argparse.Namespace(**moved)
 
 
 def _settle_targets(given: argparse.Namespace, options: Options) -> None:

@@ -42,6 +42,7 @@ from runs.media import Media, image_files
 from runs.models import plan_of, refuse_ranks, start_model, start_state
 from runs.ranges import with_range_of_run
 from runs.resume import begun_run, carry_on, own_random_states
+from runs.sets import with_joined
 from runtime.devices import choose_device
 from runtime.distributed import ALONE, World, refuse_torchrun, session
 from runtime.entry_point import run_entry_point
@@ -82,6 +83,8 @@ def train_folds(given: argparse.Namespace, world: World, device: torch.device) -
     folds = parse_folds(given.folds, options.k_fold.nums)
     refuse_ranks(options, world, device)
     vocabulary = read_vocabulary(options)
+    with world.in_turn():
+        options = with_joined(options)
     media: Media | None = None
     for fold in folds:
         folder = run_folder(options, fold)

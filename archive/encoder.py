@@ -42,7 +42,7 @@ def keyword_ids(options: Options, vocabulary: Vocabulary) -> list[int] | None:
     if registered()[options.model.name].model.query_mode(options.model) != "sentence":
         return None
     dataset = options.dataset
-    return train_words(dataset.data_path, dataset.keywords_folder, vocabulary).tolist()
+    return train_words(dataset.folder, dataset.keywords_folder, vocabulary).tolist()
 
 
 @dataclass(eq=False)

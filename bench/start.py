@@ -58,7 +58,7 @@ def make_features(options: Options, device: torch.device, stages: Seconds) -> No
         raise InputError("bench.start measures frozen towers and views of whole images: see option/RSICD_DUAL.yaml.")
     wanted: tuple[tuple[Split, int], ...] = (("train", views), ("test", test_views(options)))
     for split, count in wanted:
-        captioned = read_annotations(options.dataset.data_path, split)
+        captioned = read_annotations(options.dataset.folder, split)
         with timed(stages, "features of images"):
             image_features(image, options, captioned, count, device)
         with timed(stages, "features of captions"):

@@ -51,7 +51,7 @@ class Experiment:
             InputError: options or data are at fault.
         """
         options = option.load_options(path_opt, overrides)
-        annotations = read_annotations(options.dataset.data_path, split, audio_folder_of(options))
+        annotations = read_annotations(options.dataset.folder, split, audio_folder_of(options))
         if most is not None:
             draw = torch.Generator().manual_seed(0)
             annotations = annotations.subset(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -84,6 +86,12 @@ class Annotations:
             image_lines=self.image_lines[chosen],
             audio_names=self.audio_names and tuple(self.audio_names[caption] for caption in captions),
         )
+
+
+def list_digest(annotations: Annotations) -> str:
+    """SHA-256 (hexadecimal) of a list's image names and captions, in their order: what training learns from."""
+    content = json.dumps([annotations.image_names, annotations.captions, annotations.caption_image.tolist()])
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def list_files(folder: Path, split: Split) -> tuple[Path, Path]:

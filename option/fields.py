@@ -55,6 +55,8 @@ def _allowed(kind: Any, constraints: Sequence[Any]) -> str:
         return f"{_allowed(inner[0], ())}; or several of them with {_allowed(inner[1], ())}, each"
     if origin in (Union, UnionType):
         return " or ".join(_allowed(member, constraints if member is not type(None) else ()) for member in inner)
+    if origin is tuple and isinstance(inner[0], type) and issubclass(inner[0], BaseModel):
+        return f"a list, each {_allowed(inner[0], ())}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "a block of keys: " + ", ".join(kind.model_fields)
     words = _TYPES.get(kind) or ("a list" if origin in (list, tuple) else str(kind))

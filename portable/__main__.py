@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if test_set is not None:
         annotations = test_set.annotations
         scores = {
-            "data": options.dataset.data_path.name,
+            "data": options.dataset.title,
             "images": len(annotations.image_names),
             "captions": len(annotations.captions),
             "ties": "random",

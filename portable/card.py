@@ -81,7 +81,7 @@ def card(source: Portable, graphs: Sequence[Graph], scores: Mapping[str, Any] | 
         int8: whether the graphs are there in 8 bits, too.
     """
     options, kept = source.options, standing(source.options)
-    data = options.dataset.datatype or kept.dataset.data_path.name
+    data = options.dataset.datatype or kept.dataset.title
     head = {"library_name": "rsretrieval", "license": "other", "language": "en", "tags": TAGS, "datasets": [data]}
     pieces = "onnxruntime numpy pillow"
     body = TEXT.format(

@@ -161,7 +161,11 @@ def _without_starts(block: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(value: Any) -> Any:
-    """Of an absolute path, which is one of the machine that trained, the name."""
+    """Of an absolute path, which is one of the machine that trained, the name; of several sets those of each."""
+    if isinstance(value, list):
+        return [_named(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _named(inner) for key, inner in value.items()}
     return PurePath(value).name if isinstance(value, str) and PurePath(value).is_absolute() else value
 
 

@@ -35,6 +35,7 @@ from runs.loaders import queries_of, read_vocabulary, repeats_of, split_of
 from runs.media import audio_folder_of, regions_of
 from runs.provenance import check_data_set
 from runs.resume import begun_run
+from runs.sets import describe_sets, joined_sets, with_joined
 from runtime.machine import free_bytes, in_words
 from utils import Gate
 from vocab import Vocabulary
@@ -62,8 +63,13 @@ def check_training(
     Raises:
         InputError: lists all faults that were found.
     """
-    found, dataset = Findings(), options.dataset
+    found = Findings()
     vocabulary = found.attempt("Vocabulary", partial(read_vocabulary, options))
+    joined = found.attempt("Sets", partial(with_joined, options))
+    if joined is None:
+        found.refuse(source)
+    assert joined is not None
+    options, dataset = joined, joined.dataset
     lists = _read_lists(found, options)
     splits = [split for fold in folds if (split := found.attempt("Folds", partial(_split, options, fold, resume)))]
     for side in lists:
@@ -79,7 +85,7 @@ def check_training(
     words = _check_words(found, lists, vocabulary)
     if splits:
         train, _ = splits[0]
-        found.attempt("Sets", partial(repeats_of, dataset.set_weights, train))
+        found.attempt("Sets", partial(repeats_of, dataset.weights, train))
         found.attempt("Losses", lambda: build_objective(options.optim).prepare(train))
     data = found.attempt("Scene classes", partial(_describe_data, lists))
     model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
@@ -93,6 +99,7 @@ def check_training(
         [
             f"{source}: no faults.",
             _describe_work(options, model, splits, device),
+            *describe_sets(joined_sets(dataset)),
             f"{data} Images are {describe_headers(headers)}.",
             words,
             *([features] if features else []),
@@ -103,7 +110,7 @@ def check_training(
 
 def _read_lists(found: Findings, options: Options) -> list[Annotations]:
     """The train list and, where there is one, the test list."""
-    folder, lists = options.dataset.data_path, []
+    folder, lists = options.dataset.folder, []
     audio_folder = found.attempt("Spectrograms", partial(audio_folder_of, options))
     for split in ("train", "test"):
         names, captions = list_files(folder, split)
@@ -126,7 +133,7 @@ def _split(options: Options, fold: int, resume: bool) -> tuple[Annotations, Anno
     recorded = all((folder / "split" / f"{side}.txt").exists() for side in ("train", "val"))
     if resume and recorded and (folder / "last.pth").exists():
         return split_of(options, fold, begun=True)
-    data_path, audio_folder = options.dataset.data_path, audio_folder_of(options)
+    data_path, audio_folder = options.dataset.folder, audio_folder_of(options)
     return fold_annotations(data_path, k_fold.strategy, fold, k_fold.nums, k_fold.seed, audio_folder)
 
 
@@ -177,7 +184,7 @@ def _check_weights(
         folder = run_folder(options, fold)
         begun = found.attempt("Earlier runs", partial(begun_run, folder, options, resume, "k_fold.experiment_name"))
         if begun is not None:
-            last, data_path = folder / "last.pth", options.dataset.data_path
+            last, data_path = folder / "last.pth", options.dataset.folder
             found.attempt("Earlier runs", partial(check_data_set, begun, last, data_path, gate))
             found.attempt("Earlier runs", partial(fit_weights, model, begun, last, options, vocabulary, gate))
     return model
@@ -234,7 +241,7 @@ def _describe_work(
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     words = torch.from_numpy(~blank_captions(train, vocab.tokenize))
     usable, batching = int(words.sum()), options.dataset.batching
-    repeats = repeats_of(options.dataset.set_weights, train)
+    repeats = repeats_of(options.dataset.weights, train)
     items = len(SAMPLERS[batching](torch.from_numpy(train.caption_image), words, repeats))
     steps = len(batches_of(torch.arange(items), options.dataset.batch_size)) if usable else 0
     return (

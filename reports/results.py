@@ -22,6 +22,7 @@ from reports.export import Embeddings
 from reports.tables import LIMITS, score_tables
 from runs.folders import experiment_folder
 from runs.scoring import RERANKED, WORST_TIES, TestSet, ensemble_scores, has_equal_captions, renamed
+from runs.sets import place_of, sets_in_words
 from runs.two_stage import Costs
 from utils import as_csv, as_json, write_text_atomic
 
@@ -34,7 +35,7 @@ class Scores:
         rows: recalls and what else was asked for, in percent.
         ranks: of images and captions.
         embeddings: where they are to be exported.
-        origins: what the checkpoint says of its `epoch`, `fold` and `options`.
+        origins: what the checkpoint says of its `epoch`, `fold`, `options` and `sets`.
         unfinished: how far the trainings have come that are not at their end.
         parameters: of the model, `trained` and `all`.
         adapters: how much of a model with adapters learned, in words.
@@ -128,7 +129,9 @@ def protocol_of(
     warnings = [f"UNFINISHED: {label} after {reached}" for label, reached in scores.unfinished.items()]
     warnings += [f"FORCED: {text}" for text in forced]
     together = f"ensemble: the mean of the scores of {len(scores.blocks)} folds" if scores.blocks else ""
-    notes = "; ".join(filter(None, [views, model_note, scores.adapters, together, *warnings]))
+    sets = next((sets_in_words(origin) for origin in scores.origins.values()), "")
+    several = f"trained on {sets}" if sets else ""
+    notes = "; ".join(filter(None, [several, views, model_note, scores.adapters, together, *warnings]))
     return (
         f"Protocol: test split, {len(loader.image_ids)} images, {len(loader.text_image)} captions; "
         f"{what_was_scored(options, scores, checkpoint)}; items of equal score in random order, of which the "
@@ -158,11 +161,14 @@ def _describe(method: Method | None, constants: Rerank) -> str:
 def results_folder(options: Options, content: Mapping[str, Any]) -> Path:
     """Where results go: into the experiment's folder, or into one there if the queries are others than in training.
 
+    Those on another than the first of several sets that were trained on have a folder of their own there, too.
+
     Args:
         options: of the test.
         content: of one of the checkpoints, which was loaded with these options.
     """
-    registration, folder = registered()[options.model.name], experiment_folder(options)
+    registration = registered()[options.model.name]
+    folder = experiment_folder(options) / place_of(content, options.dataset.folder)
     mode = registration.model.query_mode(options.model)
     if mode == "none":  # published checkpoints say nothing of their options
         return folder

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     moved = [] if given.data_path is None else [f"dataset.data_path={given.data_path}"]
     options = option.load_options(given.path_opt, [*given.set, *moved])
     device, vocabulary = choose_device(given.device), read_vocabulary(options)
-    annotations = read_annotations(options.dataset.data_path, given.split)
+    annotations = read_annotations(options.dataset.folder, given.split)
     model = open_teacher(options, vocabulary, given.checkpoint, device)
     with named_by("--out", given.out):
         write_teacher(given.out, model, options, annotations, vocabulary, device)

@@ -21,6 +21,7 @@ from runs.folders import best_checkpoint, run_folder
 from runs.provenance import LIST_DIGEST, train_digest
 from runs.record import recorded
 from runs.resume import Keeper, is_finished, is_settled, save_best
+from runs.sets import joined_sets, noted
 from runtime.distributed import World
 from training.state import TrainingState, random_states
 from utils import write_text_atomic
@@ -35,7 +36,8 @@ def is_over(options: Options, fold: int, begun: dict[str, Any]) -> bool:
 
 def keeper_of(options: Options, fold: int, vocabulary: Vocabulary, state: TrainingState) -> Keeper:
     """What saves a fold's run, with the words, the data set and the fold that belong to its weights."""
-    extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(options.dataset.data_path), "fold": fold}
+    folder, sets = options.dataset.folder, joined_sets(options.dataset)
+    extra = {"vocabulary": vocabulary.digest, LIST_DIGEST: train_digest(folder), "fold": fold, **noted(sets)}
     best = best_checkpoint(options, fold)
     return Keeper(run_folder(options, fold), best, options, partial(save_best, best, state, options, extra), extra)
 
@@ -50,7 +52,8 @@ def written(
         yield events  # not opened, it keeps none
         return
     write_text_atomic(folder / "options.yaml", option.to_yaml(options))
-    with recorded(folder, device), events:
+    sets = joined_sets(options.dataset) if isinstance(options, Options) else {}
+    with recorded(folder, device, noted(sets)), events:
         events.add_text("options", option.to_yaml(options))
         yield events
 

@@ -23,6 +23,7 @@ from layers.registry import registered
 from option import ModalityOptions, Options
 from runs.folders import experiment_folder, run_folder
 from runs.media import Media, audio_folder_of
+from runs.sets import joined_sets, tell_sets
 from runtime.distributed import ALONE, World
 from utils import InputError, derive_seed, logger
 from vocab import Vocabulary
@@ -39,17 +40,20 @@ def read_vocabulary(options: Options | ModalityOptions) -> Vocabulary:
         return own
     path = Path(options.dataset.vocab_path)
     if not path.is_file():
+        several = options.dataset.data_path if isinstance(options.dataset.data_path, tuple) else ()
+        folders = " ".join(str(each.path) for each in several) or options.dataset.data_path
         raise InputError(
             f"dataset.vocab_path: no vocabulary {path}. Make it with: "
-            f"python -m vocab --data_path {options.dataset.data_path} --data_name NAME --out {path}"
+            f"python -m vocab --data_path {folders} --data_name NAME --out {path}"
         )
     return Vocabulary.load(path)
 
 
 def split_of(options: Options, fold: int, begun: bool) -> tuple[Annotations, Annotations]:
     """Train and val list of a fold; of one that was begun, those that it was begun with."""
-    k_fold, data_path, folder = options.k_fold, options.dataset.data_path, run_folder(options, fold)
+    k_fold, data_path, folder = options.k_fold, options.dataset.folder, run_folder(options, fold)
     audio_folder = audio_folder_of(options)
+    tell_sets(joined_sets(options.dataset))
     return recorded_or_new(data_path, folder, k_fold.strategy, fold, k_fold.nums, k_fold.seed, begun, audio_folder)
 
 
@@ -62,7 +66,7 @@ def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabular
 def typed_queries_of(options: Options, sentences: Sequence[str], vocabulary: Vocabulary) -> Captions:
     """What sentences that belong to no image become for the model, see `batches.queries.typed_queries`."""
     mode, dataset = registered()[options.model.name].model.query_mode(options.model), options.dataset
-    return typed_queries(sentences, vocabulary, mode, dataset.data_path, dataset.keywords_folder)
+    return typed_queries(sentences, vocabulary, mode, dataset.folder, dataset.keywords_folder)
 
 
 def warn_of_blanks(annotations: Annotations) -> Tensor:
@@ -132,7 +136,7 @@ def train_loader(
         augmentation=augmentation,
         length_buckets=options.dataset.length_buckets,
         batching=options.dataset.batching,
-        repeats=repeats_of(options.dataset.set_weights, annotations),
+        repeats=repeats_of(options.dataset.weights, annotations),
         features=features,
         world=world,
     )

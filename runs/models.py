@@ -71,7 +71,7 @@ def start_model(
     model = build_model(options, vocabulary, load_weights=begun is None)
     if begun is not None:
         last = run_folder(options, fold) / "last.pth"
-        check_data_set(begun, last, options.dataset.data_path, gate)
+        check_data_set(begun, last, options.dataset.folder, gate)
         fit_weights(model, begun, last, options, vocabulary, gate)
     elif options.optim.resume is not None:
         load_weights(model, options.optim.resume, options, vocabulary, gate)

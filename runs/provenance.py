@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.annotations import Annotations, read_annotations
+from data.annotations import list_digest, read_annotations
 from data.splits import deciding
 from layers.installed import INSTALLED
 from runs.checkpoints import flat_options
+from runs.sets import sets_in_words, sets_of
 from utils import Gate, InputError, first_line, refuse
 
 LIST_DIGEST = "train_list"
@@ -24,12 +23,6 @@ OF_TRAINING = (
 how much memory it takes, and the query mode, all of which share one set of weights."""
 
 
-def list_digest(annotations: Annotations) -> str:
-    """SHA-256 (hexadecimal) of a list's image names and captions, in their order: what training learns from."""
-    content = json.dumps([annotations.image_names, annotations.captions, annotations.caption_image.tolist()])
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def train_digest(data_path: Path) -> str | None:
     """`list_digest` of a data set's train list; None where there is none that can be read."""
     try:
@@ -38,19 +31,33 @@ def train_digest(data_path: Path) -> str | None:
         return None
 
 
-def check_data_set(content: Mapping[str, Any], path: Path, data_path: Path, gate: Gate | None) -> None:
-    """Refuse a checkpoint of another data set, see `utils.refuse`; one that does not say its own is let through."""
+def check_data_set(
+    content: Mapping[str, Any], path: Path, data_path: Path, gate: Gate | None, one_of_several: bool = False
+) -> None:
+    """Refuse a checkpoint of another data set, see `utils.refuse`; one that does not say its own is let through.
+
+    Args:
+        content: the checkpoint.
+        path: its file.
+        data_path: the data set's folder.
+        gate: see `utils.refuse`.
+        one_of_several: where it was trained on joined sets, each of them will do.
+    """
     trained = content.get("options", {}).get("dataset", {}).get("data_path")
     stored = content.get(LIST_DIGEST)
     if trained is None:
         return
-    digest = train_digest(data_path)
-    # Checkpoints that do not know their list at least know their folder, which may lie elsewhere by now.
-    same = stored == digest if stored is not None and digest is not None else Path(trained).name == data_path.name
+    digest, several = train_digest(data_path), isinstance(trained, list)
+    if stored is not None and digest is not None:
+        parts = sets_of(content).values() if one_of_several else ()
+        same = digest in {stored, *(facts["train_list"] for facts in parts)}
+    else:  # checkpoints that do not know their list at least know their folder, which may lie elsewhere by now
+        same = not several and Path(trained).name == data_path.name
     if not same:
+        said = sets_in_words(content) or "several sets" if several else trained
         refuse(
             gate,
-            f"{path} was trained on {trained}, whose train list is another than that of {data_path}",
+            f"{path} was trained on {said}, whose train list is another than that of {data_path}",
             "Its scores there would be those of another data set, or test images may have been learned. Give the "
             "data set that it was trained on (--set dataset.data_path=FOLDER).",
         )

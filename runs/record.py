@@ -7,10 +7,11 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,14 +28,14 @@ _PROCESSORS = Path("/proc/cpuinfo")
 
 
 @contextmanager
-def recorded(folder: Path, device: torch.device) -> Iterator[None]:
-    """Add an entry to `folder/record.json` for the work of this context; a resumed run has several.
+def recorded(folder: Path, device: torch.device, more: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Add an entry to `folder/record.json` for the work of this context, with `more`; a resumed run has several.
 
     An entry without `peak_memory_mib` is of a process that was killed.
     """
     path = folder / FILE
     earlier = read_record(folder)
-    entry = {"started": _now(), "commit": commit(), **machine_of(device)}
+    entry = {"started": _now(), "commit": commit(), **machine_of(device), **more}
     write_table(path, as_json([*earlier, entry]))
     try:
         yield

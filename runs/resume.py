@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 import option
 from data.splits import deciding
+from option.dataset import set_name
 from option.parameters import Parameters
 from runs.checkpoints import FORMAT, flat_options, refuse_incomplete, save_checkpoint
 from runs.events import write_table
@@ -145,7 +146,9 @@ def _that_matter(tree: dict[str, Any]) -> dict[str, Any]:
     options = flat_options(tree)
     kept = {key: value for key, value in options.items() if not key.startswith(FREE)}
     for key in kept:
-        if key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
+        if isinstance(kept[key], list) and key == "dataset.data_path":  # several sets, which may have moved, too
+            kept[key] = " + ".join(f"{each['weight']} x {set_name(Path(each['path']))}" for each in kept[key])
+        elif key.endswith(("_path", ".exclude", ".dir_st", ".glove", ".resnet_ckpt")):
             kept[key] = "null" if kept[key] is None else "a path"  # files may have moved
         if key.endswith("pretrained"):
             kept[key] = start_of(kept[key])

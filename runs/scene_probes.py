@@ -56,7 +56,7 @@ def open_scene_task(test_set: TestSet, device: torch.device) -> SceneTask:
         InputError: the images of a list are of fewer than two named classes, or the train list can't be read.
     """
     options = test_set.options
-    train = read_annotations(options.dataset.data_path, "train")
+    train = read_annotations(options.dataset.folder, "train")
     found = {each.name: scene_classes(each) for each in (train, test_set.annotations)}
     for side, scenes in found.items():
         if len(set(scenes) - {UNNAMED_SCENE}) < 2:

@@ -79,7 +79,7 @@ def open_test_set(options: Options, device: torch.device, checkpoint: Path | Non
         InputError: lists, images, vocabulary or what else the model needs can't be read.
     """
     vocabulary = read_vocabulary(options)
-    annotations = read_annotations(options.dataset.data_path, "test", audio_folder_of(options))
+    annotations = read_annotations(options.dataset.folder, "test", audio_folder_of(options))
     options = with_range(options, image_files(options, annotations), checkpoint)
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device, load=False)
@@ -118,7 +118,7 @@ def load_scored(
     """
     model, content = load_model(options, vocabulary, path, device, gate, merge=False)
     if content.get("format") == FORMAT:
-        check_data_set(content, path, options.dataset.data_path, gate)
+        check_data_set(content, path, options.dataset.folder, gate, one_of_several=True)
         check_fold(content, path, fold, option.dump(options)["k_fold"], gate)
     return model, content
 

@@ -89,7 +89,7 @@ def prepare(request: Request) -> str:
         _refuse_unreadable(source, lists, findings)
         lists, repeated = equal_counts(lists)
         if paths is not None:
-            put_images(lists, paths, folder, link=request.image_files == "link")
+            put_images(lists, paths, folder, "link" if request.image_files == "link" else "copy")
         classes = put_classes(request.classes, source.beside, lists, folder)
         made_from = {"source": source.path.name, "split": note, "left_out": list(request.drop)}
         write_lists(lists, folder, made_from)

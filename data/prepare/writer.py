@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from data.annotations import Split, copies_file, list_files, read_annotations
 from data.lists import read_lines, write_lines
@@ -19,6 +19,8 @@ from data.prepare.lists import Lists, list_digest
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, write_text_atomic
 
+ImageFiles = Literal["copy", "link", "either"]
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 RECORD = "prepare.json"  # what a set was made from, and the digests of its lists
 
 
@@ -51,8 +53,14 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool) -> None:
+def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, how: ImageFiles) -> None:
     """Copy or hard-link the images of both lists into `images/`; what else is there is removed.
+
+    Args:
+        lists: the images.
+        paths: the file of each by its name.
+        folder: of the new set.
+        how: "either" links where that is possible, and copies elsewhere; copies keep their date.
 
     Raises:
         InputError: hard links can't reach from the images to the new set.
@@ -66,15 +74,29 @@ def put_images(lists: Lists, paths: Mapping[str, Path], folder: Path, link: bool
         if path == source:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # A symbolic link would lead out of the set's folder, which the loader refuses.
-            (os.link if link else shutil.copyfile)(source.resolve(), path)
-        except OSError as error:
-            if not link or error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                raise
+        # A symbolic link would lead out of the set's folder, which the loader refuses.
+        if how == "copy" or not _linked(source.resolve(), path, must=how == "link"):
+            shutil.copyfile(source, path)
+            os.utime(path, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+
+
+def _linked(source: Path, path: Path, must: bool) -> bool:
+    """Make a hard link; False where no link can reach.
+
+    Raises:
+        InputError: the same, where it must.
+    """
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in NO_LINK:
+            raise
+        if must:
             raise InputError(
-                f"{source}: can't be linked into {folder.parent} ({error.strerror}); use --image_files copy"
+                f"{source}: can't be linked into {path.parent} ({error.strerror}); use --image_files copy"
             ) from error
+        return False
+    return True
 
 
 def write_lists(lists: Lists, folder: Path, record: Mapping[str, Any]) -> None:
@@ -113,23 +135,42 @@ def compare_record(folder: Path) -> str:
     Raises:
         InputError: the record is not one.
     """
-    path = folder / RECORD
-    if not path.is_file():
+    if not (folder / RECORD).is_file():
         return ""
-    try:
-        digests = dict(parse_json(read_bytes(path))["lists"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
-    # Only names that a list can have: the record may come from elsewhere.
-    splits = get_args(Split)
-    known = {file.name for split in splits for file in (*list_files(folder, split), copies_file(folder, split))}
-    changed = [
-        name
-        for name in sorted(known & digests.keys())
-        if not (folder / name).is_file() or list_digest(read_lines(folder / name)) != digests[name]
-    ]
+    changed = changed_lists(folder)
     return (
         f"{RECORD}: CHANGED since the set was made: {', '.join(changed)}"
         if changed
         else f"{RECORD}: the lists are as they were made (SHA-256)"
     )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_lists` recorded.
+
+    Raises:
+        InputError: the record is not there, or not one.
+    """
+    path = folder / RECORD
+    try:
+        content = parse_json(read_bytes(path))
+        return {**content, "lists": dict(content["lists"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a record of data.prepare ({error}); remove it, or make the set anew") from error
+
+
+def changed_lists(folder: Path) -> list[str]:
+    """The lists of a set that are no longer as its record has them, or are gone.
+
+    Raises:
+        InputError: see `read_record`.
+    """
+    digests = read_record(folder)["lists"]
+    # Only names that a list can have: the record may come from elsewhere.
+    splits = get_args(Split)
+    known = {file.name for split in splits for file in (*list_files(folder, split), copies_file(folder, split))}
+    return [
+        name
+        for name in sorted(known & digests.keys())
+        if not (folder / name).is_file() or list_digest(read_lines(folder / name)) != digests[name]
+    ]

@@ -69,7 +69,7 @@ class Outcome:
 def page(outcome: Outcome) -> str:
     """The whole HTML document."""
     options = outcome.subject.options
-    title = f"{options.model.name} on {options.dataset.data_path.name}"
+    title = f"{options.model.name} on {options.dataset.title}"
     sections = [section for section in _sections(outcome) if section is not None]
     return document(title, [_tiles(outcome.result), tag("p", _size(outcome))], sections)
 

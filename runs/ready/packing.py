@@ -96,12 +96,17 @@ def portable(options: Options) -> Options:
     tree["dataset"]["test_views"] = "one"
     tree["optim"] |= {"resume": None}
     tree["logs"] = {}
-    if absolute := [key for key, value in tree["dataset"].items() if isinstance(value, str) and value.startswith("/")]:
-        raise InputError(
-            f"dataset.{absolute[0]}: {tree['dataset'][absolute[0]]} is a path of this machine; train with one that is "
-            "relative to the project."
-        )
+    given = [(key, text) for key, value in tree["dataset"].items() for text in _texts(value)]
+    if absolute := [f"dataset.{key}: {text}" for key, text in given if text.startswith("/")]:
+        raise InputError(f"{absolute[0]} is a path of this machine; train with one that is relative to the project.")
     return typed_options(tree, "options", "train anew")
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of an option, also of one that lists several sets."""
+    if isinstance(value, list):
+        return [text for each in value if isinstance(each, dict) for text in each.values() if isinstance(text, str)]
+    return [value] if isinstance(value, str) else []
 
 
 def part_of(name: str) -> str:

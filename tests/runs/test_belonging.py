@@ -13,7 +13,7 @@ import torch
 
 import test as test_entry
 import train as train_entry
-from data.annotations import read_annotations
+from data.annotations import list_digest, read_annotations
 from data.splits import Strategy, deciding, split_images
 from layers.released import load_fitting, misfits
 from option import load_options
@@ -21,7 +21,7 @@ from runs.checkpoints import scored_weights
 from runs.folders import run_folder
 from runs.loaders import read_vocabulary
 from runs.models import load_model
-from runs.provenance import LIST_DIGEST, check_fold, check_model, list_digest, train_digest
+from runs.provenance import LIST_DIGEST, check_fold, check_model, train_digest
 from runtime.weights import read_checkpoint
 from tests.small_model import SmallModel, use_small_model
 from tests.tiny import make_precomp, write_experiment
