@@ -140,7 +140,9 @@ def has_test(folder: Path) -> bool:
 
 
 def _members(part: TrainingSet, origin: int, listed: Annotations, side: Side, held_out: Sequence[str]) -> list[Member]:
-    scenes, file = scene_classes(listed), keyword_list(part.path, side)
+    # The test of another set than the first only says what to leave out.
+    scenes = scene_classes(listed) if side == "train" or origin == 0 else [UNNAMED_SCENE] * len(listed.image_names)
+    file = keyword_list(part.path, side)
     keywords = read_keywords(file, len(listed.image_names)) if file.is_file() else None
     found, val = [], set(held_out)
     for image, name in enumerate(listed.image_names):

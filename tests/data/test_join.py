@@ -17,6 +17,7 @@ from data.annotations import read_annotations
 from data.images import DEFAULT_RULE
 from data.join import Member, join, main, without_repeats
 from data.prepare.captions import Entry
+from data.scenes import scene_classes
 from runs.loaders import read_vocabulary, repeats_of, train_loader
 from runs.media import Media
 from tests.data.test_rasters import write
@@ -121,3 +122,51 @@ def test_sets_that_can_not_be_joined_are_refused(sets: list[Path], tmp_path: Pat
     with pytest.raises(InputError, match=r"c\.png: no such image"):
         join(sets, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_scene_classes_keywords_and_val_are_joined(sets: list[Path], tmp_path: Path) -> None:
+    """Val images of a set stay where another set trains on the same; classes are one whatever their capitals."""
+    one, two = sets
+    (one / "txtclasses_one").mkdir()
+    (one / "txtclasses_one" / "BareLand.txt").write_text("park_1.png\npark_2.png\nt_1.png\n")
+    (two / "scenes.txt").write_text("b3.png\tbareland\nb1.png\tport\n")
+    for folder, names in ((two, ["b1.png", "b2.png"]), (one, ["park_2.png"])):
+        (folder / "val_filename_verify.txt").write_text("".join(f"{name}\n" for name in names))
+        (folder / "val_caps_verify.txt").write_text("".join("a caption\n" for _ in names))
+    for folder, images in ((one, 3), (two, 5)):
+        (folder / "train_keywords.txt").write_text("".join(f"- word{n}\n" for n in range(images)))
+    (one / "test_keywords.txt").write_text("- test\n")
+    out = tmp_path / "joined"
+    told = join(sets, out)
+    assert read_annotations(out, "train").image_names == ("one/park_2.png", "two/b1.png", "two/b3.png", "two/b6.png")
+    assert read_annotations(out, "val_verify").image_names == ("one/park_2.png", "two/b1.png")
+    assert read_annotations(out, "train_verify").image_names == ("two/b3.png", "two/b6.png")
+    assert json.loads((out / "prepare.json").read_text())["left_out"] == {
+        "one": {"in another set's test": 1, "in another set's val": 1},  # road_3 and park_1
+        "two": {"in another set's test": 1, "in its own train": 1},  # b2 and b4
+    }
+    assert scene_classes(read_annotations(out, "train")) == ("bareland", "port", "bareland", "noneclass")
+    assert scene_classes(read_annotations(out, "test")) == ("bareland",)
+    assert (out / "train_keywords.txt").read_text().split() == ["-", "word1", "-", "word0", "-", "word2", "-", "word4"]
+    assert (out / "test_keywords.txt").read_text() == "- test\n"
+    assert "scenes.txt: 2 scene classes of 4 of 5 images" in told
+    (two / "train_keywords.txt").unlink()
+    assert "train_keywords.txt: left out, since two has none" in join(sets, tmp_path / "other")
+    assert not (tmp_path / "other" / "train_keywords.txt").exists()
+    (two / "val_filename_verify.txt").write_text("b1.png\nunknown.png\n")
+    with pytest.raises(InputError, match=r"val_filename_verify\.txt: 1 images are not in .*train_filename.*unknown\.png"):
+        join(sets, tmp_path / "third")
+
+
+def test_a_set_may_lack_a_test_but_must_add_something(sets: list[Path], tmp_path: Path) -> None:
+    third = write_set(tmp_path / "three_precomp", {"x.png": 1, "y.png": 3}, {"z.png": 9})
+    for file in third.glob("test_*.txt"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"three_precomp: nothing of it is left to train on"):
+        join([*sets, third], tmp_path / "out")
+    with pytest.raises(InputError, match=r"test_filename\.txt: can't be read"):
+        join([third, *sets], tmp_path / "out")
+    (third / "images" / "b6.png").write_bytes((sets[1] / "images" / "b6.png").read_bytes())
+    (third / "train_filename.txt").write_text("x.png\nb6.png\n")
+    join([sets[0], third], tmp_path / "out")
+    assert read_annotations(tmp_path / "out", "train").image_names[2:] == ("one/road_3.png", "three/b6.png")
