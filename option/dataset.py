@@ -123,8 +123,8 @@ class Dataset(AugmentedReading):
 
     datatype: str | None = Field(default=None, description="name of the data set, for the reader only")
     data_path: GivenPath | tuple[TrainingSet, ...] = Field(
-        description="folder of the caption and file-name lists; or of several sets to train on, such as [data/a, "
-        "{path: data/b, weight: 2}]: data/README.md"
+        description="folder of the caption and file-name lists; or of several sets to train on, such as `[data/a, "
+        "{path: data/b, weight: 2}]`: data/README.md"
     )
     image_path: GivenPath | None = Field(default=None, description="folder of the images; null: <data_path>/images")
     audio_path: GivenPath | None = Field(

