@@ -28,7 +28,7 @@ from runtime.arguments import add_image_settings
 from runtime.entry_point import run_entry_point
 from utils import InputError, markdown
 
-SIDES: tuple[Side, ...] = ("test", "val", "train")
+SIDES = ("test", "val", "train")
 """Of two images that show the same, that of the earlier side stays."""
 ANOTHER = "in another set's "
 """Begins the reason for which an image is left out that two sets share."""
@@ -48,7 +48,7 @@ class Member:
     """
 
     origin: int
-    side: Side
+    side: str
     path: Path
     entry: Entry
     scene: str = UNNAMED_SCENE
@@ -144,13 +144,14 @@ def _members(part: TrainingSet, origin: int, listed: Annotations, side: Side, he
     scenes = scene_classes(listed) if side == "train" or origin == 0 else [UNNAMED_SCENE] * len(listed.image_names)
     file = keyword_list(part.path, side)
     keywords = read_keywords(file, len(listed.image_names)) if file.is_file() else None
-    found, val = [], set(held_out)
+    val: Side = "val"
+    found, held = [], set(held_out)
     for image, name in enumerate(listed.image_names):
-        path, own = part.image_folder / name, "val" if name in val else side
+        path, own = part.image_folder / name, val if name in held else side
         if not path.is_file():
             raise InputError(f"{path}: no such image, which {listed.names_file} names")
         entry = Entry(f"{part.name}/{name}", tuple(listed.captions_of(image)), side=own)
-        found.append(Member(origin, own, path, entry, scenes[image], keywords and keywords[image]))
+        found.append(Member(origin, own, path, entry, scenes[image], None if keywords is None else keywords[image]))
     return found
 
 

@@ -283,7 +283,7 @@ def batches(experiment: Path, batching: str, each: int) -> list[Batch]:
     """An epoch of the train list, of which only the first `each` captions of an image are usable."""
     options = option.load_options(experiment, [f"dataset.batching={batching}"])
     vocabulary = Vocabulary.load(Path(options.dataset.vocab_path))
-    whole = read_annotations(options.dataset.data_path, "train")
+    whole = read_annotations(options.dataset.folder, "train")
     captions = [caption if i % 2 < each else " . " for i, caption in enumerate(whole.captions)]
     annotations = replace(whole, captions=tuple(captions))
     return list(train_loader(options, 0, vocabulary, annotations, Media.of(options, [annotations], CPU), CPU).epoch(0))

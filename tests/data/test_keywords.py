@@ -402,7 +402,7 @@ class TestRuns:
         for mode in ("keywords", "both"):
             options = load_options(experiment, overrides(experiment, mode))
             vocabulary = read_vocabulary(options)
-            annotations = read_annotations(options.dataset.data_path, "test")
+            annotations = read_annotations(options.dataset.folder, "test")
             loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
             texts = [tuple(keywords) for keywords in keywords_of(annotations, options.dataset.keywords_folder)]
             assert len(set(texts)) == 12
@@ -417,7 +417,7 @@ class TestRuns:
     def test_batches_carry_the_keywords_of_their_images(self, experiment: Path) -> None:
         options = load_options(experiment, overrides(experiment, "both"))
         vocabulary = read_vocabulary(options)
-        whole = read_annotations(options.dataset.data_path, "train")
+        whole = read_annotations(options.dataset.folder, "train")
         train = whole.subset([20, 3, 11, 8, 5])
         media = Media.of(options, [whole], CPU)
         ids = keyword_ids(keywords_of(whole, options.dataset.keywords_folder), vocabulary)
@@ -437,7 +437,7 @@ class TestRuns:
         assert len(added) == 10
         assert (
             build_queries(
-                read_annotations(options.dataset.data_path, "test"), vocabulary, "none", Path("absent")
+                read_annotations(options.dataset.folder, "test"), vocabulary, "none", Path("absent")
             ).keywords
             is None
         )

@@ -234,7 +234,7 @@ class TestRuns:
 
     def test_each_image_comes_with_its_own_regions(self, experiment: Path) -> None:
         options = load_options(experiment)
-        annotations = read_annotations(options.dataset.data_path, "train")
+        annotations = read_annotations(options.dataset.folder, "train")
         media = Media.of(options, [annotations], CPU)
         vocabulary = read_vocabulary(options)
         training = train_loader(options, 0, vocabulary, annotations, media, CPU)
@@ -262,7 +262,7 @@ class TestRuns:
 
         monkeypatch.setattr(media_module, "read_regions", noted)
         options = load_options(experiment)
-        annotations, vocabulary = read_annotations(options.dataset.data_path, "train"), read_vocabulary(options)
+        annotations, vocabulary = read_annotations(options.dataset.folder, "train"), read_vocabulary(options)
         media = Media.of(options, [annotations], CPU)
         for fold in range(2):
             train_loader(options, fold, vocabulary, annotations, media, CPU)

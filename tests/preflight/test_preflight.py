@@ -241,7 +241,7 @@ class TestTraining:
         train_entry.main(["--path_opt", str(experiment), "--folds", "0", "--check"])
         assert "Decoded images are kept in: ram (288 KiB) and disk (345 KiB)." in capsys.readouterr().out
         options = load_options(experiment)
-        images = Media.of(options, [read_annotations(options.dataset.data_path, "train")], torch.device("cpu")).images
+        images = Media.of(options, [read_annotations(options.dataset.folder, "train")], torch.device("cpu")).images
         assert [images.open([], size, "")[0].cache for size in (64, 70)] == ["ram", "disk"]
 
     def test_faults_end_with_status_2(self, experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -219,7 +219,7 @@ def test_all_folds_have_curves_and_are_named(saved: Path, page: Node) -> None:
 
 def test_framed_answers_and_places_are_the_true_ones(saved: Path, page: Node) -> None:
     options = option.load_options(saved)
-    annotations = read_annotations(options.dataset.data_path, "test")
+    annotations = read_annotations(options.dataset.folder, "test")
     vocabulary, device = read_vocabulary(options), torch.device("cpu")
     loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], device), device)
     model, _ = load_model(options, vocabulary, best_checkpoint(options, 0), device)
@@ -276,7 +276,7 @@ def test_parameters_and_time_are_said(saved: Path, page: Node) -> None:
 
 
 def test_captions_are_grouped_by_length(saved: Path, page: Node) -> None:
-    captions = read_annotations(option.load_options(saved).dataset.data_path, "test").captions
+    captions = read_annotations(option.load_options(saved).dataset.folder, "test").captions
     (table,) = section(page, "captions").all("table")
     rows = {row.all("th")[0].text: int(row.all("td")[0].text) for row in table.all("tbody")[0].all("tr")}
     lengths = [len(tokenize(caption)) for caption in captions]

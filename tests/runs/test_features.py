@@ -95,7 +95,7 @@ def built(path: Path) -> tuple[Options, RetrievalModel, Annotations, vocab.Vocab
     words = read_vocabulary(options)
     torch.manual_seed(0)
     model = build_model(options, words).eval()
-    return options, model, read_annotations(options.dataset.data_path, "train"), words
+    return options, model, read_annotations(options.dataset.folder, "train"), words
 
 
 def features_of(path: Path, views: int | None = None) -> ListFeatures:

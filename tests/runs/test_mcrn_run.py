@@ -58,7 +58,7 @@ def trained(experiment: Path) -> Path:
 def loader_of(options: Options, batch_size: int = 5) -> EvaluationLoader:
     dataset = options.dataset.model_copy(update={"batch_size_val": batch_size})
     options = options.model_copy(update={"dataset": dataset})
-    annotations = read_annotations(options.dataset.data_path, "test", options.dataset.audio_path)
+    annotations = read_annotations(options.dataset.folder, "test", options.dataset.audio_path)
     vocabulary = read_vocabulary(options)
     return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
 
@@ -156,7 +156,7 @@ def test_each_task_of_an_evaluation_follows_from_its_own_flag(
 
 def test_training_batches_carry_all_sources_of_the_same_pairs(experiment: Path) -> None:
     options = load_options(experiment)
-    annotations = read_annotations(options.dataset.data_path, "train", options.dataset.audio_path)
+    annotations = read_annotations(options.dataset.folder, "train", options.dataset.audio_path)
     vocabulary = read_vocabulary(options)
     loader = train_loader(options, 0, vocabulary, annotations, Media.of(options, [annotations], CPU), CPU)
     assert loader.audio is not None

@@ -114,7 +114,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spoken_options(experiment: Path, tiny_options: Callable[..., Options]) -> Options:
     """MCRN on the tiny set, whose evaluation needs all kinds of batches."""
     given = option.load_options(experiment)
-    dataset = given.dataset.model_copy(update={"audio_path": given.dataset.data_path / "audios"})
+    dataset = given.dataset.model_copy(update={"audio_path": given.dataset.folder / "audios"})
     return tiny_options("MCRN").model_copy(update={"dataset": dataset, "logs": given.logs})
 
 
@@ -122,7 +122,7 @@ def validated(options: Options, world: World, batch_size: int) -> tuple[list[Ten
     """Embeddings and scores of the tiny test split."""
     options = options.model_copy(update={"dataset": options.dataset.model_copy(update={"batch_size_val": batch_size})})
     vocabulary = Vocabulary.load(Path(options.dataset.vocab_path))
-    annotations = read_annotations(options.dataset.data_path, "test", options.dataset.audio_path)
+    annotations = read_annotations(options.dataset.folder, "test", options.dataset.audio_path)
     loader = evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU, world)
     torch.manual_seed(1)
     model = build_model(options, vocabulary)
@@ -197,7 +197,7 @@ def test_ranks_share_the_batches_of_one_process(
 ) -> None:
     options = spoken_options(experiment, tiny_options)
     vocabulary = Vocabulary.load(Path(options.dataset.vocab_path))
-    annotations = read_annotations(options.dataset.data_path, "train", options.dataset.audio_path)
+    annotations = read_annotations(options.dataset.folder, "train", options.dataset.audio_path)
     media = Media.of(options, [annotations], CPU)
 
     def batches(world: World, batch_size: int) -> list[Batch]:
@@ -227,7 +227,7 @@ def test_ranks_share_the_batches_of_one_process(
 def test_too_few_items_for_the_ranks(experiment: Path) -> None:
     options = option.load_options(experiment, ["dataset.batching=images"])
     vocabulary = Vocabulary.load(Path(options.dataset.vocab_path))
-    annotations = read_annotations(options.dataset.data_path, "train")
+    annotations = read_annotations(options.dataset.folder, "train")
     media = Media.of(options, [annotations], CPU)
     with pytest.raises(InputError, match="24 images to train on are too few for 13 ranks"):
         train_loader(options, 0, vocabulary, annotations, media, CPU, World(0, 13))

@@ -75,7 +75,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Options, Vocabulary]
 
 
 def loader_of(options: Options, vocabulary: Vocabulary, split: Literal["train", "test"] = "test") -> EvaluationLoader:
-    annotations = read_annotations(Path(options.dataset.data_path), split)
+    annotations = read_annotations(Path(options.dataset.folder), split)
     return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
 
 
@@ -98,7 +98,7 @@ def run(
     world: World = ALONE,
 ) -> TrainingState:
     """Fit on the train list and validate on the test list, without writing anything."""
-    annotations = read_annotations(Path(options.dataset.data_path), "train")
+    annotations = read_annotations(Path(options.dataset.folder), "train")
     media = Media.of(options, [annotations], CPU)
     model, state = started or start(options, vocabulary)
     criterion = triplet_criterion(0.2, hardest=False)
@@ -374,7 +374,7 @@ def gradient_of(weight: Tensor) -> Tensor:
 
 def test_accumulated_gradients_add_up(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
-    annotations = read_annotations(Path(options.dataset.data_path), "train")
+    annotations = read_annotations(Path(options.dataset.folder), "train")
     media = Media.of(options, [annotations], CPU)
     model, state = start(options, vocabulary)
     model.eval()
