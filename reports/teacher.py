@@ -22,6 +22,7 @@ from runs.features import list_features, test_views
 from runs.loaders import evaluation_loader, read_vocabulary
 from runs.media import Media
 from runs.models import load_model, place
+from runs.sets import with_joined
 from runtime.arguments import add_experiment
 from runtime.devices import choose_device
 from runtime.entry_point import run_entry_point
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="OUT.h5", help="file to write")
     given = parser.parse_args(arguments)
     moved = [] if given.data_path is None else [f"dataset.data_path={given.data_path}"]
-    options = option.load_options(given.path_opt, [*given.set, *moved])
+    options = with_joined(option.load_options(given.path_opt, [*given.set, *moved]))
     device, vocabulary = choose_device(given.device), read_vocabulary(options)
     annotations = read_annotations(options.dataset.folder, given.split)
     model = open_teacher(options, vocabulary, given.checkpoint, device)

@@ -66,7 +66,8 @@ def queries_of(options: Options, annotations: Annotations, vocabulary: Vocabular
 def typed_queries_of(options: Options, sentences: Sequence[str], vocabulary: Vocabulary) -> Captions:
     """What sentences that belong to no image become for the model, see `batches.queries.typed_queries`."""
     mode, dataset = registered()[options.model.name].model.query_mode(options.model), options.dataset
-    return typed_queries(sentences, vocabulary, mode, dataset.folder, dataset.keywords_folder)
+    known = (dataset.folder, dataset.keywords_folder) if mode == "sentence" else (Path(), Path())  # else not read
+    return typed_queries(sentences, vocabulary, mode, *known)
 
 
 def warn_of_blanks(annotations: Annotations) -> Tensor:

@@ -27,6 +27,7 @@ from option import Options
 from runs.features import list_features, test_views
 from runs.folders import best_checkpoint
 from runs.scoring import TestSet, load_scored, open_test_set, renamed
+from runs.sets import tested_alone
 from runtime.progress import progress_bar
 from utils import Gate, InputError
 
@@ -92,7 +93,8 @@ def open_second_stage(
         raise InputError(
             "--rerank-path_opt: with --checkpoint give --rerank-checkpoint, too: the second model's weights."
         )
-    options = option.load_options(path_opt)
+    own = tested_alone(option.load_options(path_opt))  # of several sets that which the first model is tested on
+    options = next((each for each in own if each.dataset.folder == first.options.dataset.folder), own[0])
     needed = [checkpoint] if checkpoint is not None else [best_checkpoint(options, fold) for fold in folds or ()]
     if missing := [str(path) for path in needed if not path.is_file()]:
         raise InputError(

@@ -436,9 +436,7 @@ class TestRuns:
         assert {name.split(".")[0] for name in added} == {"keywords"}
         assert len(added) == 10
         assert (
-            build_queries(
-                read_annotations(options.dataset.folder, "test"), vocabulary, "none", Path("absent")
-            ).keywords
+            build_queries(read_annotations(options.dataset.folder, "test"), vocabulary, "none", Path("absent")).keywords
             is None
         )
 

@@ -14,6 +14,7 @@ import option
 import test as test_entry
 import train as train_entry
 from data.annotations import read_annotations
+from runs.loaders import read_vocabulary, typed_queries_of
 from runs.sets import joined_sets, sets_in_words, sets_of, with_joined
 from runtime.weights import read_checkpoint
 from tests.data.test_join import write_set
@@ -127,6 +128,7 @@ def test_who_needs_one_folder_names_the_key(experiment: Path) -> None:
     options = option.load_options(experiment)
     with pytest.raises(InputError, match=r"dataset\.data_path: names several sets \(one \+ two\), and one folder is"):
         assert options.dataset.image_folder
+    assert len(typed_queries_of(options, ["caption 1"], read_vocabulary(options)).lengths) == 1  # needs no list
     joined = with_joined(options)
     assert joined.dataset.image_folder == joined.dataset.folder / "images"
     assert option.dump(joined) == option.dump(options)
