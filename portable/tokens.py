@@ -9,6 +9,7 @@ from layers.base import RetrievalModel
 from layers.clip_library import BytePairs
 from layers.sentences import WordPieces
 from portable import TOKENIZER
+from runtime.imports import import_nltk
 from utils import import_extra, write_text_atomic
 from vocab import DROPPED_TOKENS, UNKNOWN, Vocabulary
 
@@ -49,8 +50,7 @@ def write_tokenizer(vocabulary: Vocabulary, model: RetrievalModel, folder: Path)
 
 def word_rules() -> list[list[str]]:
     """NLTK's word tokenizer as pairs of pattern and replacement: applied in order, then cut at white space."""
-    from nltk.tokenize import NLTKWordTokenizer as rules  # loads SciPy and scikit-learn, which most commands spare
-
+    rules = import_nltk("tokenize").NLTKWordTokenizer
     pairs: list[tuple[Any, str]] = [
         *rules.STARTING_QUOTES,
         *rules.PUNCTUATION,

@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-from nltk.stem import PorterStemmer
 
 import vocab
 from data.annotations import Annotations
@@ -106,8 +103,8 @@ def extract_keywords(captions: Sequence[str], lexicon: Lexicon, most: int) -> tu
             if _is_content(word):
                 content[word] += 1
             if word in lexicon.targets and following not in lexicon.targets:
-                stems.add(_stem(word))
-                forms.setdefault(_stem(word), Counter())[word] += 1
+                stems.add(vocab.stem(word))
+                forms.setdefault(vocab.stem(word), Counter())[word] += 1
                 if previous in lexicon.describing and (_is_content(previous) or previous in QUANTITIES):
                     describing.setdefault(word, Counter())[previous] += 1
         mentions.update(stem for stem in forms if stem in stems)  # a set has no order of its own
@@ -151,8 +148,3 @@ def _is_content(word: str) -> bool:
     """Whether a token can be a part of a keyword by itself: letters, no function word, no quantity, no adverb."""
     plain = len(word) > 1 and word.replace("-", "").isalpha() and not word.endswith("ly")
     return plain and not (_opens(word) or word in OTHERS)
-
-
-@cache
-def _stem(word: str) -> str:
-    return str(PorterStemmer().stem(word))

@@ -12,7 +12,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,14 +34,7 @@ CAPTIONS_PER_BLOCK = 512
 
 def stems(caption: str) -> list[str]:
     """Porter stems of all tokens, punctuation among them."""
-    return [_stem(token) for token in vocab.tokenize(caption.strip(), punctuation=True)]
-
-
-@lru_cache(maxsize=2**16)
-def _stem(token: str) -> str:
-    from nltk.stem.porter import PorterStemmer  # here, because every training imports this file: see `vocab`
-
-    return str(PorterStemmer().stem(token))
+    return [vocab.stem(token) for token in vocab.tokenize(caption.strip(), punctuation=True)]
 
 
 def content_stems(caption_stems: Sequence[str]) -> list[str]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from nltk.corpus import wordnet
-from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
-from nltk.translate.meteor_score import single_meteor_score
+
+from runtime.imports import import_nltk
 
 Score = Callable[[list[str], list[str]], float]
+wordnet = import_nltk("corpus").wordnet
+bleu_score = import_nltk("translate.bleu_score")
+single_meteor_score = import_nltk("translate.meteor_score").single_meteor_score
 KINDS = ("same image", "same class", "other class")
-_SMOOTHING = SmoothingFunction().method1  # short captions often share no 4-gram, which would make BLEU 0
+_SMOOTHING = bleu_score.SmoothingFunction().method1  # short captions often share no 4-gram, which would make BLEU 0
 
 
 def bleu(reference: list[str], hypothesis: list[str]) -> float:
     """BLEU-4 of two token lists in [0, 1], smoothed; 1 for equal ones of any length (Papineni et al. 2002)."""
-    return float(sentence_bleu([reference], hypothesis, smoothing_function=_SMOOTHING, auto_reweigh=True))
+    return float(bleu_score.sentence_bleu([reference], hypothesis, smoothing_function=_SMOOTHING, auto_reweigh=True))
 
 
 def meteor(reference: list[str], hypothesis: list[str]) -> float:
