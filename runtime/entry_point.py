@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -22,6 +23,8 @@ def run_entry_point(main: Callable[[], None]) -> NoReturn:
     `RUN_AGAIN`: a signal stopped a training; 130: the keyboard; `CUT_OFF`: nobody reads the output any more.
     """
     start_logging()
+    # Pillow's, without the file's name; what can't be read is told by whoever reads it
+    warnings.filterwarnings("ignore", "Corrupt EXIF data")
     try:
         main()
     except RunFault as fault:

@@ -12,7 +12,6 @@ import rasterio
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
-from rasterio.transform import from_origin
 from torch import Tensor
 
 import option
@@ -25,6 +24,7 @@ from runs.loaders import read_vocabulary
 from runs.models import load_model
 from tests.archive.pages import HOSTILE, MANY, client_with
 from tests.archives import Archive, Trained, make_index, make_trained
+from tests.rasters import north_up, placeless
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +70,8 @@ def many(galr: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         colours = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
         Image.fromarray(colours).resize((96, 64), Image.Resampling.NEAREST).save(path)
-    with rasterio.open(folder / "images/north/last.tif", "r+") as placed:
-        placed.crs, placed.transform = "EPSG:4326", from_origin(15, 40, 0.001, 0.001)
+    with placeless(), rasterio.open(folder / "images/north/last.tif", "r+") as placed:
+        placed.crs, placed.transform = "EPSG:4326", north_up(15, 40, 0.001)
     search.main(Trained(galr.options, galr.checkpoint, folder / "images").arguments(folder / "index"))
     (folder / "images" / "north" / "1.png").write_bytes(b"damaged")
     return folder / "index"

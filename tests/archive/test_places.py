@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rasterio.transform import from_origin
 from rasterio.warp import transform_bounds
 
 import search
@@ -20,19 +19,20 @@ from data.rasters.places import bounds_of
 from option.images import ImageRule
 from tests.archives import Archive
 from tests.data.test_rasters import write
+from tests.rasters import north_up
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
 
 
 def test_bounds_are_those_of_the_file(tmp_path: Path) -> None:
-    form = {"crs": "EPSG:32633", "transform": from_origin(300_000, 6_600_000, 100, 100)}
+    form = {"crs": "EPSG:32633", "transform": north_up(300_000, 6_600_000, 100)}
     path = write(tmp_path / "utm.tif", PIXELS, photometric="RGB", **form)
     expected = transform_bounds("EPSG:32633", "EPSG:4326", 300_000, 6_593_600, 306_400, 6_600_000, densify_pts=19)
     assert bounds_of(path, ImageRule()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_image_across_the_date_line_is_two_parts(tmp_path: Path) -> None:
-    form = {"crs": "EPSG:3832", "transform": from_origin(3_270_000, 100_000, 4000, 4000)}  # its middle is at 150 E
+    form = {"crs": "EPSG:3832", "transform": north_up(3_270_000, 100_000, 4000)}  # its middle is at 150 E
     path = write(tmp_path / "pacific.tif", PIXELS, photometric="RGB", **form)
     bounds = bounds_of(path, ImageRule())
     assert bounds is not None
@@ -80,7 +80,7 @@ def test_places_of_many_parts_are_read_once(index: Path, monkeypatch: pytest.Mon
 def test_an_index_keeps_places_and_a_query_gives_them_back(
     archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    form = {"crs": "EPSG:4326", "transform": from_origin(15, 40, 0.001, 0.001)}
+    form = {"crs": "EPSG:4326", "transform": north_up(15, 40, 0.001)}
     write(archive.images / "placed.tif", PIXELS, photometric="RGB", **form)
     archive.follow()
     index = IndexFolder.open(archive.index)

@@ -21,6 +21,7 @@ from data.images import decode, image_names, mark_of
 from data.rasters.survey import settled
 from data.rasters.values import TURNS, limits_of
 from option.images import ImageRule
+from tests.rasters import placeless
 from utils import InputError, logger
 
 HEIGHT, WIDTH = 32, 48
@@ -227,7 +228,7 @@ class TestNodata:
         elif way == "mask":
             write(path, bands, mask=self.HELD, **form)
         elif way == "mask beside":
-            with rasterio.open(write(path, bands, **form), "r+") as dataset:
+            with placeless(), rasterio.open(write(path, bands, **form), "r+") as dataset:
                 dataset.write_mask(self.HELD)
         elif way == "NaN":
             write(path, np.where(self.HELD, bands, np.nan).astype(np.float32))

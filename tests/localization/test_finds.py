@@ -13,7 +13,6 @@ import rasterio
 from PIL import Image
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
-from rasterio.transform import from_origin
 
 from data.rasters.places import Georeference, bounds_of
 from localization.drawing import draw_map
@@ -24,9 +23,10 @@ from localization.outputs import own_files, replacing, say_coordinates
 from localization.windows import held_windows, mean_map, window_grid
 from option.images import ImageRule
 from tests.data.test_rasters import BYTES, HEIGHT, WIDTH, write
+from tests.rasters import north_up
 from utils import InputError, logger
 
-UTM = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_600_000, 2, 2)}
+UTM = {"crs": "EPSG:32633", "transform": north_up(500_000, 4_600_000, 2)}
 
 
 def georeference_of(path: Path) -> Georeference | None:

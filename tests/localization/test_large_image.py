@@ -12,11 +12,11 @@ import pytest
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
-from rasterio.transform import from_origin
 
 from data.images import decode
 from localization.large_image import open_large, write_geotiff
 from option.images import ImageRule
+from tests.rasters import north_up, placeless
 from utils import InputError
 
 RULE = ImageRule(range="full")
@@ -29,9 +29,12 @@ GREY_16 = RANDOM.integers(0, 2**16, (40, 56), dtype=np.uint16)
 def write_bands(path: Path, bands: NDArray[Any], **form: Any) -> Path:
     """A TIFF of bands [b, h, w] by rasterio."""
     count, height, width = bands.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", dtype=bands.dtype, count=count, height=height, width=width, **form
-    ) as dataset:
+    with (
+        placeless(),
+        rasterio.open(
+            path, "w", driver="GTiff", dtype=bands.dtype, count=count, height=height, width=width, **form
+        ) as dataset,
+    ):
         dataset.write(bands)
     return path
 
@@ -92,7 +95,7 @@ def test_an_overview_is_the_mean_of_the_pixels(ending: str, tmp_path: Path) -> N
 
 
 def test_a_map_keeps_the_coordinates_of_its_image(tmp_path: Path) -> None:
-    transform = from_origin(500_000, 4_600_000, 0.5, 0.5)
+    transform = north_up(500_000, 4_600_000, 0.5)
     path = write_bands(tmp_path / "utm.tif", RGB.transpose(2, 0, 1), crs="EPSG:32633", transform=transform)
     levels = RANDOM.integers(0, 256, (40, 56), dtype=np.uint8)
     with open_large(path, RULE) as image:

@@ -14,7 +14,6 @@ import torch
 import yaml
 from PIL import Image
 from rasterio.enums import ColorInterp
-from rasterio.transform import from_origin
 
 import localize
 import option
@@ -29,6 +28,7 @@ from runs.checkpoints import save_checkpoint
 from runs.loaders import read_vocabulary
 from runs.models import load_model
 from tests.data.test_rasters import write
+from tests.rasters import north_up
 from tests.tiny import make_precomp, write_experiment
 from utils import InputError
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(folder / "model.pth.tar", {"model": model.state_dict(), "vocabulary": vocabulary.digest}, options)
     pixels = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8).repeat(12, 0).repeat(12, 1)
     Image.fromarray(pixels).save(folder / "image.png")
-    form = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_600_000, 2, 2), "photometric": "RGB"}
+    form = {"crs": "EPSG:32633", "transform": north_up(500_000, 4_600_000, 2), "photometric": "RGB"}
     with rasterio.open(
         folder / "image.tif", "w", driver="GTiff", dtype="uint8", count=3, height=144, width=180, **form
     ) as dataset:
@@ -105,7 +105,7 @@ def test_two_queries_write_maps_drawings_and_coordinates(
         np.testing.assert_array_equal(levels, expected.levels(31))
         with rasterio.open(tmp_path / "out" / f"{stem}.tif") as written:
             np.testing.assert_array_equal(written.read(1), levels)
-            assert written.transform == from_origin(500_000, 4_600_000, 2, 2)
+            assert written.transform == north_up(500_000, 4_600_000, 2)
         with Image.open(tmp_path / "out" / f"{stem}.png") as drawing:
             assert drawing.width == 180
         assert entry["lowest"] == pytest.approx(expected.values.min())
@@ -120,7 +120,7 @@ def test_16_bits_in_another_order_with_nodata_make_the_map_of_the_rest(folder: P
         pixels = np.asarray(plain)
     deep = np.where(np.arange(180) < 120, 12 * pixels.transpose(2, 0, 1).astype(np.uint16), 9999)
     kinds = (ColorInterp.blue, ColorInterp.green, ColorInterp.red)
-    form = {"crs": "EPSG:32633", "transform": from_origin(500_000, 4_600_000, 2, 2), "nodata": 9999}
+    form = {"crs": "EPSG:32633", "transform": north_up(500_000, 4_600_000, 2), "nodata": 9999}
     path = write(tmp_path / "deep.tif", deep[::-1], kinds=kinds, **form)
     with open_large(path, ImageRule(range=(0, 3060))) as large:
         np.testing.assert_array_equal(np.asarray(large.read(0, 0, 144, 120).image), pixels[:, :120])

@@ -510,6 +510,7 @@ class TestImages:
             ("x.tif", tiff(100, 100)[:40], "not an image"),
         ],
     )
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, which commands leave out
     def test_what_is_no_image(self, tmp_path: Path, name: str, content: bytes, reason: str) -> None:
         path = tmp_path / name
         path.write_bytes(content)
