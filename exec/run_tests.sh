@@ -20,8 +20,9 @@ check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check "mypy" "$python" -m mypy
 # A file's tests stay together, since they share what is slow to make; one thread each leaves the processors to the processes.
+# In the order of their names: by their number of tests, files of one slow test would come last, and one process would wait.
 export OMP_NUM_THREADS=1
-check "pytest" "$python" -m pytest -n "$(cpu_jobs)" --dist loadfile "$@"
+check "pytest" "$python" -m pytest -n "$(cpu_jobs)" --dist loadfile --no-loadscope-reorder "$@"
 
 if [[ -n "$failed" ]]; then
   printf '\nFailed: %s. What to do next: ruff mends most of its own findings\n' "$failed" >&2
