@@ -173,18 +173,37 @@ def test_the_command_prints_and_writes(folders: list[Path], capsys: pytest.Captu
 
 SCRIPT = """
 source {root}/exec/reproduce.sh
-python={python}
+python=${{PYTHON:-{python}}}
 row first {yaml} optim.epochs=1
-row second {yaml} optim.epochs=1 optim.lr=2e-3
+[[ -n "${{ONE_ROW:-}}" ]] || row second {yaml} optim.epochs=1 optim.lr=2e-3
 prepare() {{ :; }}
 cd {folder}
 run_rows ucm reproduce_ucm -m reports.reproduction --published ucm
 """
 
+STAND_IN = """#!/bin/bash
+# Notes each command and does what matches $REAL; of what does not, a training lasts until it is told to stop.
+shopt -s extglob
+printf '%s\\n' "$*" >> commands.txt
+case "$*" in
+  $REAL) exec {python} "$@" ;;
+  -c*cuda*) exit 1 ;;
+  -c*) echo "$FOLDS" ;;
+  *--check*$BROKEN*) exit 1 ;;
+  *--folds*)
+    if [[ -n "$LASTING" ]]; then
+      trap 'kill $!; touch stopped; exit 75' TERM
+      sleep 600 >/dev/null 2>&1 &
+      echo 'epoch 1/1000'
+      wait
+    fi ;;
+esac
+"""
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A script of two rows on a tiny data set."""
+    """A script of two rows, or one, on a tiny data set."""
     yaml = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
     for name in ("train.py", "test.py"):
         (tmp_path / name).write_text(f"import runpy; runpy.run_path({str(ROOT / name)!r}, run_name='__main__')\n")
@@ -193,26 +212,69 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def start(script: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JOBS": "2"}
+def start(script: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JOBS": "2"} | environment
     command = ["bash", str(script), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def start_with_stand_in(script: Path, *arguments: str, **given: str) -> subprocess.Popen[str]:
+    program = script.parent / "python"
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(0o755)
+    nothing = {"REAL": "nothing", "BROKEN": "nothing", "LASTING": "", "FOLDS": "2"}
+    return start(script, "--name", "small", *arguments, PYTHON=str(program), **nothing | given)
+
+
+def commands_of(script: Path, *options: str) -> list[str]:
+    """The trainings and tests that the stand-in was asked for, as `train first --check`; what else began with `-m`."""
+    found = []
+    for line in (script.parent / "commands.txt").read_text().splitlines():
+        program, *words = line.split()
+        if program == "-m":
+            found.append(line)
+        elif program != "-c":
+            row = next(word for word in words if word.startswith("k_fold.experiment_name")).partition("small_")[2]
+            flags = words[: words.index("--path_opt")] + words[words.index("--path_opt") + 2 : words.index("--set")]
+            found.append(" ".join([program.removesuffix(".py"), row, *flags]))
+            assert set(options) <= set(words)
+    return found
+
+
 def test_the_script_trains_tests_and_draws_up_the_table(script: Path) -> None:
-    broken = start(script, "--set", "dataset.vocab_path=absent.json")
-    faults = broken.communicate()[1]
-    assert broken.returncode == 2, faults
-    assert "none of the rows was trained" in faults
-    assert faults.count("absent.json") >= 2  # both rows are checked before anything is done
-    done = start(script, "--name", "small", "--set", "k_fold.nums=1")
+    given = {"REAL": "@(train.py --path_opt*|test.py*|-m*)", "ONE_ROW": "yes", "FOLDS": "1"}
+    done = start_with_stand_in(script, "--set", "k_fold.nums=1", **given)
     printed, faults = done.communicate()
     assert done.returncode == 0, printed + faults
     table = (script.parent / "checkpoint" / "small.md").read_text()
     assert table in printed
     assert "45.97" in table  # published
-    assert "optim.lr=0.002" in table
-    assert "optim.epochs" not in table  # the same in both rows
+    mean = json.loads((script.parent / "checkpoint" / "small_first" / "test.json").read_text())["mean"]["mR"]
+    assert f"{mean:.2f}" in table
+
+
+def test_every_row_is_checked_then_every_fold_trained_and_every_row_tested(script: Path) -> None:
+    done = start_with_stand_in(script, "--set", "optim.epochs=3")
+    printed, faults = done.communicate()
+    assert done.returncode == 0, printed + faults
+    trained = {f"train {row} --folds {fold}" for row in ("first", "second") for fold in (0, 1)}
+    commands = commands_of(script, "optim.epochs=3")
+    assert commands[:2] == ["train first --check", "train second --check"]
+    assert set(commands[2:6]) == trained  # two side by side
+    assert commands[6:] == [
+        "test first",
+        "test second",
+        "-m reports.reproduction --published ucm --out checkpoint/small.md "
+        "checkpoint/small_first checkpoint/small_second",
+    ]
+
+
+def test_a_row_that_can_not_be_trained_is_told_before_any_is(script: Path) -> None:
+    broken = start_with_stand_in(script, BROKEN="small_first")
+    faults = broken.communicate()[1]
+    assert broken.returncode == 2, faults
+    assert "none of the rows was trained" in faults
+    assert commands_of(script) == ["train first --check", "train second --check"]
 
 
 def test_as_many_trainings_as_processors_whatever_the_threads() -> None:
@@ -223,7 +285,8 @@ def test_as_many_trainings_as_processors_whatever_the_threads() -> None:
 
 
 def test_a_stopped_script_has_saved_what_was_reached(script: Path) -> None:
-    stopped = start(script, "--name", "small", "--set", "optim.epochs=1000")
+    given = {"REAL": "*--folds 0*", "LASTING": "yes"}  # of the two trainings side by side one is real
+    stopped = start_with_stand_in(script, "--set", "optim.epochs=1000", **given)
     assert stopped.stdout is not None
     begun: set[int] = set()
     while len(begun) < 2:
@@ -234,10 +297,12 @@ def test_a_stopped_script_has_saved_what_was_reached(script: Path) -> None:
     _, faults = stopped.communicate(timeout=120)
     assert stopped.returncode == 75, faults
     assert "Run the same command again to go on." in faults
-    for fold in begun:
-        assert (script.parent / "checkpoint" / "small_first" / str(fold) / "last.pth").is_file()
-    assert not (script.parent / "checkpoint" / "small_second").exists()
-    assert not (script.parent / "checkpoint" / "small.md").exists()
+    assert (script.parent / "checkpoint" / "small_first" / "0" / "last.pth").is_file()
+    assert (script.parent / "stopped").is_file()
+    assert [command for command in commands_of(script) if "--check" not in command] == [
+        "train first --folds 0",
+        "train first --folds 1",
+    ]
 
 
 @pytest.mark.parametrize("script", TABLE_SCRIPTS)
