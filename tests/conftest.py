@@ -32,6 +32,7 @@ SMALL = {
     "fusion.mca_HIDDEN_SIZE_HEAD": 16,
     "discriminator.in_size": 128,
     "backbone.pretrained": "none",
+    "backbone.architecture": "timm/test_efficientnet",
     "architecture": str(Path(__file__).with_name("clip_tiny.json")),
     "image.architecture": "timm/test_efficientnet",
     "image.pretrained": "none",

@@ -24,7 +24,10 @@ from utils import InputError, markdown, write_text_atomic
 AMFMN, DUAL = "AMFMN", "dual encoder"
 MODELS = {AMFMN: "option/RSICD_AMFMN.yaml", DUAL: "option/RSICD_DUAL.yaml"}
 RSICD = "rsicd_precomp"
-SMALL_WORDS = ("seq2vec.arch=gru", "seq2vec.word_dim=16", "seq2vec.hidden_dim=32", "embed.embed_dim=32")
+SMALL_AMFMN = (
+    *("seq2vec.arch=gru", "seq2vec.word_dim=16", "seq2vec.hidden_dim=32", "embed.embed_dim=32"),
+    "backbone.architecture=timm/test_efficientnet",
+)
 SMALL_TOWERS = ("image.architecture=timm/test_efficientnet", "text.word_dim=16", "text.hidden_dim=32", "head.width=16")
 
 
@@ -149,7 +152,7 @@ class Setting:
 
     def _of_amfmn(self) -> list[str]:
         random = ["backbone.pretrained=none", f"seq2vec.dir_st={self.folder / 'absent'}"]
-        return [*random, *(SMALL_WORDS if self.small else ())]
+        return [*random, *(SMALL_AMFMN if self.small else ())]
 
     def _of_dual(self) -> list[str]:
         """Both towers learn; each has the weights of its package, or random ones where that is missing."""

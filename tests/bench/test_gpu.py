@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import encode
+from bench import encode, machine
 from bench.gpu.__main__ import PARTS, main
 from bench.gpu.report import Outcome
 from bench.gpu.scores import CPU, TOLERANCE, Scorer, equality
@@ -59,7 +59,11 @@ def status_of(part: str, folder: Path) -> int:
     return 0
 
 
-def test_the_small_form_writes_a_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_small_form_writes_a_whole_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(machine.GEMM_SIDES, "cpu", 256)
+    monkeypatch.setattr(machine, "COPY_BYTES", 2**24)
     out = tmp_path / "new" / "report.md"
     outcomes = [f"{part} {status_of(part, tmp_path)} 1 {limit}\n" for part, (limit, _) in PARTS.items()]
     (tmp_path / "outcomes.txt").write_text("".join(outcomes))

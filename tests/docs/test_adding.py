@@ -18,6 +18,7 @@ from tests.tiny import make_precomp
 MODEL, LOSS = (ROOT / "docs" / f"adding_a_{kind}.md" for kind in ("model", "loss"))
 CACHES = shutil.ignore_patterns("__pycache__", "reference", "*.png")
 SMALLER = ["--set", "optim.epochs=1", "dataset.batch_size=8", "dataset.workers=0", "k_fold.nums=1"]
+SMALL_AMFMN = ["model.seq2vec.arch=gru", "model.seq2vec.word_dim=16", "model.seq2vec.hidden_dim=32"]
 
 # One process, so that torch is imported once: argument 1 holds the commands as JSON.
 RUN = """
@@ -69,16 +70,16 @@ def test_a_page_holds_one_file_and_one_yaml(page: Path, files: list[str]) -> Non
     assert [block.file for block in blocks(page) if block.file] == files
 
 
-def calls_of(page: Path) -> list[list[str]]:
+def calls_of(page: Path, smaller: list[str]) -> list[list[str]]:
     """The commands of a page behind `python` or `python -m`, smaller where they train or test."""
     (script,) = (block.text for block in blocks(page) if block.language == "bash")
     lines = [words[1:] for words in commands(script)]
     calls = [words[1:] if words[0] == "-m" else words for words in lines]
-    return [[*call, *SMALLER] if call[0] in ("train.py", "test.py") else call for call in calls]
+    return [[*call, *smaller] if call[0] in ("train.py", "test.py") else call for call in calls]
 
 
 def test_their_commands_train_and_test_and_both_pass_the_shared_tests(project: Path) -> None:
-    of_model, of_loss = calls_of(MODEL), calls_of(LOSS)
+    of_model, of_loss = calls_of(MODEL, SMALLER), calls_of(LOSS, [*SMALLER, *SMALL_AMFMN])
     assert [call[0] for call in of_model] == ["data.toy", "vocab", "train.py", "test.py", "pytest"]
     assert [call[0] for call in of_loss] == ["data.toy", "vocab", "train.py", "pytest"]
     assert of_model[:2] == of_loss[:2]

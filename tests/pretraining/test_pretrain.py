@@ -167,7 +167,9 @@ class TestRun:
     def test_a_model_starts_from_it(self, pretrained: Path, tmp_path: Path) -> None:
         file = pretrained / "backbone.pth"
         path = write_experiment(tmp_path, make_precomp(tmp_path / "data"))
-        options = option.load_options(path, [f"model.backbone.pretrained={file}"])
+        options = option.load_options(
+            path, [f"model.backbone.pretrained={file}", "model.backbone.architecture=resnet18"]
+        )
         started = build_model(options, read_vocabulary(options)).state_dict()
         for name, value in read_backbone_file(file).items():
             assert torch.equal(started[f"image_encoder.pyramid.resnet.{name}"], value), name
@@ -235,12 +237,13 @@ def test_every_architecture_exists_with_its_weights(architecture: str) -> None:
 
 
 VIEWS = ("optim.task=views", "dataset.augmentation=overhead", "dataset.smallest_part=0.3", "dataset.colour_jitter=0.4")
+TINY = "backbone.architecture=timm/test_efficientnet"
 
 
 class TestViews:
     def run(self, folder: Path, data: Path, name: str, epochs: int) -> Path:
         path = write_options(folder, data, epochs, name)
-        pretrain_entry.main(["--path_opt", str(path), "--set", *VIEWS])
+        pretrain_entry.main(["--path_opt", str(path), "--set", TINY, *VIEWS])
         return folder / "checkpoint" / name
 
     def test_learns_which_views_are_of_one_image(self, tmp_path: Path) -> None:
@@ -263,7 +266,7 @@ class TestViews:
             assert torch.equal(value, best["model"][f"backbone.{name}"]), name
         options = option.load_options(
             write_experiment(tmp_path, make_precomp(tmp_path / "data")),
-            [f"model.backbone.pretrained={run / 'backbone.pth'}"],
+            ["model.backbone.architecture=resnet18", f"model.backbone.pretrained={run / 'backbone.pth'}"],
         )
         started = build_model(options, read_vocabulary(options)).state_dict()
         assert all(torch.equal(started[f"image_encoder.pyramid.resnet.{name}"], value) for name, value in kept.items())

@@ -47,7 +47,7 @@ def write_options(folder: Path, data: Path, words: Vocabulary, **dataset: object
             "seq2vec": {"arch": "gru", "word_dim": 16, "hidden_dim": 32},
             "embed": {"embed_dim": 64},
             "discriminator": {"in_size": 64, "mid_size": 16},
-            "backbone": {"pretrained": "none"},
+            "backbone": {"architecture": "timm/test_resnet", "pretrained": "none"},
         },
         "dataset": {
             "data_path": str(data),

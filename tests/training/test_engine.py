@@ -229,7 +229,7 @@ def test_training_learns_the_tiny_set(tiny: tuple[Options, Vocabulary]) -> None:
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains(tiny: tuple[Options, Vocabulary], amp: str) -> None:
     options, vocabulary = tiny
-    # A tiny backbone, because CPUs have no quick convolution for fp16
+    # Full convolutions of a tiny network, because CPUs have no quick ones for fp16
     changes = ["model.backbone.architecture=timm/test_resnet", f"optim.amp={amp}"]
     options = option.load_options(Path(options.dataset.vocab_path).with_name("tiny.yaml"), changes)
     before = start(options, vocabulary)[0].state_dict()
@@ -243,11 +243,11 @@ def test_mixed_precision_trains(tiny: tuple[Options, Vocabulary], amp: str) -> N
 
 def test_a_resumed_run_ends_with_the_same_weights(tiny: tuple[Options, Vocabulary]) -> None:
     options, vocabulary = tiny
-    whole = run(options, vocabulary, Plan(epochs=3))
-    saved = run(options, vocabulary, Plan(epochs=2)).state_dict()
+    whole = run(options, vocabulary, Plan(epochs=2))
+    saved = run(options, vocabulary, Plan(epochs=1)).state_dict()
     begun = {**saved, "vocabulary": vocabulary.digest, "options": option.dump(options)}
     _, resumed = started = start(options, vocabulary, begun)
-    run(options, vocabulary, Plan(epochs=3), started)
+    run(options, vocabulary, Plan(epochs=2), started)
     for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     timeless = [
