@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from layers.registry import registered
 from option import Options
@@ -53,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     ours = sorted({path.relative_to(ROOT).parts[0] for path in (*ROOT.glob("*.py"), *ROOT.glob("*/__init__.py"))})
     config.addinivalue_line("filterwarnings", rf"error:::({'|'.join(Path(name).stem for name in ours)})(\.|$)")
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
+    settings.register_profile("suite", deadline=None)  # how long an example takes is the busy machine's matter
+    settings.load_profile("suite")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
