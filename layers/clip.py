@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from layers.adapters import AdapterParameters
 from layers.backbone import renormalisation
 from layers.clip_files import check_activation, read_clip
-from layers.clip_library import BytePairs, architecture_name, create, import_open_clip
+from layers.clip_library import check_side, checkpoint_gradients, create, longest_text, normalisation
+from layers.clip_tokens import ClipTokens, padding_of, read_tokens
 from layers.clip_towers import TOWERS, ClipTower, blocks_of
 from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.released import load_released
 from layers.towers import TowerParameters, Train, Trained, blocks_that_learn, rest
-from option.parameters import ModelParameters
-from utils import InputError, logger
+from option.parameters import MOST_TOKENS, ModelParameters
+from utils import logger
 from vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -53,6 +54,17 @@ class ClipParameters(ModelParameters):
         default="none",
         description="none (random), the path of a checkpoint such as RemoteCLIP's, or of a folder of transformers or "
         "open_clip's hub, or one of open_clip's tags, which downloads",
+    )
+    tokenizer: str | None = Field(
+        default=None,
+        description="the folder of a tokenizer of transformers, or its name on the hub, which downloads; null: the one "
+        "beside the weights, else the architecture's",
+    )
+    context_length: int | None = Field(
+        default=None,
+        ge=4,
+        le=MOST_TOKENS,
+        description="tokens that the text tower reads; null: as the architecture says",
     )
     freeze: Literal["none", "image", "text"] = Field(
         default="none", description="the tower whose weights stay as they start; the same as train: none of it"
@@ -105,6 +117,8 @@ class CLIP(PackagedModel):
         std: tuple[float, ...],
         image_trained: Trained = "all",
         text_trained: Trained = "all",
+        context_length: int | None = None,
+        padding: int = 0,
     ) -> None:
         """Take the two towers.
 
@@ -114,6 +128,8 @@ class CLIP(PackagedModel):
             std: their standard deviations.
             image_trained: what of the image tower learns.
             text_trained: what of the text tower learns.
+            context_length: C; None: what the text tower says.
+            padding: the tokenizer's id of what fills a text up to C.
 
         Raises:
             InputError: a tower has fewer blocks.
@@ -125,6 +141,8 @@ class CLIP(PackagedModel):
             if isinstance(getattr(clip, unused, None), nn.Parameter):
                 delattr(clip, unused)
         self.clip = clip
+        self.context_length = context_length or int(cast(Any, clip).context_length)
+        self.padding = padding
         scale, shift = renormalisation(mean, std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
@@ -143,18 +161,14 @@ class CLIP(PackagedModel):
         load_weights = load_weights or (adapted and given)
         is_file = Path(block.pretrained).exists()
         tag = block.pretrained if load_weights and given and not is_file else None
-        clip = create(block.architecture, tag)
-        preparation = import_open_clip().get_model_preprocess_cfg(clip)
-        side = preparation["size"]
-        sides = (side, side) if isinstance(side, int) else tuple(side)
-        if sides != (image_size, image_size):
-            raise InputError(
-                f"dataset.image_size: {block.architecture} reads images of {sides[0]} pixels, got {image_size}."
-            )
+        clip = create(block.architecture, tag, block.context_length)
+        check_side(clip, block.architecture, image_size)
+        longest = longest_text(block.architecture, block.context_length)
+        padding = padding_of(vocabulary, clip)
         trained = block.trained("image"), block.trained("text")
-        model = cls(clip, tuple(preparation["mean"]), tuple(preparation["std"]), *trained)
+        model = cls(clip, *normalisation(block.architecture, block.pretrained), *trained, longest, padding)
         if block.gradient_checkpointing:
-            clip.set_grad_checkpointing(True)
+            checkpoint_gradients(clip)
         if load_weights and is_file:
             weights = read_clip(Path(block.pretrained))
             check_activation(Path(block.pretrained), clip)
@@ -216,20 +230,14 @@ class CLIP(PackagedModel):
         return [{"params": weights, "lr": rate} for rate, weights in groups.items()]
 
     @classmethod
-    def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary:
-        """The byte pairs of the architecture.
+    def own_vocabulary(cls, parameters: ModelParameters) -> ClipTokens:
+        """The byte pairs of the architecture, or the pieces of the tokenizer that it comes with.
 
         Raises:
-            InputError: open_clip is missing, or it cuts the texts of this architecture otherwise.
+            InputError: open_clip is missing, or the tokenizer can't be had.
         """
         block = cast(ClipParameters, parameters)
-        tokenizer = import_open_clip().get_tokenizer(architecture_name(block.architecture))
-        if not hasattr(tokenizer, "encoder"):
-            raise InputError(
-                f"model.architecture {block.architecture}: its texts are cut by another tokenizer than CLIP's byte "
-                "pairs, which is not supported; choose one with CLIP's, such as ViT-B-32, ViT-L-14 or RN50."
-            )
-        return BytePairs(tokenizer)
+        return read_tokens(block.architecture, block.pretrained, block.tokenizer, block.context_length)
 
     def train(self, mode: bool = True) -> CLIP:
         """Bring what learns into training mode: what is frozen draws nothing and keeps its statistics."""
@@ -269,7 +277,7 @@ class CLIP(PackagedModel):
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
         """The text tower: ids from 1 and 0 for padding, [B, L] -> [B, D]."""
-        clip = cast(Any, self.clip)
-        ids = (tokens - 1).clamp(min=0)[:, : clip.context_length]
-        padded = F.pad(ids, (0, clip.context_length - ids.shape[1]))  # [B, C]: positions are learned for all of them
-        return cast(Tensor, clip.encode_text(padded))
+        ids = (tokens - 1).masked_fill(tokens == 0, self.padding)[:, : self.context_length]
+        missing = self.context_length - ids.shape[1]
+        padded = F.pad(ids, (0, missing), value=self.padding)  # [B, C]: positions are learned for all of them
+        return cast(Tensor, cast(Any, self.clip).encode_text(padded))

@@ -1,19 +1,16 @@
-"""The files and folders that CLIP's weights are handed around in, read under open_clip's names.
-
-Letters: D embedding, W width of a tower.
-"""
+"""The files and folders that CLIP's weights are handed around in, read under open_clip's names."""
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from layers.backbone import import_extra
+from layers.clip_names import Family, open_clip_names
 from runtime.untrusted import parse_json, read_bytes
 from runtime.weights import read_checkpoint
 from utils import InputError, file_sha256, first_line
@@ -22,29 +19,12 @@ STORED_SETTINGS = ("input_resolution", "context_length", "vocab_size")
 """What OpenAI's archives hold beside the weights."""
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 FOLDER_FILES = (*HUB_FILES, "model.safetensors", "pytorch_model.bin")
-RENAMED = (
-    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
-    ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
-    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
-    ("vision_model.post_layernorm.", "visual.ln_post."),
-    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
-    ("visual_projection.weight", "visual.proj"),
-    ("text_model.embeddings.token_embedding.", "token_embedding."),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.final_layer_norm.", "ln_final."),
-    ("text_model.encoder.layers.", "transformer.resblocks."),
-    ("text_projection.weight", "text_projection"),
-    (".self_attn.out_proj.", ".attn.out_proj."),
-    (".layer_norm1.", ".ln_1."),
-    (".layer_norm2.", ".ln_2."),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-)
-"""Part of a name of transformers' CLIP -> open_clip's."""
-PROJECTIONS = ("visual_projection.weight", "text_projection.weight")
-LEFT_OUT = re.compile(r"\.self_attn\.[kv]_proj\.|position_ids$")
-QUERY = re.compile(r"(.*)\.self_attn\.q_proj\.(weight|bias)")
+SHARDS = "model-*-of-*.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+PREPARATIONS = (("preprocessor_config.json", "image_mean", "image_std"), ("open_clip_config.json", "mean", "std"))
+"""Files of a folder that say how images are normalised, and their keys."""
+LONG, LONG_FROM = "positional_embedding_res", 20
+"""Long-CLIP's places from this one on are in a table of their own (Zhang et al., ECCV 2024)."""
 
 
 def read_clip(path: Path) -> dict[str, Tensor]:
@@ -58,9 +38,17 @@ def read_clip(path: Path) -> dict[str, Tensor]:
     """
     if path.is_dir():
         return _read_folder(path)
-    if is_torchscript(path):
-        return _read_archive(path)
-    return read_checkpoint(path)["model"]
+    return _joined_places(_read_archive(path) if is_torchscript(path) else read_checkpoint(path)["model"])
+
+
+def _joined_places(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of Long-CLIP with one table of places, of others as they are."""
+    if LONG not in weights:
+        return weights
+    first, later = (weights[name] for name in ("positional_embedding", LONG))
+    return {name: value for name, value in weights.items() if name != LONG} | {
+        "positional_embedding": torch.cat([first[:LONG_FROM], later[LONG_FROM:]])
+    }
 
 
 def is_torchscript(path: Path) -> bool:
@@ -92,22 +80,22 @@ def published_archives() -> set[str]:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    found = [folder / name for name in FOLDER_FILES if (folder / name).is_file()]
+    found = [folder / name for name in FOLDER_FILES if (folder / name).is_file()][:1] or sorted(folder.glob(SHARDS))
     if not found:
         raise InputError(
             f"model.pretrained: {folder} holds no weights; expected one of {', '.join(FOLDER_FILES)}, as transformers "
             "and open_clip's hub write them."
         )
-    weights = read_checkpoint(found[0])["model"]
+    weights = {name: value for path in found for name, value in read_checkpoint(path)["model"].items()}
     if not any(name.startswith("vision_model.") for name in weights):
         return weights
     kind = _model_type(folder)
-    if kind != "clip":
+    if kind not in get_args(Family):
         raise InputError(
-            f"model.pretrained: {folder} is a {kind} of transformers; its CLIPs can be read (model_type clip). Of "
-            "others take open_clip's own files."
+            f"model.pretrained: {folder} is a {kind} of transformers; its CLIPs and SigLIPs can be read (model_type "
+            "clip or siglip). Of others take open_clip's own files."
         )
-    return open_clip_names(weights)
+    return open_clip_names(weights, cast(Family, kind))
 
 
 def _model_type(folder: Path) -> str:
@@ -125,6 +113,21 @@ def _settings(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as fault:
         raise InputError(f"{path} can't be read ({first_line(fault)}).") from fault
     return content if isinstance(content, dict) else {}
+
+
+def tokenizer_folder(pretrained: str) -> str | None:
+    """The folder of weights, where a tokenizer lies beside them."""
+    return pretrained if any(Path(pretrained, name).is_file() for name in TOKENIZER_FILES) else None
+
+
+def stated_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Channel means and standard deviations that a folder states for its images, in 0..1; None: it states none."""
+    for name, mean, deviation in PREPARATIONS:
+        settings = _settings(folder / name) if (folder / name).is_file() else {}
+        settings = settings.get("preprocess_cfg") or settings
+        if mean in settings and deviation in settings:
+            return tuple(map(float, settings[mean])), tuple(map(float, settings[deviation]))
+    return None
 
 
 def check_activation(path: Path, clip: nn.Module) -> None:
@@ -152,28 +155,9 @@ def uses_quick_gelu(path: Path) -> bool | None:
         return bool(model.get("quick_gelu")) if isinstance(model, dict) else None
     if any((path / name).is_file() for name in HUB_FILES) or not (path / "config.json").is_file():
         return None
-    vision = _settings(path / "config.json").get("vision_config") or {}  # what is left out is as OpenAI has it
-    return isinstance(vision, dict) and vision.get("hidden_act", "quick_gelu") == "quick_gelu"
-
-
-def open_clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of transformers' CLIP as open_clip names and shapes them.
-
-    Queries, keys and values [W, W] are one matrix [3 W, W]; projections are [W, D] in place of [D, W].
-    """
-    joined: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if match := QUERY.fullmatch(name):
-            parts = [weights[name.replace("q_proj", kind)] for kind in ("q_proj", "k_proj", "v_proj")]
-            joined[f"{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(parts)
-        elif name.endswith(PROJECTIONS):
-            joined[name] = value.T.contiguous()
-        elif not LEFT_OUT.search(name):
-            joined[name] = value
-    return {_renamed(name): value for name, value in joined.items()}
-
-
-def _renamed(name: str) -> str:
-    for theirs, ours in RENAMED:
-        name = name.replace(theirs, ours)
-    return name
+    settings = _settings(path / "config.json")
+    vision, usual = (
+        settings.get("vision_config") or {},
+        "quick_gelu" if settings.get("model_type") == "clip" else "gelu",
+    )
+    return isinstance(vision, dict) and vision.get("hidden_act", usual) == "quick_gelu"

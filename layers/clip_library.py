@@ -1,19 +1,25 @@
-"""What open_clip is asked for: a network by the name of its architecture, and the byte pairs of its texts."""
+"""What open_clip is asked for: a network by the name of its architecture, and how its images are normalised."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from torch import nn
+
 from layers.backbone import import_extra
+from layers.clip_files import stated_normalisation
+from layers.sentences import import_transformers, recompute
 from runtime.untrusted import parse_json, read_bytes
 from utils import InputError, first_line
-from vocab import UNKNOWN, Vocabulary
+
+LONGEST = 77
+"""Tokens that a text tower reads whose configuration does not say."""
 
 
 def import_open_clip() -> ModuleType:
@@ -46,22 +52,88 @@ def architecture_name(architecture: str) -> str:
     return architecture
 
 
-def create(architecture: str, tag: str | None) -> Any:
+def configuration(architecture: str) -> dict[str, Any]:
+    """open_clip's configuration of an architecture; see `architecture_name`."""
+    return cast("dict[str, Any]", import_open_clip().get_model_config(architecture_name(architecture)))
+
+
+def longest_text(architecture: str, context_length: int | None) -> int:
+    """How many tokens the text tower reads: as asked for, else as the architecture says."""
+    return context_length or int(configuration(architecture)["text_cfg"].get("context_length", LONGEST))
+
+
+def create(architecture: str, tag: str | None, context_length: int | None = None) -> Any:
     """A network of open_clip, random or with the weights of one of its tags, which downloads.
+
+    Differs from open_clip's: SigLIP's networks approximate GELU by tanh in both towers, as the weights were trained and
+    transformers has it. A text tower of transformers starts random, too, where no weights of the whole are given.
 
     Raises:
         InputError: there is no such architecture, or no such tag, or it can't be had.
     """
     open_clip, name = import_open_clip(), architecture_name(architecture)
+    parts = configuration(architecture)
+    text = parts["text_cfg"] | {"hf_model_pretrained": False}
+    if "hf_model_name" in text:
+        import_transformers()
+    if context_length is not None:
+        text["context_length"] = context_length
     try:
         with _root_silenced():
-            return open_clip.create_model(name, pretrained=tag)
+            clip = open_clip.create_model(name, pretrained=tag, text_cfg=text)
     except Exception as fault:  # a download, a file of the hub or a configuration: each has errors of its own
         raise InputError(
             f"model.architecture {architecture}, model.pretrained {tag or 'none'}: open_clip can't build "
             f"it ({first_line(fault)}). model.pretrained takes none, the path of a checkpoint, or one of: "
             f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'no tag for this architecture'}."
         ) from fault
+    for part in clip.modules() if is_siglip(parts) else ():
+        if isinstance(part, nn.GELU):
+            part.approximate = "tanh"
+    return clip
+
+
+def check_side(clip: Any, architecture: str, side: int) -> None:
+    """Refuse images of another side than a network reads.
+
+    Raises:
+        InputError: it reads others.
+    """
+    size = import_open_clip().get_model_preprocess_cfg(clip)["size"]
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if sides != (side, side):
+        raise InputError(f"dataset.image_size: {architecture} reads images of {sides[0]} pixels, got {side}.")
+
+
+def is_siglip(parts: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of SigLIP."""
+    return "siglip" in str(parts["vision_cfg"].get("timm_model_name", ""))
+
+
+def normalisation(architecture: str, pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel means and standard deviations of the images that weights were trained with, in 0..1.
+
+    Those of a tag of open_clip, or that a folder states; else 0.5 for SigLIP, and OpenAI's for all others.
+    """
+    open_clip, name = import_open_clip(), architecture_name(architecture)
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if "mean" in tag and "std" in tag:
+        return tuple(tag["mean"]), tuple(tag["std"])
+    if (stated := stated_normalisation(Path(pretrained))) is not None:
+        return stated
+    if is_siglip(configuration(architecture)):
+        return (0.5,) * 3, (0.5,) * 3
+    return tuple(open_clip.OPENAI_DATASET_MEAN), tuple(open_clip.OPENAI_DATASET_STD)
+
+
+def checkpoint_gradients(clip: Any) -> None:
+    """Let both towers compute again in the backward pass what they would keep for it."""
+    text = getattr(clip, "text", None)
+    if text is not None and hasattr(text, "config"):  # a text tower of transformers
+        clip.visual.set_grad_checkpointing(True)
+        recompute(text.transformer)
+    else:
+        clip.set_grad_checkpointing(True)
 
 
 @contextmanager
@@ -82,27 +154,3 @@ def _root_silenced() -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.removeFilter(other)
-
-
-class BytePairs(Vocabulary):
-    """The byte pairs of an open_clip tokenizer as a vocabulary: no word is unknown to it.
-
-    Ids are the tokenizer's plus 1, since 0 is padding here.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        """Take the pieces of a tokenizer of the kind that CLIP was published with."""
-        pieces = sorted(tokenizer.encoder, key=tokenizer.encoder.__getitem__)
-        super().__init__({piece: index for index, piece in enumerate([*pieces, UNKNOWN], start=1)})
-        object.__setattr__(self, "tokenizer", tokenizer)
-
-    def encode(self, caption: str) -> list[int]:
-        """Ids of a caption between the marks of its start and end, cut to what the model reads."""
-        tokenizer = cast(Any, self).tokenizer
-        ids = tokenizer(caption)[0]
-        end = int((ids == tokenizer.eot_token_id).nonzero()[0])
-        return [int(index) + 1 for index in ids[: end + 1]]
-
-    def knows(self, word: str) -> bool:
-        """Every word can be spelled."""
-        return True

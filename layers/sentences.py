@@ -69,9 +69,7 @@ class SentenceTower(Tower):
 
     def checkpoint_gradients(self) -> None:
         """See `Tower.checkpoint_gradients`."""
-        network = self.network  # transformers 5 has another name for it
-        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
-        enable()
+        recompute(self.network)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""
@@ -114,7 +112,7 @@ class WordPieces(Vocabulary):
         words = {piece: pieces[piece] + 1 for piece in named}
         if sorted(words.values()) != list(range(1, len(words) + 1)):  # some tokenizers leave gaps between their ids
             words = {piece: place for place, piece in enumerate(named, start=1)}
-        super().__init__(words | {UNKNOWN: len(words) + 1})
+        super().__init__({UNKNOWN: len(words) + 1} | words)  # many have a piece of that name
         object.__setattr__(self, "tokenizer", tokenizer)
         object.__setattr__(self, "longest", longest)
 
@@ -174,6 +172,15 @@ def import_transformers() -> ModuleType:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
+
+
+def recompute(network: Any) -> None:
+    """Let a network of transformers compute again in the backward pass what it would keep for it.
+
+    Not the re-entrant way, the default of version 4: behind frozen embeddings it gives adapters no gradient.
+    """
+    old = getattr(network, "gradient_checkpointing_enable", None)  # transformers 5 has another name for it
+    (getattr(network, "activation_checkpointing_enable", None) or old)({"use_reentrant": False})
 
 
 def _layer_list(network: nn.Module) -> Sequence[nn.Module]:

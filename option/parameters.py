@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 MOST_WIDTH = 2**16
 """Numbers in a layer or a vector."""
 MOST_LAYERS = 1000
+MOST_TOKENS = 2**16
 MOST_EPOCHS = 1_000_000
 MOST_STEPS = 10**9
 MOST_ITEMS = 2**16

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from layers.base import RetrievalModel
-from layers.clip_library import BytePairs
+from layers.clip_tokens import BytePairs
 from layers.sentences import WordPieces
 from portable import TOKENIZER
 from runtime.imports import import_nltk

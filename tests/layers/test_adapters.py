@@ -28,6 +28,7 @@ from option import Options
 from runs.models import start_state
 from tests import ROOT
 from tests.tiny_bert import TINY_BERT
+from tests.tiny_siglip import write_multilingual
 from training.state import TrainingState, optimiser_step
 from utils import InputError
 from vocab import Vocabulary
@@ -41,6 +42,7 @@ CASES = [
     ("CLIP", {"adapter.kind": "lora", "adapter.rank": 2}),
     ("CLIP", {"adapter.kind": "dora", "adapter.targets": "mlp", "adapter.towers": "image"}),
 ]
+MULTILINGUAL = "a tiny CLIP with a text tower of transformers"
 ADAPTER = re.compile(r"lora_|ia3_")
 BATCH = Batch(
     images=torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
@@ -277,16 +279,46 @@ class TestClipBlocks:
         assert [id(weight) for weight in group["params"]] == [id(weight) for weight in model.parameters()]
 
 
+def saved_bytes(network: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Of what a forward pass keeps for the gradient, the weights aside."""
+    kept = {weight.untyped_storage().data_ptr(): 0 for weight in network.parameters()}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        result = run()
+    assert result.requires_grad
+    return sum(kept.values())
+
+
 @pytest.mark.parametrize(
-    ("name", "changes"), [("CLIP", {}), ("DualEncoder", {"text.encoder": TINY_BERT, "text.train": "all"})]
+    ("name", "changes", "most"),
+    [
+        ("CLIP", {}, 0.5),
+        ("CLIP", {"adapter.kind": "lora"}, 0.5),
+        ("CLIP", {"image.train": {"last": 1}, "text.train": {"last": 1}}, 1.0),
+        ("CLIP", {"architecture": MULTILINGUAL}, 0.5),
+        ("DualEncoder", {"text.encoder": TINY_BERT, "text.train": "all"}, 0.7),
+        ("DualEncoder", DUAL | {"adapter.kind": "lora", "adapter.towers": "text"}, 0.7),
+    ],
 )
-def test_checkpointing_changes_no_gradient(name: str, changes: dict[str, Any], made: Any) -> None:
-    found = []
+def test_checkpointing_keeps_less_and_changes_no_gradient(
+    name: str, changes: dict[str, Any], most: float, made: Any, tmp_path: Path
+) -> None:
+    if changes.get("architecture") == MULTILINGUAL:
+        changes = changes | {"architecture": str(write_multilingual(tmp_path / "xlm")[1])}
+    gradients, kept = [], []
     for twice in (False, True):
         _, model = made(name, changes | {"gradient_checkpointing": twice})
         model.train()
+        kept.append(saved_bytes(model, lambda: model.encode_image(BATCH) + model.encode_text(BATCH)))  # noqa: B023
         (model.encode_image(BATCH).square().sum() + model.encode_text(BATCH).square().sum()).backward()
-        found.append({key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None})
-    assert found[0].keys() == found[1].keys()
-    for key in found[0]:
-        torch.testing.assert_close(found[0][key], found[1][key])
+        gradients.append({key: weight.grad for key, weight in model.named_parameters() if weight.grad is not None})
+    assert kept[1] < most * kept[0]
+    learning = {key for key, weight in model.named_parameters() if weight.requires_grad}
+    assert gradients[0].keys() == gradients[1].keys() == learning
+    for key in learning:
+        torch.testing.assert_close(gradients[0][key], gradients[1][key])

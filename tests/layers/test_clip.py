@@ -19,7 +19,8 @@ from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from batches.batch import Batch, Captions
 from layers import build_model
 from layers.clip import CLIP
-from layers.clip_library import BytePairs, architecture_name, import_open_clip
+from layers.clip_library import architecture_name, import_open_clip
+from layers.clip_tokens import BytePairs
 from option import Options
 from runtime.weights import read_checkpoint
 from tests import ROOT

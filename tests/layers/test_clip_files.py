@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from batches.augmentation import normalise
 from layers import clip_files
 from layers.clip import CLIP
-from layers.clip_files import check_activation, is_torchscript, open_clip_names, read_clip, uses_quick_gelu
+from layers.clip_files import check_activation, is_torchscript, read_clip, uses_quick_gelu
 from layers.clip_library import import_open_clip
+from layers.clip_names import open_clip_names
 from layers.released import load_released
 from layers.sentences import import_transformers
 from runtime.weights import TAKEN_FOR_ONE, read_checkpoint, without_wrappers
@@ -123,8 +124,8 @@ def test_a_folder_of_transformers_gives_the_same_embeddings(tmp_path: Path) -> N
         texts = theirs.text_projection(theirs.text_model(input_ids=ids).pooler_output)
         torch.testing.assert_close(model.embed_images(pixels), images, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(model.embed_texts(ids + 1), texts, atol=1e-4, rtol=1e-4)
-    (tmp_path / "hf" / "config.json").write_text('{"model_type": "siglip"}')
-    with pytest.raises(InputError, match="is a siglip of transformers; its CLIPs can be read"):
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "altclip"}')
+    with pytest.raises(InputError, match="is a altclip of transformers; its CLIPs and SigLIPs can be read"):
         read_clip(tmp_path / "hf")
 
 
