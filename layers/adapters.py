@@ -23,6 +23,8 @@ from utils import InputError
 Kind = Literal["lora", "dora", "ia3"]
 Targets = Literal["attention", "mlp", "all"]
 ATTENTION = re.compile(r"attn|attention|(^|\.)(q|k|v|qkv|query|key|value)(_proj)?$")
+ADAPTER = re.compile(r"(^|\.)(lora_\w+|ia3_\w+)(\.|$)")
+"""In the names that peft gives."""
 MLP = re.compile(r"mlp|intermediate|output\.dense|ffn|(^|\.)(fc1|fc2|c_fc|c_proj)$")
 
 
@@ -145,6 +147,11 @@ def split_attentions(network: nn.Module) -> None:
             continue
         if attention.in_proj_weight is not None and not hasattr(block, "ln_1_kv"):
             block.attn = SplitAttention(attention)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a weight of this name is an adapter's."""
+    return ADAPTER.search(name) is not None
 
 
 def is_adapted(module: nn.Module) -> bool:

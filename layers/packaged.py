@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layers.adapters import digest_of, is_adapted, merge
+from layers.adapters import digest_of, is_adapted, is_adapter, merge
 from layers.base import RetrievalModel
 from utils import InputError
 
@@ -36,9 +36,12 @@ class PackagedModel(RetrievalModel):
             self.register_buffer(BASE, digest_of(parts))
 
     def installed_weights(self) -> dict[str, Tensor]:
-        """See `RetrievalModel.installed_weights`."""
+        """See `RetrievalModel.installed_weights`; adapters start at random, so no package has them."""
         return {
-            f"{place}.{name}": value for place, part in self.packaged() for name, value in part.state_dict().items()
+            f"{place}.{name}": value
+            for place, part in self.packaged()
+            for name, value in part.state_dict().items()
+            if not is_adapter(name)
         }
 
     def merged(self) -> RetrievalModel:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -81,9 +82,11 @@ def tiny_packages(folder: Path) -> Iterator[None]:
     shutil.rmtree(package)
 
 
-def make_tuned(folder: Path, tiny_options: Callable[..., Options]) -> Tuned:
+def make_tuned(
+    folder: Path, tiny_options: Callable[..., Options], changes: Mapping[str, object] = MappingProxyType({})
+) -> Tuned:
     """Move what learns: matrices by something of rank 2, of the table of words the rows 5 to 8, all else at random."""
-    options = tiny_options("DualEncoder", DUAL)
+    options = tiny_options("DualEncoder", DUAL | dict(changes))
     vocabulary = read_vocabulary(options)
     torch.manual_seed(0)
     model = build_model(options, vocabulary).eval()

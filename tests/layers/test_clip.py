@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-import test as test_entry
 import train as train_entry
 from batches.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from batches.batch import Batch, Captions
@@ -199,30 +197,3 @@ def test_without_open_clip_the_message_says_how_to_get_it(options: Options, monk
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(InputError, match=r"environment\.sh clip"):
         CLIP.own_vocabulary(options.model)
-
-
-def test_zero_shot_then_a_whole_run(tmp_path: Path, model: CLIP, capsys: pytest.CaptureFixture[str]) -> None:
-    data = make_precomp(tmp_path / "data")
-    content = {
-        "model": {"name": "CLIP", "architecture": str(TINY)},
-        "dataset": {
-            "data_path": str(data),
-            "vocab_path": "absent.json",
-            "image_size": 64,
-            "batch_size": 8,
-            "workers": 0,
-        },
-        "optim": {"epochs": 2, "lr": 1e-3, "optimizer": "adamw", "loss": "contrastive", "mask": "caption"},
-        "logs": {"ckpt_save_path": str(tmp_path / "checkpoint")},
-        "k_fold": {"experiment_name": "tiny", "nums": 1},
-    }
-    path = tmp_path / "clip.yaml"
-    path.write_text(yaml.safe_dump(content))
-    torch.save({name.removeprefix("clip."): value for name, value in model.state_dict().items()}, tmp_path / "zero.pt")
-    zero = ["--path_opt", str(path), "--checkpoint", str(tmp_path / "zero.pt"), "--json", str(tmp_path / "zero.json")]
-    test_entry.main(zero)
-    train_entry.main(["--path_opt", str(path)])
-    test_entry.main(["--path_opt", str(path)])
-    tuned = json.loads((tmp_path / "checkpoint" / "tiny" / "test.json").read_text())
-    assert tuned["mean"]["mR"] > json.loads((tmp_path / "zero.json").read_text())["mean"]["mR"]
-    assert "CLIP on" in capsys.readouterr().out

@@ -61,6 +61,22 @@ def stored(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_are_packed_as_the_difference(
+    kind: str, tuned: Tuned, tmp_path: Path, tiny_options: Callable[..., Options]
+) -> None:
+    """They start at random, so that nothing of theirs is at hand where the folder is read."""
+    pytest.importorskip("peft", reason="the extra adapters is not installed")
+    made = make_tuned(tmp_path, tiny_options, {"adapter.kind": kind, "adapter.rank": 2, "adapter.targets": "all"})
+    table = pack(made.checkpoint, tmp_path / "packed", FULL, ())
+    torch.manual_seed(7)
+    assert cosines(made, tmp_path / "packed").min() > 0.9999
+    towers = {name.rpartition("|")[0] for name in stored(tmp_path / "packed") if "_tower." in name}
+    assert towers
+    assert all("lora_" in name for name in towers)
+    assert "text" in table
+
+
 class TestCoding:
     def test_int8_by_hand(self) -> None:
         wanted = torch.tensor([[127.0, -63.0], [0.0, 0.254]])
