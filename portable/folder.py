@@ -25,7 +25,7 @@ from portable import CARD, CONFIG, EXAMPLE, PREPROCESSING, SCORES, TOKENIZER, VO
 from portable.example import program
 from portable.graphs import Graph, graphs_of, write_graph
 from portable.hub import ALL
-from portable.tokens import write_tokenizer
+from portable.tokens import check_tokenizer, write_tokenizer
 from runs.checkpoints import typed_options
 from runs.loaders import read_vocabulary
 from runs.models import load_model, place
@@ -86,6 +86,7 @@ def write_folder(source: Portable, folder: Path) -> list[Graph]:
     """
     model, options, vocabulary = source.model, source.options, source.vocabulary
     refuse_others(folder)
+    check_tokenizer(vocabulary)
     graphs = graphs_of(model, options)
     folder.mkdir(parents=True, exist_ok=True)
     for graph in graphs:

@@ -6,16 +6,29 @@ from pathlib import Path
 from typing import Any, cast
 
 from layers.base import RetrievalModel
-from layers.clip_tokens import BytePairs
+from layers.clip_tokens import BytePairs, HubPieces
 from layers.sentences import WordPieces
 from portable import TOKENIZER
 from runtime.imports import import_nltk
-from utils import import_extra, write_text_atomic
+from utils import InputError, import_extra, write_text_atomic
 from vocab import DROPPED_TOKENS, UNKNOWN, Vocabulary
 
 JSON = "tokenizer.json"
 SENTENCE_END = r"(?<=[.!?])\s+"
 CLIP_PIECES = r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def check_tokenizer(vocabulary: Vocabulary) -> None:
+    """Refuse a tokenizer that can't be written.
+
+    Raises:
+        InputError: it is one of those.
+    """
+    if isinstance(vocabulary, HubPieces):
+        raise InputError(
+            "python -m portable: of CLIP's tokenizers only byte pairs can be written; model.architecture or model.tokenizer "
+            "names another. Search with the checkpoint itself (search.py), or take an architecture such as ViT-B-16."
+        )
 
 
 def write_tokenizer(vocabulary: Vocabulary, model: RetrievalModel, folder: Path) -> dict[str, Any]:

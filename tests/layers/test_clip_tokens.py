@@ -19,6 +19,7 @@ from layers.clip_library import create, import_open_clip, normalisation
 from layers.clip_tokens import BytePairs, HubPieces, read_tokens
 from layers.clip_towers import blocks_of
 from option import Options
+from portable.tokens import check_tokenizer
 from tests import ROOT
 from tests.tiny_siglip import CAPTIONS, LONGEST, SIDE, write_multilingual, write_siglip
 from utils import InputError
@@ -82,6 +83,8 @@ def test_a_multilingual_text_tower_is_open_clips(tiny_options: Callable[..., Opt
     torch.testing.assert_close(model.encode_text(tokens_of(TEXTS, words)), clip.encode_text(ids))
     assert words.knows("grün")
     assert not words.knows("湖")
+    with pytest.raises(InputError, match="of CLIP's tokenizers only byte pairs can be written"):
+        check_tokenizer(words)
     assert {side: len(found) for side, found in model.blocks.items()} == {"image": 3, "text": 3}
 
 
