@@ -37,11 +37,12 @@ class PackagedModel(RetrievalModel):
 
     def installed_weights(self) -> dict[str, Tensor]:
         """See `RetrievalModel.installed_weights`; adapters start at random, so no package has them."""
+        return {name: value for name, value in self.startable().items() if not is_adapter(name)}
+
+    def startable(self) -> dict[str, Tensor]:
+        """All weights of these parts by their names in `state_dict`, their adapters included."""
         return {
-            f"{place}.{name}": value
-            for place, part in self.packaged()
-            for name, value in part.state_dict().items()
-            if not is_adapter(name)
+            f"{place}.{name}": value for place, part in self.packaged() for name, value in part.state_dict().items()
         }
 
     def merged(self) -> RetrievalModel:
@@ -73,7 +74,7 @@ def _with_packaged(model: PackagedModel, state: dict[str, Any], prefix: str, *ig
             f"model.adapter: these adapters were trained beside other weights (SHA-256 {theirs}..., here {ours}...). "
             "Give the pretrained weights that the training started from."
         )
-    for name, value in model.installed_weights().items():
+    for name, value in model.startable().items():
         state.setdefault(prefix + name, value)
     if own is not None:
         state.setdefault(prefix + BASE, own)

@@ -26,8 +26,8 @@ def check_tokenizer(vocabulary: Vocabulary) -> None:
     """
     if isinstance(vocabulary, HubPieces):
         raise InputError(
-            "python -m portable: of CLIP's tokenizers only byte pairs can be written; model.architecture or model.tokenizer "
-            "names another. Search with the checkpoint itself (search.py), or take an architecture such as ViT-B-16."
+            "python -m portable: of CLIP's tokenizers only byte pairs can be written, and this model "
+            "has another. Search with the checkpoint itself (search.py), or take an architecture such as ViT-B-16."
         )
 
 
