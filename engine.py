@@ -5,7 +5,7 @@ Letters: B batch, N images, M captions, U different captions, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -256,16 +256,22 @@ def embed(
     """
     model.eval()
     with autocast(device, amp):
-        embeddings = torch.cat([verb(batch).float() for batch in batches])
+        embeddings = joined([verb(batch).float() for batch in batches])
     if join is not None:
         embeddings = join(embeddings)
-    broken = int((~embeddings.isfinite().all(dim=1)).sum())
+    broken = int((~embeddings.flatten(1).isfinite().all(dim=1)).sum())
     if broken:
         raise InputError(
             f"{broken} of {len(embeddings)} {kind} embeddings are not finite: the weights have diverged. Train "
             "again with a lower optim.lr or optim.grad_clip=2, or score with optim.amp=off."
         )
     return embeddings
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of some batches; where a row is tokens [L, H], with zeros behind them up to the longest."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) if part.ndim == 3 else part for part in parts])
 
 
 def score_source(model: RetrievalModel, images: Tensor, texts: Tensor, caption_row: Tensor) -> metrics.Blocks:

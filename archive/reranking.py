@@ -52,7 +52,7 @@ class Reranker:
         model, content = load_model(options, vocabulary, checkpoint, device)
         for known in (content, {"options": searcher.index.manifest.options}):
             options = begun_with(options, known)
-        return cls(searcher, Encoder(model, options, vocabulary, device, words), top)
+        return cls(searcher, Encoder(model.reranker(), options, vocabulary, device, words), top)
 
     def ask(self, question: Question, k: int, distinct: float | None = None, least: float | None = None) -> Answer:
         """The images that fit a question best; see `Searcher.ask`, of which the first K are put in order.

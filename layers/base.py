@@ -204,6 +204,13 @@ class RetrievalModel(nn.Module):
         """The model with its adapters added to the weights beside them, for search and export; mostly itself."""
         return self
 
+    def reranker(self) -> RetrievalModel:
+        """The model whose score decides in a second stage of search; mostly itself.
+
+        What another one encodes may be [B, L, H], L tokens of an item with rows of zeros at its end.
+        """
+        return self
+
     def explain(self, batch: Batch) -> Explanation:
         """What the model weighed in images and their captions; empty unless a model overrides it."""
         return Explanation()

@@ -13,23 +13,22 @@ from torch import Tensor, nn
 
 from layers.backbone import import_timm
 
-Head = Callable[[Tensor], Tensor]
-"""From what the last part gives to pooled features [B, W]."""
+Last = Callable[[Tensor], Tensor]
+"""From what the last part gives to what is pooled, as timm's `forward_features` gives it."""
 
 
-def image_chain(network: Any) -> tuple[list[nn.Module], Head]:
-    """Stem and blocks of one of timm's EfficientNets, ResNets or ViTs, and what follows them; no parts of others."""
+def image_chain(network: Any) -> tuple[list[nn.Module], Last]:
+    """Stem and blocks of one of timm's EfficientNets, ResNets or ViTs, and what follows; no parts of others."""
     models = import_timm().models
     if isinstance(network, models.EfficientNet):
         stem: nn.Module = nn.Sequential(network.conv_stem, network.bn1)
-        head: Head = lambda maps: network.forward_head(network.bn2(network.conv_head(maps)))  # noqa: E731
-        return [stem, *chain(*network.blocks)], head
+        return [stem, *chain(*network.blocks)], lambda maps: network.bn2(network.conv_head(maps))
     if isinstance(network, models.ResNet):
         stem = nn.Sequential(network.conv1, network.bn1, network.act1, network.maxpool)
         stages = (network.layer1, network.layer2, network.layer3, network.layer4)
-        return [stem, *chain(*stages)], network.forward_head
+        return [stem, *chain(*stages)], lambda maps: maps
     if isinstance(network, models.VisionTransformer):
-        return [PatchTokens(network), *network.blocks], lambda tokens: network.forward_head(network.norm(tokens))
+        return [PatchTokens(network), *network.blocks], network.norm
     return [], lambda maps: maps
 
 

@@ -2,7 +2,8 @@
 
 Faghri et al., "VSE++: Improving Visual-Semantic Embeddings with Hard Negatives", BMVC 2018 (heads on frozen or
 fine-tuned towers); Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021
-(two towers, InfoNCE). Letters: B batch, S image side in pixels, L tokens, W width of a tower, D embedding.
+(two towers, InfoNCE). Letters: B batch, N images, M captions, S image side in pixels, L tokens, W width of a tower,
+D embedding.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from layers.adapters import AdapterParameters
+from layers.base import Criterion, Encodings, RetrievalModel
+from layers.matching import MatchingHead, MatchingParameters, TokenEncodings
 from layers.packaged import PackagedModel
 from layers.registry import register
 from layers.sentences import SentenceTower, word_pieces
@@ -76,6 +79,7 @@ class DualEncoderParameters(ModelParameters):
     text: TextTowerParameters = TextTowerParameters()
     head: HeadParameters = HeadParameters()
     adapter: AdapterParameters = AdapterParameters()
+    matching: MatchingParameters = MatchingParameters()
     gradient_checkpointing: bool = Field(
         default=False, description="true: towers compute twice what they would keep for the gradient: less memory"
     )
@@ -133,11 +137,19 @@ def head(width: int, parameters: HeadParameters, embed_dim: int) -> nn.Sequentia
 class DualEncoder(PackagedModel):
     """Two towers with a head each; what comes from a package and never learns is not saved in checkpoints."""
 
-    def __init__(self, image: Tower, text: Tower, image_head: nn.Module, text_head: nn.Module) -> None:
-        """Take the towers, frozen as they should be, and the heads."""
+    def __init__(
+        self,
+        image: Tower,
+        text: Tower,
+        image_head: nn.Module,
+        text_head: nn.Module,
+        matching: MatchingHead | None = None,
+    ) -> None:
+        """Take the towers, frozen as they should be, and the heads; one for matching needs towers that keep tokens."""
         super().__init__()
         self.image_tower, self.text_tower = image, text
         self.image_head, self.text_head = image_head, text_head
+        self.matching = matching
 
     @classmethod
     def from_parameters(
@@ -158,7 +170,12 @@ class DualEncoder(PackagedModel):
             text.freeze(block.text.trained, "model.text.train")
         image.freeze(block.image.trained, "model.image.train")
         heads = [head(tower.width, block.head, block.embed_dim) for tower in (image, text)]
-        model = cls(image, text, *heads)
+        matching = None
+        if block.matching.layers:
+            for tower in (image, text):
+                tower.keep_tokens()
+            matching = MatchingHead(image.token_width, text.token_width, block.matching)
+        model = cls(image, text, heads[0], heads[1], matching)
         if adapter.kind != "none":
             model.adapt(adapter)
         if block.gradient_checkpointing:
@@ -192,6 +209,7 @@ class DualEncoder(PackagedModel):
         """The heads at `optim.lr`, the towers' blocks at their own rates."""
         block, rate = cast(DualEncoderParameters, options.model), options.optim.lr
         heads = [*self.image_head.parameters(), *self.text_head.parameters()]
+        heads += [] if self.matching is None else self.matching.parameters()
         groups = [{"params": heads, "lr": rate}]
         for tower, given in ((self.image_tower, block.image), (self.text_tower, block.text)):
             groups += tower.groups(given.lr or rate, given.layer_decay)
@@ -222,3 +240,86 @@ class DualEncoder(PackagedModel):
             return cast(Tensor, self.text_head(self.text_tower.finish(batch.text_features, tokens)))
         inputs = (tokens, batch.need("lengths")) if isinstance(self.text_tower, GruTower) else (tokens,)
         return cast(Tensor, self.text_head(self.text_tower(*inputs)))
+
+    def image_states(self, batch: Batch) -> Tensor:
+        """What the image tower pools."""
+        if batch.image_features is not None:
+            return self.image_tower.finish_states(batch.image_features)
+        return self.image_tower.states(batch.need("images"))
+
+    def text_states(self, batch: Batch) -> Tensor:
+        """What the text tower pools."""
+        tokens = batch.need("tokens")
+        if batch.text_features is not None:
+            return self.text_tower.finish_states(batch.text_features, tokens)
+        return self.text_tower.states(tokens)
+
+    def encodings(self, batch: Batch) -> Encodings:
+        """See `RetrievalModel.encodings`; with a matching head also the tokens, of one pass through the towers."""
+        if self.matching is None:
+            return super().encodings(batch)
+        image_states, text_states, tokens = self.image_states(batch), self.text_states(batch), batch.need("tokens")
+        return TokenEncodings(
+            self.image_head(self.image_tower.pool(image_states)),
+            self.text_head(self.text_tower.pool(text_states, tokens)),
+            image_rows=batch.image_rows,
+            image_tokens=self.matching.image_tokens(self.image_tower.tokens(image_states)),
+            text_tokens=self.matching.text_tokens(self.text_tower.tokens(text_states), tokens),
+            tokens=tokens,
+        )
+
+    def loss_of(self, encodings: Encodings, criterion: Criterion) -> dict[str, Tensor]:
+        """See `RetrievalModel.loss_of`; a matching head adds its loss, logged as `matching`.
+
+        Raises:
+            InputError: there is such a head, and several ranks train.
+        """
+        losses = super().loss_of(encodings, criterion)
+        if self.matching is None:
+            return losses
+        if not isinstance(encodings, TokenEncodings):
+            raise InputError(
+                "model.matching: its hard negatives come from the batch of one process; train with python train.py "
+                "without torchrun, or with model.matching.layers=0."
+            )
+        part = self.matching.loss(encodings, self.score(encodings.images, encodings.texts))
+        return losses | {"matching": part, "loss": losses["loss"] + part}
+
+    def reranker(self) -> RetrievalModel:
+        """See `RetrievalModel.reranker`: the matching head, where there is one."""
+        return self if self.matching is None else Matcher(self, self.matching)
+
+
+class Matcher(RetrievalModel):
+    """A dual encoder as its matching head sees it: what is encoded are tokens, and each pair has a score of its own."""
+
+    def __init__(self, model: DualEncoder, head: MatchingHead) -> None:
+        """Take a model with a matching head."""
+        super().__init__()
+        self.model, self.head = model, head
+
+    @classmethod
+    def own_vocabulary(cls, parameters: ModelParameters) -> Vocabulary | None:
+        """See `RetrievalModel.own_vocabulary`."""
+        return DualEncoder.own_vocabulary(parameters)
+
+    def frozen_image(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_image`."""
+        return self.model.frozen_image()
+
+    def frozen_text(self) -> nn.Module | None:
+        """See `RetrievalModel.frozen_text`."""
+        return self.model.frozen_text()
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """Tokens of images, [B, T, H]."""
+        return self.head.image_tokens(self.model.image_tower.tokens(self.model.image_states(batch)))
+
+    def encode_text(self, batch: Batch) -> Tensor:
+        """Tokens of captions, [B, L, H], zeros at padding."""
+        states = self.model.text_tower.tokens(self.model.text_states(batch))
+        return self.head.text_tokens(states, batch.need("tokens"))
+
+    def pair_scores(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Probability that they belong together: [N, T, H] and [M, L, H] -> [N, M]."""
+        return self.head.scores(images, texts)

@@ -73,14 +73,23 @@ class SentenceTower(Tower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool captions [B, L], ids from 1 and 0 for padding -> [B, W]."""
+        return self.pool(self.states(tokens), tokens)
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """See `Tower.states`: a row for each token, [B, L, W]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             ids, mask = (tokens - 1).clamp(min=0), (tokens != 0).long()
-            return self._pool(self.network(input_ids=ids, attention_mask=mask).last_hidden_state, tokens)
+            return cast(Tensor, self.network(input_ids=ids, attention_mask=mask).last_hidden_state)
 
-    def _pool(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """One vector for each caption: [B, L, W] -> [B, W]."""
+    def keep_tokens(self) -> None:
+        """See `Tower.keep_tokens`."""
+        self.keeps_tokens, self.token_width = True, self.width
+
+    def pool(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """See `Tower.pool`: one vector for each caption, [B, L, W] -> [B, W]."""
         if self.pooling == "cls":
             return states[:, 0]
+        assert tokens is not None
         weights = (tokens != 0)[..., None].to(states.dtype)  # [B, L, 1]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
@@ -94,12 +103,11 @@ class SentenceTower(Tower):
         """See `Tower._sample`: two captions, one with padding."""
         return torch.tensor([[1, 4, 3, 2], [3, 5, 0, 0]])
 
-    def finish(self, features: Tensor, given: Tensor | None = None) -> Tensor:
-        """See `Tower.finish`; states [B, L, W] may be padded further than the tokens [B, L]."""
-        if self.is_frozen or given is None:
-            return features
+    def finish_states(self, features: Tensor, given: Tensor | None = None) -> Tensor:
+        """See `Tower.finish_states`; states [B, L, W] may be padded further than the tokens [B, L]."""
+        assert given is not None
         layers = _layer_list(self.network)[len(self.blocks) - self.trained_blocks - 1 :]
-        return self._pool(through(layers, features[:, : given.shape[1]], given), given)
+        return through(layers, features[:, : given.shape[1]], given)
 
 
 class WordPieces(Vocabulary):

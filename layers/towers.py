@@ -90,6 +90,10 @@ class Tower(nn.Module):
     network: Any
     adapted = False
     """Whether adapters learn in it, in place of its own weights."""
+    keeps_tokens = False
+    """Whether its tokens are asked for, too, so that what is kept of a frozen one is not pooled."""
+    token_width: int
+    """Numbers of a token."""
     _cuts: bool | None = None
     """Whether it gives the same in two parts; None: not tried yet."""
 
@@ -129,7 +133,7 @@ class Tower(nn.Module):
 
     def frozen_part(self) -> nn.Module | None:
         """What comes before the blocks that learn, where it can be had by itself; the whole tower if none learns."""
-        if self.is_frozen:
+        if self.is_frozen and not self.keeps_tokens:
             return self
         if self.adapted:
             return None
@@ -161,7 +165,33 @@ class Tower(nn.Module):
 
     def finish(self, features: Tensor, given: Tensor | None = None) -> Tensor:
         """From what `frozen_part` gives to the tower's features [B, W]; `given` is what the tower was given."""
-        return features
+        if self.is_frozen and not self.keeps_tokens:
+            return features
+        return self.pool(self.finish_states(features, given), given)
+
+    def states(self, given: Tensor) -> Tensor:
+        """What the tower pools."""
+        raise NotImplementedError
+
+    def finish_states(self, features: Tensor, given: Tensor | None = None) -> Tensor:
+        """The same from what `frozen_part` gives."""
+        raise NotImplementedError
+
+    def pool(self, states: Tensor, given: Tensor | None = None) -> Tensor:
+        """The tower's features [B, W], of its states."""
+        raise NotImplementedError
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """Its states as tokens [B, L, `token_width`]."""
+        return states
+
+    def keep_tokens(self) -> None:
+        """Let what is kept of the tower hold its tokens.
+
+        Raises:
+            InputError: it has none.
+        """
+        raise InputError("model.matching: this tower pools while it reads and has no tokens; model.matching.layers=0.")
 
     def train(self, mode: bool = True) -> Tower:
         """Bring what learns into training mode; batch norms stay with the statistics that they came with."""
@@ -254,17 +284,45 @@ class TimmTower(Tower):
         side = self.network.default_cfg["input_size"][-1]
         return torch.linspace(-2, 2, 3 * side * side).view(1, 3, side, side)
 
-    def finish(self, features: Tensor, given: Tensor | None = None) -> Tensor:
-        """See `Tower.finish`."""
-        if self.is_frozen:
-            return features
+    def finish_states(self, features: Tensor, given: Tensor | None = None) -> Tensor:
+        """See `Tower.finish_states`."""
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
-        parts, head = image_chain(self.network)
-        with PreciseDepthwise():
+        parts, last = image_chain(self.network)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
             for part in parts[len(self.blocks) - self.trained_blocks :]:
                 features = part(features)
-            return head(features)
+            return last(features)
+
+    def states(self, images: Tensor) -> Tensor:
+        """What timm's `forward_features` gives: maps [B, C, H, W] or [B, H, W, C], or tokens [B, T, C]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
+            return cast(Tensor, self.network.forward_features(images * self.scale + self.shift))
+
+    def pool(self, states: Tensor, given: Tensor | None = None) -> Tensor:
+        """See `Tower.pool`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
+            return cast(Tensor, self.network.forward_head(states))
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """See `Tower.tokens`: a token for each place of the maps."""
+        if states.ndim == 3:
+            return states
+        return states.flatten(2).transpose(1, 2) if states.shape[1] == self.token_width else states.flatten(1, 2)
+
+    @torch.no_grad()
+    def keep_tokens(self) -> None:
+        """See `Tower.keep_tokens`."""
+        self.token_width = int(self.network.num_features)
+        mode = self.training
+        states = self.eval().states(self._sample())
+        self.train(mode)
+        if states.ndim not in (3, 4) or self.token_width not in (states.shape[1], states.shape[-1]):
+            raise InputError(
+                f"model.matching: {self.network.default_cfg['architecture']} gives neither maps nor tokens before it "
+                "pools; take another model.image.architecture, or model.matching.layers=0."
+            )
+        self.keeps_tokens = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, W]."""

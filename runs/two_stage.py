@@ -134,6 +134,7 @@ def second_scores(
     options, loader, test_set = stage.options, stage.test_set.loader, stage.test_set
     path = stage.checkpoint_of(fold)
     model, _ = load_scored(options, test_set.vocabulary, path, device, gate, fold)
+    model = model.reranker()
     features = list_features(model, options, test_set.annotations, test_set.vocabulary, test_views(options), device)
     images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)
     lists = shortlists(blocks, stage.top)

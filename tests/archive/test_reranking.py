@@ -19,6 +19,7 @@ from archive.searcher import Searcher
 from data.images import load_square
 from option import Options
 from tests.archives import Archive, Trained, make_trained
+from tests.tiny_bert import TINY_BERT
 from utils import InputError
 
 TOP = 7
@@ -28,6 +29,13 @@ TOP = 7
 def second(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
     """A model with a score for each pair."""
     return make_trained(tmp_path_factory.mktemp("amfmn"), tiny_options, "AMFMN")
+
+
+@pytest.fixture(scope="module")
+def matcher(tmp_path_factory: pytest.TempPathFactory, tiny_options: Callable[..., Options]) -> Trained:
+    """A dual encoder with a matching head."""
+    changes = {"text.encoder": TINY_BERT, "matching.layers": 1, "matching.width": 16, "matching.heads": 2}
+    return make_trained(tmp_path_factory.mktemp("dual"), tiny_options, "DualEncoder", changes)
 
 
 @pytest.fixture
@@ -47,7 +55,10 @@ def scores_by_hand(reranker: Reranker, sentence: str) -> dict[str, float]:
     return found
 
 
-def test_the_first_images_are_put_in_order(reranker: Reranker) -> None:
+@pytest.mark.parametrize("kind", ["second", "matcher"])
+def test_the_first_images_are_put_in_order(reranker: Reranker, kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    reranker = Reranker.open(reranker.searcher, str(model.options), model.checkpoint, TOP)
     question = Question(("red", "a pond"), without=("roof",))
     first = reranker.searcher.ask(question, TOP).hits
     red, pond, roof = (scores_by_hand(reranker, text) for text in ("red", "a pond", "roof"))

@@ -367,16 +367,26 @@ def test_what_a_build_does_not_show_decides_as_well(experiment: Experiment, tmp_
     assert not torch.allclose(found[0], found[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("layers", [0, 1])
 def test_a_run_that_reads_them_goes_on_as_it_would_have(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int
 ) -> None:
-    whole, parts = (["--path_opt", str(experiment(name=name)), "--folds", "0"] for name in ("whole", "parts"))
+    matching = {"layers": layers, "width": 16, "heads": 2}  # which reads tokens, and draws its negatives
+    whole, parts = (
+        ["--path_opt", str(experiment(name=name, model__matching=matching)), "--folds", "0"]
+        for name in ("whole", "parts")
+    )
     train_entry.main(whole)
     with asked_to_stop(monkeypatch, epoch, "optimiser_step", 2):
         train_entry.main(parts)
     train_entry.main(parts)
     one, other = (read_checkpoint(tmp_path / "checkpoint" / name / "0" / "last.pth") for name in ("whole", "parts"))
     assert_equal(comparable(one), comparable(other))
+    if layers:
+        test_entry.main([*whole, "--rerank-path_opt", whole[1], "--json", str(tmp_path / "found.json")])
+        found = json.loads((tmp_path / "found.json").read_text())
+        assert found["rows"]["fold 0"]["in_first_t2i"] == 100  # 12 images, all of them candidates
+        assert found["rows"]["fold 0"]["two_stage_mR"] != found["rows"]["fold 0"]["mR"]
 
 
 def test_check_says_how_large_they_will_be(
