@@ -142,12 +142,19 @@ def _log_epoch(row: dict[str, float], plan: Plan, is_best: bool) -> None:
 
 
 def evaluate(
-    model: RetrievalModel, loader: EvaluationLoader, device: torch.device, amp: str = "off"
+    model: RetrievalModel,
+    loader: EvaluationLoader,
+    device: torch.device,
+    amp: str = "off",
+    watch: Callable[[metrics.Blocks], metrics.Blocks] = lambda blocks: blocks,
 ) -> dict[str, float]:
-    """Retrieval scores of a data set, see `metrics.ranks.task_recalls`; every item is encoded once, pairs in blocks."""
+    """Retrieval scores of a data set, see `metrics.ranks.task_recalls`; every item is encoded once, pairs in blocks.
+
+    `watch` is given the scores of images and captions, and gives them back to be ranked.
+    """
     images, texts = encode(model, loader, device, amp)
     warn_of_collapse(images, texts)
-    blocks = score_source(model, images, texts, loader.caption_row)
+    blocks = watch(score_source(model, images, texts, loader.caption_row))
     return metrics.task_recalls(rank_tasks(model, loader, images, blocks, device, amp))
 
 

@@ -30,6 +30,7 @@ from pretraining.backbone import pretrain_backbone
 from pretraining.modalities import pretrain_modalities
 from pretraining.scenes import scene_task
 from pretraining.views import view_task
+from runs.trackers import require_trackers
 from runtime.devices import choose_device
 from runtime.distributed import refuse_torchrun
 from runtime.entry_point import run_entry_point
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         verdict = check_pretraining(given.path_opt, options, device, resume)
         print(f"{option.to_yaml(options, given=True)}\n{verdict}")
         return
+    require_trackers(options.logs.trackers)
     with stopped_at_once():
         if isinstance(options, BackboneOptions):
             make_task = scene_task if options.optim.task == "scenes" else view_task

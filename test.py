@@ -70,7 +70,6 @@ from reports.results import Scores, parameters_of, results_folder, summary, writ
 from reports.scenes import matrix_tables, scene_tables, scene_values
 from reports.tables import as_markdown
 from reports.two_stage import stage_tables, stage_values
-from runs.checkpoints import flat_options
 from runs.events import note_test
 from runs.features import list_features, test_views
 from runs.folders import best_checkpoint, experiment_folder, parse_folds
@@ -125,7 +124,7 @@ def test_on(given: argparse.Namespace, options: Options, typed: Sequence[str]) -
         folder = results_folder(options, next(iter(scores.origins.values())))
         write_results(folder, folds, result, shown, whole=given.folds is None)
         for fold in folds:
-            note_test(folder / str(fold), flat_options(option.dump(options)), scores.rows[f"fold {fold}"])
+            note_test(options, folder, fold, scores.rows[f"fold {fold}"])
         if given.folds is None:
             write_ranks(folder / "ranks.h5", test_set.annotations, options, scores.ranks)
     if given.json is not None:

@@ -33,6 +33,7 @@ from layers.packaged import count_line
 from option import Options
 from preflight import check_training
 from runs.checkpoints import ending_clearly
+from runs.examples import Examples
 from runs.features import list_features, quick_start, train_views
 from runs.fold import is_over, keeper_of, saved, validated, written
 from runs.folders import parse_folds, run_folder
@@ -43,6 +44,7 @@ from runs.models import plan_of, refuse_ranks, start_model, start_state
 from runs.ranges import with_range_of_run
 from runs.resume import begun_run, carry_on, own_random_states
 from runs.sets import with_joined
+from runs.trackers import require_trackers
 from runtime.devices import choose_device
 from runtime.distributed import ALONE, World, refuse_torchrun, session
 from runtime.entry_point import run_entry_point
@@ -81,6 +83,7 @@ def train_folds(given: argparse.Namespace, world: World, device: torch.device) -
     """Train the folds that the arguments of `main` choose."""
     options = option.load_options(given.path_opt, given.set)
     folds = parse_folds(given.folds, options.k_fold.nums)
+    require_trackers(options.logs.trackers)
     refuse_ranks(options, world, device)
     vocabulary = read_vocabulary(options)
     with world.in_turn():
@@ -162,7 +165,10 @@ def train_fold(
     with ending_clearly(folder), written(options, folder, state, len(loader), device, world) as writer:
         if world.leads:
             keeper.settle(state, begun)
-        validate = partial(validated, state, validation, device, options.optim.amp, world)
+        examples = Examples.of(options, fold, val, validation)
+        validate = partial(
+            validated, state, validation, device, options.optim.amp, world, examples, len(loader), writer
+        )
         chance = chance_of(validation)[model.selected_by]
         plan = plan_of(options.optim, options.logs, model.selected_by, chance)
         fit(state, loader, losses, validate, plan, device, writer, partial(saved, keeper, world), world)

@@ -49,6 +49,8 @@ def _allowed(kind: Any, constraints: Sequence[Any]) -> str:
         return _allowed(inner[0], inner[1:])
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
+    if origin is list and get_origin(inner[0]) is Literal:
+        return f"a list of {', '.join(map(str, get_args(inner[0])))}"
     if origin is dict and inner[0] is str:
         return f"names, each with {_allowed(inner[1], ())}"
     if origin is dict:

@@ -35,7 +35,7 @@ FolderName = Annotated[str, AfterValidator(_plain_folder_name)]
 
 
 class Logs(Parameters):
-    """Block `logs`: how often to report, and where runs are kept."""
+    """Block `logs`: how often to report and to whom, and where runs are kept."""
 
     eval_step: int = Field(
         default=1, ge=1, le=MOST_EPOCHS, description="epochs from one validation to the next [epochs]"
@@ -52,6 +52,25 @@ class Logs(Parameters):
     )
     ckpt_save_path: GivenPath = Field(
         default=Path("checkpoint"), description="folder of all runs: <ckpt_save_path>/<experiment_name>/<fold>"
+    )
+    trackers: list[Literal["mlflow", "wandb"]] = Field(
+        default=[],
+        description="trackers that get what TensorBoard gets, offline (extras mlflow, wandb; docs/trackers.md)",
+    )
+    group: FolderName | None = Field(
+        default=None, description="experiment of MLflow, group of wandb, that runs belong to; null: experiment_name"
+    )
+
+
+class ExperimentLogs(Logs):
+    """Block `logs` of an experiment."""
+
+    examples: int = Field(
+        default=4,
+        ge=0,
+        le=64,
+        description="captions of val, always the same, whose searches are drawn at each validation, and those of their "
+        "images; 0: none [captions]",
     )
 
 
@@ -108,7 +127,7 @@ class Options(Parameters):
     optim: Annotated[SerializeAsAny[Optim], BeforeValidator(_with_losses)] = Field(
         default_factory=lambda: Optim.whole()(), description="loss, optimiser and schedule"
     )
-    logs: Logs = Field(default_factory=Logs, description="reports and folders")
+    logs: ExperimentLogs = Field(default_factory=ExperimentLogs, description="reports and folders")
     k_fold: KFold = Field(description="the experiment's name and its folds")
     rerank: Rerank = Field(default_factory=Rerank, description="constants of test.py --rerank")
 

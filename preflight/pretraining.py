@@ -27,6 +27,7 @@ from pretraining.unpaired_sources import find_sources
 from pretraining.views import ViewMatcher, list_names
 from runs.loaders import read_vocabulary
 from runs.resume import begun_run
+from runs.trackers import require_trackers
 
 
 def check_pretraining(
@@ -53,6 +54,7 @@ def check_pretraining(
         data, stores, model = _check_modalities(found, options)
     folder = Path(options.logs.ckpt_save_path) / options.logs.experiment_name
     begun = found.attempt("Earlier runs", partial(begun_run, folder, options, resume, "logs.experiment_name"))
+    found.attempt("Trackers", partial(require_trackers, options.logs.trackers))
     memory, on_disk = check_memory(found, options.dataset, stores, device)
     last, best = (0, 0) if model is None else checkpoint_bytes(model, averaged=False)
     output = check_output(found, folder, on_disk + last + (0 if begun else last + 2 * best))

@@ -36,6 +36,7 @@ from runs.media import audio_folder_of, regions_of
 from runs.provenance import check_data_set
 from runs.resume import begun_run
 from runs.sets import describe_sets, joined_sets, with_joined
+from runs.trackers import require_trackers
 from runtime.machine import free_bytes, in_words
 from utils import Gate
 from vocab import Vocabulary
@@ -87,6 +88,7 @@ def check_training(
         train, _ = splits[0]
         found.attempt("Sets", partial(repeats_of, dataset.weights, train))
         found.attempt("Losses", lambda: build_objective(options.optim).prepare(train))
+    found.attempt("Trackers", partial(require_trackers, options.logs.trackers))
     data = found.attempt("Scene classes", partial(_describe_data, lists))
     model = None if vocabulary is None else _check_weights(found, options, vocabulary, folds, resume, gate)
     room = _check_room(found, options, lists, model, folds, device)

@@ -1,125 +1,108 @@
-"""Curves and tables beside a run's weights: what can't be written is said once, and the training goes on."""
+"""What a run notes for those who watch it: one log, kept by TensorBoard and by the trackers of `logs.trackers`."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Protocol
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from PIL import Image
 
-from utils import logger, system_error, write_text_atomic
+import option
+from option import Options
+from option.pretraining import PretrainingOptions
+from runs.checkpoints import flat_options
+from runs.folders import experiment_folder, run_folder
+from runs.tensorboard import TensorBoard, note_hparams
+from runs.trackers import Background, backgrounds
+from utils import logger, write_text_atomic
 
-EVENTS = "events.out.tfevents."
-"""How the names of TensorBoard's files begin; the second of their start follows, in ten digits."""
+
+class Sink(Protocol):
+    """What keeps a log. A fault of it is said once and raised nowhere."""
+
+    def open(self) -> None:
+        """Begin, or go on with what was begun."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Record one number."""
+
+    def add_text(self, tag: str, text: str) -> None:
+        """Record a text."""
+
+    def add_image(self, tag: str, image: Image.Image, global_step: int) -> None:
+        """Record an RGB image."""
+
+    def flush(self) -> None:
+        """Write out what was recorded."""
+
+    def close(self, failed: bool) -> None:
+        """End."""
 
 
 class EventLog:
-    """TensorBoard's events of a run, kept while its context is open; a full disk ends the events, not the run."""
+    """The log of a run, kept while its context is open; not opened, it keeps nothing."""
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        """Prepare the events of a run's folder; those of earlier runs from `purge_step` on are not shown."""
-        self.folder = folder
-        self.purge_step = purge_step
-        self._writer: SummaryWriter | None = None
-        self._hook = threading.excepthook
+    def __init__(self, folder: Path, purge_step: int, trackers: Sequence[Background] = ()) -> None:
+        """Prepare the log of a run's folder; in TensorBoard earlier events from `purge_step` on are not shown."""
+        self._sinks: tuple[Sink, ...] = (TensorBoard(folder, purge_step), *trackers)
+        self._opened: tuple[Sink, ...] = ()
 
     def __enter__(self) -> EventLog:
-        """Open the file, and keep the writer's thread from printing a traceback of its own."""
-        self._hook, threading.excepthook = threading.excepthook, self._quiet
-        try:
-            date_back(self.folder, int(time.time()))
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        except Exception as fault:
-            self._give_up(fault)
+        """Open all that keep it."""
+        self._opened = self._sinks
+        for sink in self._opened:
+            sink.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what is left."""
-        self._guarded(SummaryWriter.close)
-        threading.excepthook = self._hook
+        for sink in self._opened:
+            sink.close(failed=fault is not None)
+        self._opened = ()
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         """Record one number."""
-        self._guarded(lambda writer: writer.add_scalar(tag, scalar_value, global_step))
+        for sink in self._opened:
+            sink.add_scalar(tag, scalar_value, global_step)
 
     def add_text(self, tag: str, text: str) -> None:
         """Record a text, shown as it is."""
-        shown = "".join(f"    {line}\n" for line in text.splitlines())  # Markdown's form of text that keeps its lines
-        self._guarded(lambda writer: writer.add_text(tag, shown))
+        for sink in self._opened:
+            sink.add_text(tag, text)
+
+    def add_image(self, tag: str, image: Image.Image, global_step: int) -> None:
+        """Record an RGB image."""
+        for sink in self._opened:
+            sink.add_image(tag, image, global_step)
 
     def flush(self) -> None:
         """Write out what was recorded."""
-        self._guarded(SummaryWriter.flush)
-
-    def _guarded(self, work: Callable[[SummaryWriter], Any]) -> None:
-        if self._writer is None:
-            return
-        try:
-            work(self._writer)
-        except Exception as fault:
-            self._give_up(fault)
-
-    def _give_up(self, fault: Exception) -> None:
-        error = system_error(fault)
-        if error is None:
-            raise fault
-        self._writer = None
-        logger.warning(
-            "%s: TensorBoard's events can't be written any more (%s); the training goes on, and history.csv keeps its "
-            "figures.",
-            self.folder,
-            error.strerror,
-        )
-
-    def _quiet(self, thrown: threading.ExceptHookArgs) -> None:
-        if thrown.exc_value is None or system_error(thrown.exc_value) is None:
-            self._hook(thrown)
+        for sink in self._opened:
+            sink.flush()
 
 
-def date_back(folder: Path, now: int) -> None:
-    """Let the events of a folder be older than `now`, seconds since 1970, in the order that they have.
+def event_log(options: Options | PretrainingOptions, folder: Path, purge_step: int) -> EventLog:
+    """The log of a training or pretraining in its folder, for the trackers that its options name, too."""
+    return EventLog(folder, purge_step, backgrounds(options.logs, folder, flat_options(option.dump(options))))
 
-    TensorBoard reads files by the time in their names, and what is purged is what it has read before: if the clock was
-    set back, or a run went on within a second, an earlier file would come last and purge the later epochs.
+
+def note_test(options: Options, results: Path, fold: int, scores: Mapping[str, float]) -> None:
+    """Show a fold's test scores, in percent, beside its options: in TensorBoard's table of hparams and in trackers.
+
+    Trackers name what the scores are of, where `results` is not the folder of the experiment but one in it.
     """
-    latest = now
-    for path in sorted(folder.glob(f"{EVENTS}*"), reverse=True):
-        written, _, rest = path.name.removeprefix(EVENTS).partition(".")
-        if not written.isdecimal():
-            continue
-        latest = min(int(written), latest - 1)
-        if latest < int(written):
-            path.rename(path.with_name(f"{EVENTS}{latest:010}.{rest}"))
-
-
-def note_test(folder: Path, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
-    """Let TensorBoard's table of hparams show the options and test scores of a run, in place of an earlier test's.
-
-    Args:
-        folder: of the run.
-        options: by dotted key.
-        scores: in percent.
-    """
-    place = folder / "hparams"
-    named = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in options.items()}
-    metrics = {f"test/{name}": value for name, value in scores.items()}
-    try:
-        for earlier in place.glob(f"{EVENTS}*"):
-            earlier.unlink()
-        with SummaryWriter(str(place)) as writer:
-            for summary in hparams(named, metrics):
-                writer._get_file_writer().add_summary(summary)
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, 0)
-    except OSError as fault:
-        logger.warning("%s can't be written (%s); test.json holds the scores.", place, fault.strerror)
+    flat = flat_options(option.dump(options))
+    note_hparams(results / str(fold), flat, {f"test/{name}": value for name, value in scores.items()})
+    kind = "/".join(["test", *results.relative_to(experiment_folder(options)).parts])
+    named = {f"{kind}/{name}": value for name, value in scores.items()}
+    for tracker in backgrounds(options.logs, run_folder(options, fold), flat):
+        tracker.open()
+        tracker.add_scores(named)
+        tracker.close(failed=False)
 
 
 def write_table(path: Path, text: str) -> None:

@@ -15,8 +15,9 @@ from dataloader import EvaluationLoader
 from engine import evaluate
 from layers.base import RetrievalModel
 from option import Options
-from option.parameters import Parameters
-from runs.events import EventLog
+from option.pretraining import PretrainingOptions
+from runs.events import EventLog, event_log
+from runs.examples import Examples
 from runs.folders import best_checkpoint, run_folder
 from runs.provenance import LIST_DIGEST, train_digest
 from runs.record import recorded
@@ -44,10 +45,15 @@ def keeper_of(options: Options, fold: int, vocabulary: Vocabulary, state: Traini
 
 @contextmanager
 def written(
-    options: Parameters, folder: Path, state: TrainingState, batches: int, device: torch.device, world: World
+    options: Options | PretrainingOptions,
+    folder: Path,
+    state: TrainingState,
+    batches: int,
+    device: torch.device,
+    world: World,
 ) -> Iterator[EventLog]:
     """What a run leaves besides its checkpoints: its options, a record of it, and the events, to be written to."""
-    events = EventLog(folder, state.epoch * batches + state.batch + 1)
+    events = event_log(options, folder, state.epoch * batches + state.batch + 1)
     if not world.leads:
         yield events  # not opened, it keeps none
         return
@@ -59,11 +65,21 @@ def written(
 
 
 def validated(
-    state: TrainingState, loader: EvaluationLoader, device: torch.device, amp: str, world: World
+    state: TrainingState,
+    loader: EvaluationLoader,
+    device: torch.device,
+    amp: str,
+    world: World,
+    examples: Examples,
+    batches: int,
+    events: EventLog,
 ) -> dict[str, float]:
-    """The scores of val, the same on all ranks."""
+    """The scores of val, the same on all ranks, at the end of an epoch of some batches; examples go to the log."""
     world.share_buffers(state.scored)
-    return world.agree(evaluate(cast(RetrievalModel, state.scored), loader, device, amp))
+    scores = evaluate(cast(RetrievalModel, state.scored), loader, device, amp, examples.watch)
+    if world.leads and len(examples.captions):
+        events.add_image("val/examples", examples.sheet(), (state.epoch + 1) * batches)
+    return world.agree(scores)
 
 
 def saved(keeper: Keeper, world: World, state: TrainingState, is_best: bool) -> None:

@@ -106,7 +106,8 @@ def _settings(plan: Plan, values: Mapping[str, Any]) -> list[str]:
 def _score(plan: Plan, out: Path, values: Mapping[str, Any], train: Train) -> float:
     """The best val score of a training with these values; of one that was begun, it goes on."""
     name = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-    settings = [*_settings(plan, values), f"logs.ckpt_save_path={out}", f"k_fold.experiment_name={name}"]
+    place = [f"logs.ckpt_save_path={out}", f"logs.group={out.resolve().name}", f"k_fold.experiment_name={name}"]
+    settings = [*_settings(plan, values), *place]
     options = option.load_options(plan.path_opt, settings)
     logger.info("Trial %s: %s", name, ", ".join(f"{key} {value}" for key, value in values.items()))
     status = train(["--path_opt", str(plan.path_opt), "--folds", str(plan.fold), "--set", *settings])

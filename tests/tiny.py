@@ -82,7 +82,7 @@ def write_experiment(folder: Path, data: Path, **optim: object) -> Path:
                     "workers": 0,
                 },
                 "optim": {"epochs": 2, "lr": 1e-3, **optim},
-                "logs": {"ckpt_save_path": str(folder / "checkpoint")},
+                "logs": {"ckpt_save_path": str(folder / "checkpoint"), "examples": 1},
                 "k_fold": {"experiment_name": "tiny", "nums": 2},
             }
         )

@@ -22,7 +22,7 @@ from option.fields import allowed, leaves
 from option.optim import Optim
 from option.parameters import ModelBlock, ModelParameters, Parameters
 from option.pretraining import BackboneOptions, ModalityOptions
-from option.schema import KFold, Logs, Options, Rerank
+from option.schema import ExperimentLogs, KFold, Options, Rerank
 from option.unread import PUBLISHED_KEYS, blocks_of, published_keys
 from tests import ROOT
 from utils import InputError
@@ -223,7 +223,7 @@ class TestPublished:
 BLOCKS: dict[str, type[Parameters]] = {
     "dataset": Dataset,
     "optim": Optim,
-    "logs": Logs,
+    "logs": ExperimentLogs,
     "k_fold": KFold,
     "rerank": Rerank,
 }

@@ -146,11 +146,12 @@ def arguments(path: Path, name: str, *overrides: str) -> list[str]:
     return ["--path_opt", str(path), "--folds", "0", "--set", *given]
 
 
-def points(run: Path) -> set[tuple[str, int, float]]:
+def points(run: Path) -> set[tuple[str, int, float | bytes]]:
     events = EventAccumulator(str(run))
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag.split("/")[1] not in TIMED]
-    return {(tag, event.step, event.value) for tag in tags for event in events.Scalars(tag)}
+    drawn = {("val/examples", event.step, event.encoded_image_string) for event in events.Images("val/examples")}
+    return drawn | {(tag, event.step, event.value) for tag in tags for event in events.Scalars(tag)}
 
 
 def test_sigterm_saves_the_step_and_the_same_command_goes_on(

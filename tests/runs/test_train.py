@@ -19,10 +19,10 @@ import train as train_entry
 from engine import encode
 from metrics import rank, recalls
 from runs.checkpoints import FORMAT
-from runs.events import note_test
 from runs.folders import best_checkpoint
 from runs.record import read_record
 from runs.scoring import load_scored, open_test_set
+from runs.tensorboard import note_hparams
 from runtime.weights import read_checkpoint
 from tests import ROOT, reference_inputs
 from tests.tiny import make_precomp, write_experiment
@@ -77,6 +77,7 @@ def test_tensorboard_has_losses_rates_and_recalls(trained: Path) -> None:
     assert {"train/loss", "train/image_to_text", "train/text_to_image", "train/lr"} <= tags
     assert {"train/images_per_second", "train/data_wait_share", "val/mR", "val/i2t_R@1", "val/t2i_R@10"} <= tags
     assert [event.step for event in events.Scalars("val/mR")] == [5, 10]  # 5 steps an epoch
+    assert [event.step for event in events.Images("val/examples")] == [5, 10]
     (text,) = events.Tensors("options/text_summary")
     assert b"experiment_name: tiny" in text.tensor_proto.string_val[0]
 
@@ -85,13 +86,13 @@ def test_hparams_have_options_and_scores_of_the_last_test(tmp_path: Path) -> Non
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for score in (10.0, 20.0):
-        note_test(tmp_path, {"optim.lr": 0.1, "optim.loss": "triplet", "optim.resume": None}, {"mR": score})
+        note_hparams(tmp_path, {"optim.lr": 0.1, "optim.loss": "triplet", "optim.resume": None}, {"test/mR": score})
     events = EventAccumulator(str(tmp_path / "hparams"))
     events.Reload()
     assert [event.value for event in events.Scalars("test/mR")] == [20.0]
     assert "_hparams_/session_start_info" in events.summary_metadata
     (tmp_path / "a").write_text("in the way")
-    note_test(tmp_path / "a", {}, {"mR": 1.0})  # warns, and goes on
+    note_hparams(tmp_path / "a", {}, {"test/mR": 1.0})  # warns, and goes on
 
 
 def scores_of(trained: Path, fold: int) -> Tensor:
