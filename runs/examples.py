@@ -55,7 +55,9 @@ class Examples:
             return blocks
 
         def passing() -> Iterator[Tensor]:
-            by_caption, by_image, start = [], {}, 0
+            by_caption: list[Tensor] = []
+            by_image: dict[int, Tensor] = {}
+            start = 0
             for block in blocks():
                 by_caption.append(block[:, self.captions.to(block.device)].cpu())
                 rows = {image: image - start for image in self.images.tolist()}

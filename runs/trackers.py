@@ -91,16 +91,24 @@ class MLflow:
         uri, root = os.environ.get("MLFLOW_TRACKING_URI"), run.root.resolve()
         self._client = tracking.MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
         self._metrics: list[Any] = []
-        experiment = self._client.get_experiment_by_name(run.group)
-        if experiment is None:
-            artifacts = None if uri else (root / "mlflow").as_uri()
-            experiment = self._client.get_experiment(self._client.create_experiment(run.group, artifacts))
-        place = experiment.experiment_id
+        place = self._experiment(run.group, None if uri else (root / "mlflow").as_uri())
         known = [] if begun is None else self._client.search_runs([place], f"attributes.run_id = '{begun}'")
         found = known[0] if known else self._client.create_run(place, run_name=run.name)
         self.id: str = found.info.run_id
         self._client.update_run(self.id, status="RUNNING")
         self._add_options(run.options)
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        """The experiment of a name, made where there is none."""
+        known = self._client.get_experiment_by_name(name)
+        if known is None:
+            try:
+                return str(self._client.create_experiment(name, artifacts))
+            except Exception:  # a training beside this one may have made it just now
+                known = self._client.get_experiment_by_name(name)
+                if known is None:
+                    raise
+        return str(known.experiment_id)
 
     def _add_options(self, options: Mapping[str, Any]) -> None:
         """Give the options as parameters, which MLflow never lets change: those of a resumed run stay."""

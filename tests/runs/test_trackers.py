@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import option
+import pretrain as pretrain_entry
 import test as test_entry
 import train as train_entry
 from option.schema import Logs
@@ -39,6 +40,7 @@ class FakeMLflow(ModuleType):
     def __init__(self) -> None:
         super().__init__("mlflow")
         self.uris: list[str] = []
+        self.made_meanwhile = False
         self.experiments: dict[str, str | None] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.tracking = SimpleNamespace(MlflowClient=self.client)
@@ -53,9 +55,10 @@ class FakeMLflow(ModuleType):
     def get_experiment_by_name(self, name: str) -> Any:
         return SimpleNamespace(experiment_id=name) if name in self.experiments else None
 
-    get_experiment = get_experiment_by_name
-
     def create_experiment(self, name: str, artifacts: str | None) -> str:
+        if self.made_meanwhile:
+            self.experiments[name] = artifacts
+        assert name not in self.experiments
         self.experiments[name] = artifacts
         return name
 
@@ -207,6 +210,14 @@ def test_a_run_goes_on_in_the_same_run(tmp_path: Path, packages: tuple[FakeMLflo
     assert list(mlflow.runs) == ["run0", "run1"]
 
 
+def test_trainings_that_begin_an_experiment_together(tmp_path: Path, packages: tuple[FakeMLflow, FakeWandb]) -> None:
+    mlflow = packages[0]
+    mlflow.made_meanwhile = True
+    note(log_of(tmp_path, "mlflow"), 1)
+    assert mlflow.runs["run0"]["experiment"] == "ucm"
+    assert mlflow.runs["run0"]["status"] == "FINISHED"
+
+
 def test_training_and_test_tell_the_trackers(
     tmp_path: Path, packages: tuple[FakeMLflow, FakeWandb], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +254,8 @@ def test_a_missing_package_is_named_before_any_work(
     with pytest.raises(InputError, match=said):
         train_entry.main(["--path_opt", str(path), "--set", *settings])
     assert not (tmp_path / "checkpoint").exists()
+    with pytest.raises(InputError, match=said):
+        pretrain_entry.main(["--path_opt", "option/UCM_MCRN_PRETRAIN.yaml", "--set", *settings])
     use_small_model(monkeypatch)
     options = option.load_options(str(path), settings)
     with pytest.raises(InputError, match=rf"Trackers\n  1\. {said}"):
@@ -291,7 +304,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(
     released = threading.Event()
     for notes, why in ((3, "not finished after 0.05 seconds"), (30, "20 notes wait for it")):
         caplog.clear()
-        tracker = Background("run: mlflow", lambda: Broken("add_scalar", released.wait))  # type: ignore[arg-type]
+        tracker = Background("run: mlflow", lambda: Broken("add_scalar", released.wait))  # type: ignore[return-value]
         began = time.perf_counter()
         tracker.open()
         for step in range(notes):
