@@ -187,8 +187,9 @@ def recompute(network: Any) -> None:
 
     Not the re-entrant way, the default of version 4: behind frozen embeddings it gives adapters no gradient.
     """
-    old = getattr(network, "gradient_checkpointing_enable", None)  # transformers 5 has another name for it
-    (getattr(network, "activation_checkpointing_enable", None) or old)({"use_reentrant": False})
+    names = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # of transformers 5, and before
+    enable = getattr(network, next(name for name in names if hasattr(network, name)))
+    enable({"use_reentrant": False})
 
 
 def _layer_list(network: nn.Module) -> Sequence[nn.Module]:
