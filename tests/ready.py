@@ -102,7 +102,7 @@ def make_tuned(
                 change = torch.randn(len(parameter), 2) @ torch.randn(2, parameter.shape[1])
             if id(parameter) in tables:
                 change[:5] = change[9:] = 0
-            parameter.add_(0.3 * parameter.std() * change)
+            parameter.add_(0.3 * (parameter.std() or 0.5) * change)  # half of an adapter starts as zeros
     state = {"model": model.state_dict(), "vocabulary": vocabulary.digest, "epoch": 3, "fold": 0}
     save_checkpoint(folder / "best.pth.tar", state, options)
     (folder / "tiny.yaml").write_text(option.to_yaml(options))
