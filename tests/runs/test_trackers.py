@@ -302,9 +302,10 @@ def test_a_tracker_that_hangs_holds_nothing_up(
     monkeypatch.setattr(trackers, "PATIENCE", 0.05)
     monkeypatch.setattr(trackers, "MOST_WAITING", 20)
     released = threading.Event()
+    hanging: Any = Broken("add_scalar", released.wait)
     for notes, why in ((3, "not finished after 0.05 seconds"), (30, "20 notes wait for it")):
         caplog.clear()
-        tracker = Background("run: mlflow", lambda: Broken("add_scalar", released.wait))  # type: ignore[return-value]
+        tracker = Background("run: mlflow", lambda: hanging)
         began = time.perf_counter()
         tracker.open()
         for step in range(notes):
