@@ -15,7 +15,7 @@ from option.pretraining import PretrainingOptions
 from runs.checkpoints import flat_options
 from runs.folders import experiment_folder, run_folder
 from runs.tensorboard import TensorBoard, note_hparams
-from runs.trackers import Background, backgrounds
+from runs.trackers import LONG_PATIENCE, Background, backgrounds
 from utils import logger, write_text_atomic
 
 
@@ -102,7 +102,7 @@ def note_test(options: Options, results: Path, fold: int, scores: Mapping[str, f
     for tracker in backgrounds(options.logs, run_folder(options, fold), flat):
         tracker.open()
         tracker.add_scores(named)
-        tracker.close(failed=False)
+        tracker.close(failed=False, patience=LONG_PATIENCE)
 
 
 def write_table(path: Path, text: str) -> None:

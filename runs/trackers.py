@@ -29,6 +29,8 @@ MOST_WAITING = 10_000
 """Notes that wait for a tracker before it counts as stuck."""
 PATIENCE = 60
 """Seconds that the end of a run waits for a tracker."""
+LONG_PATIENCE = 600
+"""Seconds that test.py waits for one, which has only just begun to import its package."""
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # offline is offline
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -231,14 +233,15 @@ class Background:
     def flush(self) -> None:
         """The thread hands over what it has; nobody waits for it."""
 
-    def close(self, failed: bool) -> None:
-        """End the run, for which it has `PATIENCE` seconds."""
+    def close(self, failed: bool, patience: float | None = None) -> None:
+        """End the run, for which it has some seconds, by default `PATIENCE`."""
+        patience = PATIENCE if patience is None else patience
         self._put(lambda tracker: tracker.flush())
         self._put(lambda tracker: tracker.close(failed))
         self._put(None)
-        self._thread.join(PATIENCE)
+        self._thread.join(patience)
         if self._thread.is_alive():
-            self._give_up(f"not finished after {PATIENCE} seconds")
+            self._give_up(f"not finished after {patience:g} seconds")
 
     def _put(self, work: Callable[[Tracker], None] | None) -> None:
         if self._given_up:

@@ -228,6 +228,7 @@ def test_training_and_test_tell_the_trackers(
     use_small_model(monkeypatch)
     arguments = ["--path_opt", str(path), "--folds", "1", "--set", "logs.trackers=[mlflow, wandb]"]
     train_entry.main(arguments)
+    monkeypatch.setattr(trackers, "PATIENCE", 0)  # which is not what a test has
     test_entry.main(arguments)
     assert mlflow.uris == ["http://here"] * 2
     assert mlflow.experiments == {"tiny": None}
