@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from uuid import uuid4
 from PIL import Image
 
 from option.schema import Logs
+from runtime.locks import waiting_lock
 from runtime.untrusted import parse_json, read_bytes
 from utils import as_json, first_line, import_extra, logger, write_text_atomic
 
@@ -91,9 +93,11 @@ class MLflow:
         """Begin the run, or go on with the one named `begun`."""
         tracking = import_tracker("mlflow").tracking
         uri, root = os.environ.get("MLFLOW_TRACKING_URI"), run.root.resolve()
-        self._client = tracking.MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
         self._metrics: list[Any] = []
-        place = self._experiment(run.group, None if uri else (root / "mlflow").as_uri())
+        # Two processes that made the tables of one database together would break it.
+        with nullcontext() if uri else waiting_lock(root / "mlflow.db"):
+            self._client = tracking.MlflowClient(uri or f"sqlite:///{root / 'mlflow.db'}")
+            place = self._experiment(run.group, None if uri else (root / "mlflow").as_uri())
         known = [] if begun is None else self._client.search_runs([place], f"attributes.run_id = '{begun}'")
         found = known[0] if known else self._client.create_run(place, run_name=run.name)
         self.id: str = found.info.run_id

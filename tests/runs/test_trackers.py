@@ -25,6 +25,7 @@ from preflight import check_training
 from runs import trackers
 from runs.events import EventLog
 from runs.trackers import Background, Tracker, backgrounds, require_trackers
+from runtime.locks import LOCK
 from tests.portable import skip_without
 from tests.small_model import use_small_model
 from tests.tiny import make_precomp, write_experiment
@@ -41,6 +42,7 @@ class FakeMLflow(ModuleType):
         super().__init__("mlflow")
         self.uris: list[str] = []
         self.made_meanwhile = False
+        self.locked: list[bool] = []
         self.experiments: dict[str, str | None] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.tracking = SimpleNamespace(MlflowClient=self.client)
@@ -50,6 +52,8 @@ class FakeMLflow(ModuleType):
 
     def client(self, uri: str) -> FakeMLflow:
         self.uris.append(uri)
+        file = Path(uri.removeprefix("sqlite:///"))
+        self.locked.append(uri != str(file) and file.with_name(f".{file.name}{LOCK}").exists())
         return self
 
     def get_experiment_by_name(self, name: str) -> Any:
@@ -165,6 +169,7 @@ def test_names_and_steps_are_the_same_everywhere(tmp_path: Path, packages: tuple
     mlflow, wandb = packages
     assert mlflow.uris == [f"sqlite:///{tmp_path / 'mlflow.db'}"]
     assert mlflow.experiments == {"ucm": (tmp_path / "mlflow").as_uri()}
+    assert mlflow.locked == [True]
     assert mlflow.runs == {
         "run0": {
             "experiment": "ucm",
