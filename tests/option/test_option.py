@@ -477,10 +477,10 @@ class TestFaults:
                 "model.fusion.mca_FFSIZE: unknown key, given '3'; did you mean model.fusion.mca_FF_SIZE?",
             ),
             (
-                "logs.colour",
+                "logs.why",
                 "red",
-                "logs.colour: unknown key, given 'red'; known there: eval_step, print_freq, save_minutes, "
-                "ckpt_save_path",
+                "logs.why: unknown key, given 'red'; known there: eval_step, print_freq, save_minutes, "
+                "ckpt_save_path, trackers, group, examples",
             ),
             (
                 "colour",
@@ -491,7 +491,7 @@ class TestFaults:
                 "logs",
                 "3",
                 "logs: given '3'; allowed: a block of keys: logs.eval_step, logs.print_freq, logs.save_minutes, "
-                "logs.ckpt_save_path",
+                "logs.ckpt_save_path, logs.trackers, logs.group, logs.examples",
             ),
             ("model.fusion", "3", "model.fusion: given '3'; allowed: a block of keys: none of this model"),
             (
@@ -523,7 +523,9 @@ class TestFaults:
     def test_missing_keys_say_what_they_are_for(self) -> None:
         assert faults_of("optim: {epochs: 3}")[1:] == [
             f"model.name: missing; allowed: one of {', '.join(sorted(registry.registered()))}",
-            "dataset.data_path: missing; needed: folder of the caption and file-name lists (a path)",
+            "dataset.data_path: missing; needed: folder of the caption and file-name lists; or of several sets to "
+            "train on, such as `[data/a, {path: data/b, weight: 2}]`: data/README.md (a path or a list, each a block "
+            "of keys: path, weight, image_path)",
             "dataset.vocab_path: missing; needed: vocabulary JSON, made by `python -m vocab`; CLIP brings its own and "
             "reads none (a path)",
             "k_fold.experiment_name: missing; needed: name of the experiment's folder below logs.ckpt_save_path (text)",
