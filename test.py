@@ -55,6 +55,8 @@ if __name__ == "__main__":
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -107,83 +109,109 @@ def test_on(given: argparse.Namespace, options: Options, typed: Sequence[str]) -
     test_set = open_test_set(options, device, next(iter(checkpoints.values())))
     task = open_scene_task(test_set, device) if given.scenes else None
     stage = _second_stage(given, test_set, folds, device)
-    report, scores, gate = Report(test_set), Scores(), Gate(given.force)
+    test = Test(given, test_set, task, stage, device, Gate(given.force), Scores(), Report(test_set))
     for label, path in checkpoints.items():
-        score_checkpoint(given, test_set, task, stage, label, path, device, gate, scores, report)
-    result = summary(test_set, scores, device, given.rerank, given.checkpoint, gate.passed)
-    tables = result.pop("tables")
-    if task is not None:
-        result["scenes"] = scene_values(task, scores.confusions)
-        tables += scene_tables(task, scores.confusions)
-    if stage is not None:
-        result["two_stage"] = stage_values(stage, scores.costs)
-        tables += stage_tables(stage, options.model.name, scores.rows, scores.costs)
-    shown = as_markdown(tables)
-    print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
-    if given.checkpoint is None:
+        test.score(label, path)
+    test.write(folds, shlex.join(["python", "test.py", *typed]))
+
+
+@dataclass(frozen=True)
+class Test:
+    """What is asked of each checkpoint, and what was found so far.
+
+    Attributes:
+        given: the command line.
+        test_set: what is scored on.
+        task: the scene classes to tell apart, where that was asked for.
+        stage: the second model, where there is one.
+        device: where models compute.
+        gate: whether the user insists on a mismatch.
+        scores: of the checkpoints so far.
+        report: the page about them.
+    """
+
+    given: argparse.Namespace
+    test_set: TestSet
+    task: SceneTask | None
+    stage: SecondStage | None
+    device: torch.device
+    gate: Gate
+    scores: Scores
+    report: Report
+
+    def score(self, label: str, path: Path) -> None:
+        """Score one checkpoint; where a page is to be written, it takes it in."""
+        given, test_set, device, scores = self.given, self.test_set, self.device, self.scores
+        options, loader = test_set.options, test_set.loader
+        fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
+        model, content = load_scored(options, test_set.vocabulary, path, device, self.gate, fold)
+        scores.parameters, scores.adapters = parameters_of(model), count_line(model)
+        views = test_views(options)
+        features = list_features(model, options, test_set.annotations, test_set.vocabulary, views, device)
+        images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)
+        blocks = score_source(model, images, texts, loader.caption_row)
+        tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
+        scores.rows[label] = metrics.task_recalls(tasks)
+        scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
+        if self.stage is not None:
+            found, second = second_scores(self.stage, fold, blocks, tasks[0], device, self.gate)
+            scores.rows[label] |= found
+            scores.costs[label] = first_costs(model, test_set, images, texts, self.stage.top, device), second
+        if self.task is not None:
+            scores.confusions[label] = scene_confusions(model, self.task, test_set, images, device)
+        if given.ensemble:
+            scores.blocks[label] = blocks
+        scores.ranks[label] = tasks[0]
+        scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options", SETS) if key in content}
+        if (reached := unfinished(path.parent)) is not None:
+            logger.warning("%s: the training is unfinished, after %s.", path, reached)
+            scores.unfinished[label] = reached
+        if given.export is not None:
+            captions = texts.cpu()[loader.caption_row]  # [M, D]
+            group = label if given.checkpoint is None else "checkpoint"
+            scores.embeddings[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
+        if given.report is not None:
+            self.report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
+
+    def write(self, folds: Sequence[int], typed: str) -> None:
+        """Print the tables and write all that was asked for; `typed` is the command."""
+        given, test_set, scores = self.given, self.test_set, self.scores
+        options = test_set.options
+        result = summary(test_set, scores, self.device, given.rerank, given.checkpoint, self.gate.passed)
+        tables, matrices = result.pop("tables"), []
+        if self.task is not None:
+            result["scenes"] = scene_values(self.task, scores.confusions)
+            tables += scene_tables(self.task, scores.confusions)
+            matrices = matrix_tables(self.task, scores.confusions)
+        if self.stage is not None:
+            result["two_stage"] = stage_values(self.stage, scores.costs)
+            tables += stage_tables(self.stage, options.model.name, scores.rows, scores.costs)
+        shown = as_markdown(tables)
+        print(f"\n{options.model.name} on {options.dataset.data_path}\n\n{shown}\n\n{result['protocol']}")
+        if given.checkpoint is None:
+            self._keep(folds, result, shown)
+        if given.json is not None:
+            with named_by("--json", given.json):
+                write_text_atomic(given.json, as_json(result))
+        if given.export is not None:
+            with named_by("--export", given.export):
+                parts = test_set.annotations, options, test_set.vocabulary
+                write_embeddings(given.export, *parts, scores.embeddings)
+            print(f"\nEmbeddings written to {given.export}.")
+        if given.report is not None:
+            with named_by("--report", given.report):
+                self.report.write(given.report, result, tables + matrices, typed)
+            print(f"\nReport written to {given.report}; open it in a browser.")
+
+    def _keep(self, folds: Sequence[int], result: Mapping[str, Any], shown: str) -> None:
+        """Write the results into the experiment's folder."""
+        options, scores, whole = self.test_set.options, self.scores, self.given.folds is None
         folder = results_folder(options, next(iter(scores.origins.values())))
-        write_results(folder, folds, result, shown, whole=given.folds is None)
+        write_results(folder, folds, result, shown, whole)
         for fold in folds:
             note_test(options, folder, fold, scores.rows[f"fold {fold}"])
-        if given.folds is None:
-            write_ranks(folder / "ranks.h5", test_set.annotations, options, scores.ranks)
-    if given.json is not None:
-        with named_by("--json", given.json):
-            write_text_atomic(given.json, as_json(result))
-    if given.export is not None:
-        with named_by("--export", given.export):
-            write_embeddings(given.export, test_set.annotations, options, test_set.vocabulary, scores.embeddings)
-        print(f"\nEmbeddings written to {given.export}.")
-    if given.report is not None:
-        with named_by("--report", given.report):
-            matrices = [] if task is None else matrix_tables(task, scores.confusions)
-            report.write(given.report, result, tables + matrices, shlex.join(["python", "test.py", *typed]))
-        print(f"\nReport written to {given.report}; open it in a browser.")
-
-
-def score_checkpoint(
-    given: argparse.Namespace,
-    test_set: TestSet,
-    task: SceneTask | None,
-    stage: SecondStage | None,
-    label: str,
-    path: Path,
-    device: torch.device,
-    gate: Gate,
-    scores: Scores,
-    report: Report,
-) -> None:
-    """Score one checkpoint and add what was found to `scores`, and to `report` where one is to be written."""
-    options, loader = test_set.options, test_set.loader
-    fold = int(label.removeprefix("fold ")) if given.checkpoint is None else None
-    model, content = load_scored(options, test_set.vocabulary, path, device, gate, fold)
-    scores.parameters, scores.adapters = parameters_of(model), count_line(model)
-    views = test_views(options)
-    features = list_features(model, options, test_set.annotations, test_set.vocabulary, views, device)
-    images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)
-    blocks = score_source(model, images, texts, loader.caption_row)
-    tasks = rank_tasks(model, loader, images, blocks, device, options.optim.amp, options.dataset.test_views)
-    scores.rows[label] = metrics.task_recalls(tasks)
-    scores.rows[label] |= more_scores(blocks, tasks[0], loader, test_set.scenes, given.rerank, options.rerank)
-    if stage is not None:
-        found, second = second_scores(stage, fold, blocks, tasks[0], device, gate)
-        scores.rows[label] |= found
-        scores.costs[label] = first_costs(model, test_set, images, texts, stage.top, device), second
-    if task is not None:
-        scores.confusions[label] = scene_confusions(model, task, test_set, images, device)
-    if given.ensemble:
-        scores.blocks[label] = blocks
-    scores.ranks[label] = tasks[0]
-    scores.origins[label] = {key: content[key] for key in ("epoch", "fold", "options", SETS) if key in content}
-    if (reached := unfinished(path.parent)) is not None:
-        logger.warning("%s: the training is unfinished, after %s.", path, reached)
-        scores.unfinished[label] = reached
-    if given.export is not None:
-        captions = texts.cpu()[loader.caption_row]  # [M, D]
-        group = label if given.checkpoint is None else "checkpoint"
-        scores.embeddings[group] = Embeddings(images.cpu(), captions, tasks[0], path, content.get("fold"))
-    if given.report is not None:
-        report.add(label, path, content.get("epoch", "unknown"), model, images, texts, blocks, tasks)
+        if whole:
+            write_ranks(folder / "ranks.h5", self.test_set.annotations, options, scores.ranks)
 
 
 def _second_stage(
