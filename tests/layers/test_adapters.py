@@ -123,6 +123,18 @@ def test_only_adapters_and_heads_are_saved_where_the_base_can_be_read_again(made
         load_fitting(other, state, "it", "none")
 
 
+def test_adapters_start_from_what_heads_alone_have_learned(made: Any) -> None:
+    _, plain = made("DualEncoder", DUAL | {"text.train": "none"})
+    _, model = made("DualEncoder", DUAL | {"adapter.kind": "lora", "adapter.towers": "text"})
+    with torch.no_grad():
+        plain.text_head[0].weight.mul_(2)
+    assert not torch.allclose(embeddings(model), embeddings(plain), atol=1e-3)
+    state = plain.state_dict()
+    assert not [key for key in state if key.startswith("text_tower")]
+    model.load_state_dict(state)
+    torch.testing.assert_close(embeddings(model), embeddings(plain))
+
+
 def test_a_clip_of_a_file_is_saved_by_its_adapters_alone(made: Any, tmp_path: Path) -> None:
     _, plain = made("CLIP", {})
     torch.save({key.removeprefix("clip."): value for key, value in plain.state_dict().items()}, tmp_path / "clip.pt")

@@ -125,6 +125,22 @@ def test_the_loss_by_hand() -> None:
     assert float(matching_loss(own, wrong, found)) == pytest.approx(first + second)
 
 
+def test_its_weight_counts() -> None:
+    losses = []
+    for weight in (1.0, 2.5):
+        head = head_of(5, 3, weight=weight)
+        torch.manual_seed(1)
+        batch = TokenEncodings(
+            images=torch.randn(3, 4),
+            texts=torch.randn(3, 4),
+            image_tokens=torch.randn(3, 2, 8),
+            text_tokens=torch.randn(3, 4, 8),
+            tokens=torch.arange(12).view(3, 4) + 1,
+        )
+        losses.append(head.loss(batch, torch.randn(3, 3)).item())
+    assert losses[1] == pytest.approx(2.5 * losses[0])
+
+
 def test_it_learns_what_only_tokens_tell() -> None:
     # Three scenes of two tokens that cancel each other, so that the means of all images and captions are equal
     images = (torch.eye(3)[:, None] * torch.tensor([1.0, -1.0])[:, None]).repeat(4, 1, 1)

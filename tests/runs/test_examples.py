@@ -53,6 +53,15 @@ def test_the_choice_follows_from_the_seed_and_takes_an_image_once() -> None:
     assert len(choose(TEXT_IMAGE, 0, 0)) == 0
 
 
+def test_each_fold_has_a_choice_of_its_own() -> None:
+    loader: Any = SimpleNamespace(store=Store(), text_image=torch.arange(1000), image_ids=torch.arange(1000))
+    annotations: Any = SimpleNamespace(captions=TEXTS)
+    options: Any = SimpleNamespace(logs=SimpleNamespace(examples=4), optim=SimpleNamespace(seed=0))
+    first, second, again = (Examples.of(options, fold, annotations, loader).captions.tolist() for fold in (0, 1, 0))
+    assert first == again
+    assert first != second
+
+
 def test_places_count_from_1_and_say_where_scores_are_equal() -> None:
     others = torch.tensor([0.9, 0.5, 0.5, 0.1])
     assert [place(others, torch.tensor(own)) for own in (1.0, 0.9, 0.5, 0.0)] == [(1, 1), (1, 2), (2, 4), (5, 5)]

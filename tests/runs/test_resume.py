@@ -180,6 +180,8 @@ def test_sigterm_saves_the_step_and_the_same_command_goes_on(
             assert_equal(comparable(one), comparable(other))
         assert_equal(one["model"], other["model"])
     assert points(whole) == points(run)
+    steps = {tag: [step for found, step, _ in points(run) if found == tag] for tag in ("val/examples", "val/mR")}
+    assert sorted(steps["val/examples"]) == sorted(steps["val/mR"])
 
 
 def test_what_a_kill_left_unwritten_is_made_up_from_the_last_checkpoint(whole: Path, tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import test as test_entry
 import train as train_entry
 from data.annotations import read_annotations
 from runs.loaders import read_vocabulary, typed_queries_of
-from runs.sets import joined_sets, sets_in_words, sets_of, with_joined
+from runs.sets import joined_sets, sets_in_words, sets_of, tell_sets, with_joined
 from runtime.weights import read_checkpoint
 from tests.data.test_join import write_set
 from tests.small_model import use_small_model
@@ -143,6 +144,13 @@ def test_who_needs_one_folder_names_the_key(experiment: Path) -> None:
 def test_what_a_strange_checkpoint_says_of_its_sets_is_passed_over(sets: object) -> None:
     assert sets_of({"sets": sets}) == {}
     assert sets_in_words({"sets": sets}) == ""
+
+
+def test_a_set_that_shares_images_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    alone: dict[str, Any] = {"weight": 1, "images": 9, "left_out": {"in its own train": 1}, "train_list": "x"}
+    tell_sets({"one": alone, "two": alone | {"left_out": {"in another set's test": 1}}})
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
 
 
 def test_a_set_that_data_join_made_is_known_by_its_parts(experiment: Path) -> None:
