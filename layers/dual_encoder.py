@@ -8,6 +8,7 @@ D embedding.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -69,6 +70,11 @@ class HeadParameters(Parameters):
     kind: Literal["linear", "mlp"] = Field(default="mlp", description="one layer, or two with a GELU between them")
     width: int = Field(default=1024, ge=1, le=MOST_WIDTH, description="kind mlp: width of the layer between [numbers]")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer [probability]")
+    input_dropout: float = Field(default=0, ge=0, lt=1, description="on the tower's features [probability]")
+    norm: Literal["none", "text", "both"] = Field(
+        default="none",
+        description="whose features pass a layer norm first; without one, larger features learn faster",
+    )
 
 
 class DualEncoderParameters(ModelParameters):
@@ -121,16 +127,18 @@ class GruTower(Tower):
         return cast(Tensor, self.gru(tokens, lengths))
 
 
-def head(width: int, parameters: HeadParameters, embed_dim: int) -> nn.Sequential:
-    """From a tower's features [B, W] to the common space [B, D]."""
+def head(width: int, parameters: HeadParameters, embed_dim: int, normed: bool) -> nn.Sequential:
+    """From a tower's features [B, W] to the common space [B, D]; `normed`: behind a layer norm."""
+    # Named, so that weights keep their names whatever comes before them.
+    first: dict[str, nn.Module] = {"norm": nn.LayerNorm(width)} if normed else {}
+    if parameters.input_dropout:
+        first["input_dropout"] = nn.Dropout(parameters.input_dropout)
     if parameters.kind == "linear":
-        return nn.Sequential(nn.Dropout(parameters.dropout), nn.Linear(width, embed_dim))
-    return nn.Sequential(
-        nn.Linear(width, parameters.width),
-        nn.GELU(),
-        nn.Dropout(parameters.dropout),
-        nn.Linear(parameters.width, embed_dim),
-    )
+        layers: list[nn.Module] = [nn.Dropout(parameters.dropout), nn.Linear(width, embed_dim)]
+    else:
+        between = [nn.Linear(width, parameters.width), nn.GELU(), nn.Dropout(parameters.dropout)]
+        layers = [*between, nn.Linear(parameters.width, embed_dim)]
+    return nn.Sequential(OrderedDict(first | {str(place): layer for place, layer in enumerate(layers)}))
 
 
 @register("DualEncoder", DualEncoderParameters)
@@ -169,13 +177,15 @@ class DualEncoder(PackagedModel):
             text = SentenceTower(block.text.encoder, block.text.pooling, load_weights, adapter.on("text"))
             text.freeze(block.text.trained, "model.text.train")
         image.freeze(block.image.trained, "model.image.train")
-        heads = [head(tower.width, block.head, block.embed_dim) for tower in (image, text)]
+        norm = block.head.norm
+        image_head = head(image.width, block.head, block.embed_dim, normed=norm == "both")
+        text_head = head(text.width, block.head, block.embed_dim, normed=norm != "none")
         matching = None
         if block.matching.layers:
             for tower in (image, text):
                 tower.keep_tokens()
             matching = MatchingHead(image.token_width, text.token_width, block.matching)
-        model = cls(image, text, heads[0], heads[1], matching)
+        model = cls(image, text, image_head, text_head, matching)
         if adapter.kind != "none":
             model.adapt(adapter)
         if block.gradient_checkpointing:

@@ -491,6 +491,41 @@ class TestPackagedTowers:
             packaged("none").load_state_dict(state)
 
 
+class TestHeads:
+    """What brings features into the common space."""
+
+    @pytest.mark.parametrize(("norm", "sides"), [("none", ()), ("text", ("text",)), ("both", ("image", "text"))])
+    def test_behind_a_layer_norm_the_size_of_features_is_lost(
+        self, tiny_options: TinyOptions, vocabulary: Vocabulary, norm: str, sides: tuple[str, ...]
+    ) -> None:
+        model = build_model(tiny_options("DualEncoder", {"head.norm": norm}), vocabulary).eval()
+        for side in ("image", "text"):
+            part = getattr(model, f"{side}_head")
+            features = torch.randn(3, getattr(model, f"{side}_tower").width)
+            same = torch.allclose(part(features), part(7 * features + 1), atol=1e-4)
+            assert same == (side in sides)
+
+    @pytest.mark.parametrize("kind", ["linear", "mlp"])
+    def test_weights_keep_their_names_whatever_comes_before(
+        self, tiny_options: TinyOptions, vocabulary: Vocabulary, kind: str
+    ) -> None:
+        """So that a checkpoint can be told what it lacks, and a changed dropout loses none."""
+        changes = ({"head.kind": kind}, {"head.kind": kind, "head.norm": "text", "head.input_dropout": 0.2})
+        plain, normed = (build_model(tiny_options("DualEncoder", change), vocabulary) for change in changes)
+        added = set(normed.state_dict()) - set(plain.state_dict())
+        assert added == {"text_head.norm.weight", "text_head.norm.bias"}
+        assert not set(plain.state_dict()) - set(normed.state_dict())
+
+    def test_features_are_dropped_in_training_alone(self, tiny_options: TinyOptions, vocabulary: Vocabulary) -> None:
+        changes = {"head.kind": "linear", "head.dropout": 0, "head.input_dropout": 0.5}
+        part = build_model(tiny_options("DualEncoder", changes), vocabulary).image_head
+        part[-1].weight.data.copy_(torch.eye(*part[-1].weight.shape))
+        part[-1].bias.data.zero_()
+        ones = torch.ones(50, part[-1].in_features)
+        assert set(part.train()(ones).unique().tolist()) == {0.0, 2.0}
+        assert torch.equal(part.eval()(ones), torch.ones(50, part[-1].out_features))
+
+
 def test_images_are_normalised_for_the_network() -> None:
     """Lite's mean and deviation in place of ImageNet's."""
     assert PACKAGES[LITES[0]].mean * 255 == 127
