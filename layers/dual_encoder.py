@@ -70,7 +70,6 @@ class HeadParameters(Parameters):
     kind: Literal["linear", "mlp"] = Field(default="mlp", description="one layer, or two with a GELU between them")
     width: int = Field(default=1024, ge=1, le=MOST_WIDTH, description="kind mlp: width of the layer between [numbers]")
     dropout: float = Field(default=0.3, ge=0, lt=1, description="before the last layer [probability]")
-    input_dropout: float = Field(default=0, ge=0, lt=1, description="on the tower's features [probability]")
     norm: Literal["none", "text", "both"] = Field(
         default="none",
         description="whose features pass a layer norm first; without one, larger features learn faster",
@@ -129,15 +128,13 @@ class GruTower(Tower):
 
 def head(width: int, parameters: HeadParameters, embed_dim: int, normed: bool) -> nn.Sequential:
     """From a tower's features [B, W] to the common space [B, D]; `normed`: behind a layer norm."""
-    # Named, so that weights keep their names whatever comes before them.
-    first: dict[str, nn.Module] = {"norm": nn.LayerNorm(width)} if normed else {}
-    if parameters.input_dropout:
-        first["input_dropout"] = nn.Dropout(parameters.input_dropout)
     if parameters.kind == "linear":
         layers: list[nn.Module] = [nn.Dropout(parameters.dropout), nn.Linear(width, embed_dim)]
     else:
         between = [nn.Linear(width, parameters.width), nn.GELU(), nn.Dropout(parameters.dropout)]
         layers = [*between, nn.Linear(parameters.width, embed_dim)]
+    # Named, so that the weights keep the names that they have without one.
+    first: dict[str, nn.Module] = {"norm": nn.LayerNorm(width)} if normed else {}
     return nn.Sequential(OrderedDict(first | {str(place): layer for place, layer in enumerate(layers)}))
 
 

@@ -60,7 +60,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"head.kind": "linear", "text.encoder": TINY_BERT, "text.train": "all"},
         {"text.encoder": TINY_BERT, "text.train": {"last": 1}, "text.pooling": "cls", "image.train": {"last": 2}},
         {"image.train": "none", "text.encoder": TINY_BERT, "text.train": "none"},
-        {"head.norm": "both", "head.input_dropout": 0.2},
+        {"head.norm": "both"},
     ],
 }
 
