@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -350,26 +351,38 @@ class _Squares(Dataset[tuple[Tensor, Outcome]]):
         self.rule = rule
 
     def __getitem__(self, names: Sequence[str]) -> tuple[Tensor, Outcome]:
-        squares: list[np.ndarray] = []
-        outcome: Outcome = []
-        for name in names:
-            try:
-                if fault := name_fault(name, "image"):
-                    raise InputError(fault)
-                record = record_of(self.folder, name)  # first: an image that is replaced meanwhile shows as changed
-                squares.append(load_square(self.folder / name, self.size, self.rule))
-                outcome.append(record._replace(bounds=bounds_of(self.folder / name, self.rule)))
-            except InputError as error:
-                outcome.append(str(error))
+        return self._joined(map(self._read, names))
+
+    def by_threads(self, batches: Sequence[Sequence[str]]) -> Iterator[tuple[Tensor, Outcome]]:
+        """Batch after batch, each with all cores when it is asked for."""
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for names in batches:
+                yield self._joined(threads.map(self._read, names))
+
+    def _read(self, name: str) -> tuple[np.ndarray | None, Record | str]:
+        """A square with its record, or None and what is wrong."""
+        try:
+            if fault := name_fault(name, "image"):
+                raise InputError(fault)
+            record = record_of(self.folder, name)  # first: an image that is replaced meanwhile shows as changed
+            square = load_square(self.folder / name, self.size, self.rule)
+            return square, record._replace(bounds=bounds_of(self.folder / name, self.rule))
+        except InputError as error:
+            return None, str(error)
+
+    def _joined(self, found: Iterable[tuple[np.ndarray | None, Record | str]]) -> tuple[Tensor, Outcome]:
+        """A batch of what was read."""
+        squares, outcome = zip(*found, strict=True)
+        readable = [square for square in squares if square is not None]
         empty = np.empty((0, 3, self.size, self.size), np.uint8)
-        return torch.from_numpy(np.stack(squares) if squares else empty), outcome
+        return torch.from_numpy(np.stack(readable) if readable else empty), list(outcome)
 
 
 def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: ImageReading) -> Iterator[tuple[Tensor, Outcome]]:
     """The readable images of each batch, and what is wrong with the others, read ahead by `dataset.workers`."""
     squares = _Squares(folder, dataset.image_size, dataset.rule)
     if dataset.workers == 0:
-        return map(squares.__getitem__, batches)
+        return squares.by_threads(batches)
     return iter(DataLoader(squares, batch_size=None, sampler=batches, num_workers=dataset.workers))
 
 
