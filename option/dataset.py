@@ -44,7 +44,10 @@ class ImageReading(ImageRule):
         default=70, ge=1, le=MOST_ITEMS, description="images or captions encoded at a time in evaluation [items]"
     )
     workers: int = Field(
-        default=2, ge=0, le=256, description="processes that read images; 0: the main process does [processes]"
+        default=2,
+        ge=0,
+        le=256,
+        description="processes that read images; 0: threads of the main one, quicker where no GPU computes [processes]",
     )
     image_size: int = Field(
         default=256,
