@@ -169,7 +169,7 @@ def refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
     """Which options that decide what is built differ between a checkpoint and what is given."""
-    stored_flat, given_flat = dotted(stored), dotted(given)
+    stored_flat, given_flat = dotted(_with_defaults(stored)), dotted(given)
     lines = [
         f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
         for key in sorted(stored_flat.keys() | given_flat.keys())
@@ -177,6 +177,14 @@ def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
         and stored_flat.get(key) != given_flat.get(key)
     ]
     return "The options differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
+
+
+def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """Options as this version names them: what an older one did not know had no effect, as its default has none."""
+    try:
+        return option.dump(typed_options(tree, "", ""))
+    except InputError:
+        return tree
 
 
 def dotted(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

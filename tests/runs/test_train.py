@@ -215,6 +215,16 @@ def test_another_model_than_the_checkpoint_names_the_options(trained: Path) -> N
         test_entry.main(["--path_opt", str(trained), "--set", "model.embed.embed_dim=16"])
 
 
+def test_options_that_an_older_version_did_not_know_are_not_named_as_differing(trained: Path, tmp_path: Path) -> None:
+    content = read_checkpoint(experiment(trained) / "0" / "AMFMN_best.pth.tar")
+    del content["options"]["model"]["seq2vec"]["equal_captions"]
+    torch.save(content, tmp_path / "older.pth.tar")
+    changes = ["--checkpoint", str(tmp_path / "older.pth.tar"), "--set", "model.embed.embed_dim=16"]
+    with pytest.raises(InputError, match=r"model\.embed\.embed_dim: 32 in the checkpoint, 16 now") as fault:
+        test_entry.main(["--path_opt", str(trained), *changes])
+    assert "equal_captions" not in str(fault.value)
+
+
 def test_another_vocabulary_than_the_checkpoint_is_refused(trained: Path, tmp_path: Path) -> None:
     stored = json.loads((trained.parent / "vocab.json").read_text())
     words = list(stored["word2idx"])
