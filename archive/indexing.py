@@ -8,16 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 import option
 from archive.encoder import Encoder
@@ -25,13 +22,12 @@ from archive.index_folder import Manifest, add_shard, check_recipe, read_manifes
 from archive.mending import Parts, mended
 from archive.records import Record
 from archive.shards import Dtype
+from archive.squares import Outcome, read_squares
 from archive.store import VectorStore, collection_of, new_collection, open_full_store, remove_strangers
-from archive.upkeep import Changes, Stamp, compare, differs, record_of, say, stamps_of, take_in
-from data.images import DECODING_RULES, image_names, load_square, mark_of
-from data.lists import first_faults, name_fault, shown
-from data.rasters.places import bounds_of
+from archive.upkeep import Changes, Stamp, compare, differs, say, stamps_of, take_in
+from data.images import DECODING_RULES, image_names, mark_of
+from data.lists import first_faults, shown
 from option import Options
-from option.dataset import ImageReading
 from option.images import ImageRule
 from runs.ranges import begun_with, with_range
 from runs.ready.folder import is_ready
@@ -214,7 +210,7 @@ def _run(job: _Job, names: Sequence[str]) -> Manifest:
     if encoder.model.own_vocabulary(encoder.options.model) is None:
         encoder.vocabulary.save(folder / "vocabulary.json")
     shards = _shards(mine, job.target.shard, encoder.options.dataset.batch_size_val)
-    decoded = _read([batch for shard in shards for batch in shard], job.images, encoder.options.dataset)
+    decoded = read_squares([batch for shard in shards for batch in shard], job.images, encoder.options.dataset)
     # After the start of the processes that read: the client has threads, which must not be there when it forks.
     store = open_full_store(folder, job.recipe, count) if job.target.store is not None else None
     if job.alone and parts:
@@ -336,54 +332,6 @@ def _write(records: Sequence[Record], embeddings: Tensor, target: Target, store:
     if store is not None:
         store.add([record.name for record in records], embeddings.numpy())
     add_shard(target.folder, records, embeddings if store is None else None, target.dtype)
-
-
-Outcome = list[Record | str]
-"""Of each image of a batch what the index is to know of it, or what is wrong with it."""
-
-
-class _Squares(Dataset[tuple[Tensor, Outcome]]):
-    """Images [B, 3, S, S] by batches of names, without those that can't be read."""
-
-    def __init__(self, folder: Path, size: int, rule: ImageRule) -> None:
-        self.folder = folder
-        self.size = size
-        self.rule = rule
-
-    def __getitem__(self, names: Sequence[str]) -> tuple[Tensor, Outcome]:
-        return self._joined(map(self._read, names))
-
-    def by_threads(self, batches: Sequence[Sequence[str]]) -> Iterator[tuple[Tensor, Outcome]]:
-        """Batch after batch, each with all cores when it is asked for."""
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            for names in batches:
-                yield self._joined(threads.map(self._read, names))
-
-    def _read(self, name: str) -> tuple[np.ndarray | None, Record | str]:
-        """A square with its record, or None and what is wrong."""
-        try:
-            if fault := name_fault(name, "image"):
-                raise InputError(fault)
-            record = record_of(self.folder, name)  # first: an image that is replaced meanwhile shows as changed
-            square = load_square(self.folder / name, self.size, self.rule)
-            return square, record._replace(bounds=bounds_of(self.folder / name, self.rule))
-        except InputError as error:
-            return None, str(error)
-
-    def _joined(self, found: Iterable[tuple[np.ndarray | None, Record | str]]) -> tuple[Tensor, Outcome]:
-        """A batch of what was read."""
-        squares, outcome = zip(*found, strict=True)
-        readable = [square for square in squares if square is not None]
-        empty = np.empty((0, 3, self.size, self.size), np.uint8)
-        return torch.from_numpy(np.stack(readable) if readable else empty), list(outcome)
-
-
-def _read(batches: Sequence[Sequence[str]], folder: Path, dataset: ImageReading) -> Iterator[tuple[Tensor, Outcome]]:
-    """The readable images of each batch, and what is wrong with the others, read ahead by `dataset.workers`."""
-    squares = _Squares(folder, dataset.image_size, dataset.rule)
-    if dataset.workers == 0:
-        return squares.by_threads(batches)
-    return iter(DataLoader(squares, batch_size=None, sampler=batches, num_workers=dataset.workers))
 
 
 def _say_start(found: int, done: int, missing: int, share: Share) -> None:
