@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +34,6 @@ NETWORKS = ("timm/tf_efficientnet_lite0", "resnet18", "timm/vit_base_patch32_224
 BARE = ("bare, folded", "bare")
 HEAD = ("network", "from files", *BARE, *(f"from files / {bare}" for bare in BARE))
 """Of the table whose rows are `row`."""
-Batches = Callable[[], Iterator[Tensor]]
 
 
 def network_of(architecture: str) -> nn.Module:
@@ -47,24 +46,24 @@ def network_of(architecture: str) -> nn.Module:
 
 
 @torch.inference_mode()
-def images_per_second(network: nn.Module, batches: Batches, device: torch.device, amp: str, rounds: int) -> float:
-    """The best of some rounds, each over all batches of normalised images."""
-    best = 0.0
-    for _ in range(rounds):
-        started, count = time.perf_counter(), 0
-        with autocast(device, amp):
-            for images in batches():
-                network(images.to(memory_format=torch.channels_last))
-                count += len(images)
-        wait_for(device)
-        best = max(best, count / (time.perf_counter() - started))
-    return best
+def images_per_second(network: nn.Module, batches: Iterator[Tensor], device: torch.device, amp: str) -> float:
+    """Of one pass over batches of normalised images."""
+    started, count = time.perf_counter(), 0
+    with autocast(device, amp):
+        for images in batches:
+            network(images.to(memory_format=torch.channels_last))
+            count += len(images)
+    wait_for(device)
+    return count / (time.perf_counter() - started)
 
 
 def measure(
     architecture: str, store: ImageStore, batch: int, workers: int, device: torch.device, amp: str, rounds: int
 ) -> dict[str, float]:
-    """Images per second of one network: from files, resident with folded batch norms, and resident as it is."""
+    """Images per second of one network: from files, resident with folded batch norms, and resident as it is.
+
+    Each is the best of some rounds, and all three take turns: a machine that slows down meanwhile slows all of them.
+    """
     network = network_of(architecture).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ids = list(torch.arange(len(store.paths)).split(batch))
     sample = normalise(store.batch(ids[0]).to(device))
@@ -76,11 +75,11 @@ def measure(
     def resident() -> Iterator[Tensor]:
         return iter([sample] * len(ids))
 
-    return {
-        "from files": images_per_second(quick, from_files, device, amp, rounds),
-        "bare, folded": images_per_second(quick, resident, device, amp, rounds),
-        "bare": images_per_second(network, resident, device, amp, rounds),
-    }
+    best = {"from files": 0.0, "bare, folded": 0.0, "bare": 0.0}
+    for _ in range(rounds):
+        for name, part, batches in zip(best, (quick, quick, network), (from_files, resident, resident), strict=True):
+            best[name] = max(best[name], images_per_second(part, batches(), device, amp))
+    return best
 
 
 def row(name: str, rates: Mapping[str, float]) -> list[str]:

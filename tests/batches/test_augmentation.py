@@ -54,6 +54,9 @@ def test_normalise() -> None:
     mean, std = (np.array(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     assert normalise(pixels).dtype == torch.float32
     np.testing.assert_allclose(normalise(pixels).numpy(), (pixels.numpy() / 255 - mean) / std, atol=2e-6)
+    floats = pixels.float()
+    normalise(floats)
+    assert torch.equal(floats, pixels.float())  # what it is given stays as it was
 
 
 @pytest.mark.parametrize(("side", "size"), [(70, 64), (35, 32)])
