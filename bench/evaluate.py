@@ -54,7 +54,7 @@ class Evaluation:
         experiment = self.experiment()  # with an empty store of images
         started = time.perf_counter()
         loader = evaluation_loader(
-            experiment.options, experiment.annotations, experiment.vocabulary, experiment.media, self.device
+            experiment.options, experiment.annotations, experiment.vocabulary, experiment.media, self.device, load=False
         )
         once = self.variant.once
         figures = self._once(loader, started) if once else self._blockwise(loader, *experiment.captions())
@@ -62,6 +62,7 @@ class Evaluation:
 
     def _once(self, loader: EvaluationLoader, started: float) -> Figures:
         """As `engine.evaluate`: each image and each different caption is encoded once."""
+        loader.store.load(loader.image_ids, "images")  # what images and captions need, no spectrograms: as published
         marks = [started, time.perf_counter()]
         arguments = (self.device, self.variant.amp)
         verb_of = partial(image_verb, views="one")

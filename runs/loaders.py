@@ -155,7 +155,7 @@ def evaluation_loader(
 ) -> EvaluationLoader:
     """Images, captions and spectrograms of a val or test list, ready to be encoded; each rank gets its share.
 
-    Without `load`, images are decoded when they are asked for, not before.
+    Without `load`, images, their second views and spectrograms are decoded when they are asked for, not before.
     """
     check_images(annotations, options.dataset.image_folder)
     warn_of_blanks(annotations)
@@ -166,7 +166,7 @@ def evaluation_loader(
     else:
         store, rows = media.images.unkept(names, size)
     if registered()[options.model.name].model.uses_second_view:
-        views, _ = media.images.open(names, margin_size(size), title)
+        views, _ = media.images.open(names, margin_size(size), title, load)
     return EvaluationLoader(
         annotations,
         queries_of(options, annotations, vocabulary),
@@ -176,7 +176,7 @@ def evaluation_loader(
         workers=options.dataset.workers,
         device=device,
         regions=media.regions(names, options.dataset.missing_regions),
-        audio=media.spectrograms(annotations, size),
+        audio=media.spectrograms(annotations, size, load),
         views=views,
         features=features,
         world=world,

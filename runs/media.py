@@ -64,11 +64,12 @@ class Media:
             named |= {name: self.audio.folder / name for each in lists for name in each.audio_names or ()}
         return named if self.region_file is None else named | {"regions": self.region_file.path}
 
-    def spectrograms(self, annotations: Annotations, size: int) -> Spectrograms | None:
-        """The spectrograms of a list's captions at a size, where there are any."""
+    def spectrograms(self, annotations: Annotations, size: int, load: bool = True) -> Spectrograms | None:
+        """The spectrograms of a list's captions at a size, where there are any; `load` as for `ImageLibrary.open`."""
         if self.audio is None or annotations.audio_names is None:
             return None
-        return Spectrograms(*self.audio.open(annotations.audio_names, size, f"spectrograms ({annotations.name})"))
+        title = f"spectrograms ({annotations.name})"
+        return Spectrograms(*self.audio.open(annotations.audio_names, size, title, load))
 
     def regions(self, names: Sequence[str], missing: str) -> Regions | None:
         """The regions of some images, where there are any; `missing` as for `RegionFile.of`."""
