@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
 import h5py
 import torch
+from torch import Tensor
 
 import option
 from data.annotations import Annotations, Split, read_annotations
 from data.embeddings import EMBEDDINGS, FORMAT
 from engine import encode
 from layers import build_model
-from layers.base import RetrievalModel
+from layers.base import RetrievalModel, l2norm
 from option import Options
 from reports.export import write_archive
 from runs.features import list_features, test_views
@@ -36,7 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m reports.teacher", description="Store a teacher's embeddings of a list (docs/objectives.md)."
     )
     add_experiment(parser)
-    parser.add_argument("--checkpoint", type=Path, help="the teacher's weights; default: those that its YAML names")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="the teacher's weights, of several the mean of their cosines; default: those that its YAML names",
+    )
     parser.add_argument("--data_path", type=Path, help="folder of the lists; default: dataset.data_path")
     parser.add_argument("--split", choices=get_args(Split), default="train")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT.h5", help="file to write")
@@ -45,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = with_joined(option.load_options(given.path_opt, [*given.set, *moved]))
     device, vocabulary = choose_device(given.device), read_vocabulary(options)
     annotations = read_annotations(options.dataset.folder, given.split)
-    model = open_teacher(options, vocabulary, given.checkpoint, device)
+    models = (open_teacher(options, vocabulary, path, device) for path in given.checkpoint or [None])
     with named_by("--out", given.out):
-        write_teacher(given.out, model, options, annotations, vocabulary, device)
+        write_teacher(given.out, models, options, annotations, vocabulary, device)
     print(f"{len(annotations.image_names)} images and {len(annotations.captions)} captions in {given.out}.")
 
 
@@ -66,13 +73,15 @@ def open_teacher(
 
 def write_teacher(
     path: Path,
-    model: RetrievalModel,
+    models: Iterable[RetrievalModel],
     options: Options,
     annotations: Annotations,
     vocabulary: Vocabulary,
     device: torch.device,
 ) -> None:
-    """Encode each image and each different caption of a list once, and store them.
+    """Encode each image and each different caption of a list once by each model, and store them.
+
+    Of K models unit embeddings stand side by side, so that the cosine of an image and a caption is the mean of theirs.
 
     Raises:
         InputError: an image can't be read.
@@ -80,13 +89,17 @@ def write_teacher(
     """
     media = Media.of(options, [annotations], device)
     loader = evaluation_loader(options, annotations, vocabulary, media, device, load=False)
-    features = list_features(model, options, annotations, vocabulary, test_views(options), device)
-    images, texts = encode(model, loader.reading(features), device, options.optim.amp, options.dataset.test_views)
-    captions = texts.cpu()[loader.caption_row]
+    views, amp = test_views(options), options.optim.amp
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for model in models:
+        seen = loader.reading(list_features(model, options, annotations, vocabulary, views, device))
+        images, texts = encode(model, seen, device, amp, options.dataset.test_views)
+        parts[0].append(l2norm(images).cpu())
+        parts[1].append(l2norm(texts).cpu()[loader.caption_row])
 
     def fill(archive: h5py.File) -> None:
-        for name, rows in zip(EMBEDDINGS, (images.cpu(), captions), strict=True):
-            archive[f"teacher/{name}"] = rows.numpy()
+        for name, rows in zip(EMBEDDINGS, parts, strict=True):
+            archive[f"teacher/{name}"] = torch.cat(rows, dim=1).numpy()
 
     write_archive(path, FORMAT, annotations, options, fill)
 
