@@ -169,14 +169,29 @@ def refuse_incomplete(path: Path, content: dict[str, Any]) -> None:
 
 def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
     """Which options that decide what is built differ between a checkpoint and what is given."""
-    stored_flat, given_flat = dotted(_with_defaults(stored)), dotted(given)
     lines = [
-        f"\n  {key}: {stored_flat.get(key)} in the checkpoint, {given_flat.get(key)} now"
-        for key in sorted(stored_flat.keys() | given_flat.keys())
+        f"\n  {key}: {_shown(before)} in the checkpoint, {_shown(now)} now"
+        for key, before, now in _differing(_with_defaults(stored), given)
         if key.startswith(("model.", "dataset.image_size", "dataset.local_path"))
-        and stored_flat.get(key) != given_flat.get(key)
     ]
     return "The options differ in:" + "".join(lines) + "\nGive the same --set as in training." if lines else ""
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys in which two nested mappings differ, each with both values; None stands for a missing one."""
+    for key in sorted(one.keys() | other.keys()):
+        first, second = one.get(key), other.get(key)
+        if isinstance(first, dict) and isinstance(second, dict):
+            yield from _differing(first, second, f"{prefix}{key}.")
+        elif first != second:
+            yield f"{prefix}{key}", first, second
+
+
+def _shown(value: Any) -> str:
+    """A value as a YAML file has it."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
 
 
 def _with_defaults(tree: dict[str, Any]) -> dict[str, Any]:

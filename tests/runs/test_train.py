@@ -18,6 +18,7 @@ import test as test_entry
 import train as train_entry
 from engine import encode
 from metrics import rank, recalls
+from runs import checkpoints
 from runs.checkpoints import FORMAT
 from runs.folders import best_checkpoint
 from runs.record import read_record
@@ -223,6 +224,11 @@ def test_options_that_an_older_version_did_not_know_are_not_named_as_differing(t
     with pytest.raises(InputError, match=r"model\.embed\.embed_dim: 32 in the checkpoint, 16 now") as fault:
         test_entry.main(["--path_opt", str(trained), *changes])
     assert "equal_captions" not in str(fault.value)
+
+
+def test_an_option_of_several_forms_is_named_once() -> None:
+    stored, given = {"model": {"image": {"train": "none"}}}, {"model": {"image": {"train": {"last": 8}}}}
+    assert "model.image.train: none in the checkpoint, {last: 8} now\nGive" in checkpoints._differences(stored, given)
 
 
 def test_another_vocabulary_than_the_checkpoint_is_refused(trained: Path, tmp_path: Path) -> None:
