@@ -339,6 +339,7 @@ class EvaluationLoader:
         if self.audio is None:
             raise ValueError("this loader was made without spectrograms")
         rows = self.audio.rows.unique()
+        self.audio.store.load(rows, "spectrograms")
         for stored in stored_batches(self.audio.store, self._own(rows.split(self.batch_size)), self.workers):
             yield Batch(audio=normalise(stored.to(self.device)))
 
@@ -350,6 +351,7 @@ class EvaluationLoader:
         generator = torch.Generator().manual_seed(VIEW_SEED)
         draws = Draws.draw(count, self.views.size - size, generator, flips=True)
         chunks = self._own(torch.arange(count).split(self.batch_size))
+        self.views.load(self.image_ids, "images")
         images = stored_batches(self.views, [self.image_ids[chunk] for chunk in chunks], self.workers)
         for image_ids, stored in zip(chunks, images, strict=True):
             view = augment(stored.to(self.device), size, draws.rows(image_ids))

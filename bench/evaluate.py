@@ -62,7 +62,7 @@ class Evaluation:
 
     def _once(self, loader: EvaluationLoader, started: float) -> Figures:
         """As `engine.evaluate`: each image and each different caption is encoded once."""
-        loader.store.load(loader.image_ids, "images")  # what images and captions need, no spectrograms: as published
+        loader.store.load(loader.image_ids, "images")  # counted as data; no spectrograms: none is scored here
         marks = [started, time.perf_counter()]
         arguments = (self.device, self.variant.amp)
         verb_of = partial(image_verb, views="one")

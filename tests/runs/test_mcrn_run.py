@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,9 +14,10 @@ from torch import Tensor
 
 import test as test_entry
 import train as train_entry
-from batches.augmentation import right_angle_views
+from batches.augmentation import margin_size, right_angle_views
 from batches.batch import Batch
 from data.annotations import read_annotations
+from data.images import load_square
 from dataloader import EvaluationLoader
 from engine import encode, evaluate, rank_tasks, score_source
 from layers import build_model
@@ -23,6 +26,7 @@ from metrics.limits import chance, source_chance
 from metrics.ranks import Ranks, Tasks, rank, recalls, task_recalls
 from option import Options, load_options
 from option.dataset import Views
+from option.images import ImageRule
 from runs.loaders import evaluation_loader, read_vocabulary, train_loader
 from runs.media import Media
 from tests.tiny import add_spectrograms, make_precomp, write_experiment
@@ -55,12 +59,12 @@ def trained(experiment: Path) -> Path:
     return experiment
 
 
-def loader_of(options: Options, batch_size: int = 5) -> EvaluationLoader:
+def loader_of(options: Options, batch_size: int = 5, load: bool = True) -> EvaluationLoader:
     dataset = options.dataset.model_copy(update={"batch_size_val": batch_size})
     options = options.model_copy(update={"dataset": dataset})
     annotations = read_annotations(options.dataset.folder, "test", options.dataset.audio_path)
     vocabulary = read_vocabulary(options)
-    return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU)
+    return evaluation_loader(options, annotations, vocabulary, Media.of(options, [annotations], CPU), CPU, load=load)
 
 
 def test_two_evaluations_give_the_same_table_of_16_numbers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +108,30 @@ def test_spectrograms_and_views_of_evaluation(experiment: Path) -> None:
     assert torch.equal(views, other_size)
     plain = torch.cat([batch.need("images") for batch in loader.image_batches()])
     assert not (views == plain).flatten(1).all(dim=1).any()
+
+
+def test_without_load_each_kind_of_image_is_decoded_when_it_is_read(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[tuple[str, int]] = []
+
+    def noted(path: Path, size: int, rule: ImageRule) -> np.ndarray:
+        decoded.append((path.parent.name, size))
+        return load_square(path, size, rule)
+
+    monkeypatch.setattr("data.image_store.load_square", noted)
+    options = load_options(experiment)
+    size, folder, audio = options.dataset.image_size, "images", Path(str(options.dataset.audio_path)).name
+    loader = loader_of(options, load=False)
+    assert decoded == []
+    for read, expected in (
+        (loader.audio_batches, {(audio, size): 24}),
+        (loader.view_batches, {(folder, margin_size(size)): 12}),
+        (loader.image_batches, {(folder, size): 12}),
+    ):
+        next(read())
+        assert Counter(decoded) == expected  # all of them with the first batch, so that all faults are told at once
+        decoded.clear()
 
 
 def test_second_views_are_embedded_as_the_images_are(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
