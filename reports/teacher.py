@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = with_joined(option.load_options(given.path_opt, [*given.set, *moved]))
     device, vocabulary = choose_device(given.device), read_vocabulary(options)
     annotations = read_annotations(options.dataset.folder, given.split)
-    models = (open_teacher(options, vocabulary, path, device) for path in given.checkpoint or [None])
+    models = [open_teacher(options, vocabulary, path, device) for path in given.checkpoint or [None]]
     with named_by("--out", given.out):
         write_teacher(given.out, models, options, annotations, vocabulary, device)
     print(f"{len(annotations.image_names)} images and {len(annotations.captions)} captions in {given.out}.")
@@ -73,7 +73,7 @@ def open_teacher(
 
 def write_teacher(
     path: Path,
-    models: Iterable[RetrievalModel],
+    models: Sequence[RetrievalModel],
     options: Options,
     annotations: Annotations,
     vocabulary: Vocabulary,
