@@ -179,7 +179,7 @@ def _differences(stored: dict[str, Any], given: dict[str, Any]) -> str:
 
 def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The dotted keys in which two nested mappings differ, each with both values; None stands for a missing one."""
-    for key in sorted(one.keys() | other.keys()):
+    for key in sorted(one.keys() | other.keys(), key=str):
         first, second = one.get(key), other.get(key)
         if isinstance(first, dict) and isinstance(second, dict):
             yield from _differing(first, second, f"{prefix}{key}.")

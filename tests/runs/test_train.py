@@ -231,6 +231,10 @@ def test_an_option_of_several_forms_is_named_once() -> None:
     assert "model.image.train: none in the checkpoint, {last: 8} now\nGive" in checkpoints._differences(stored, given)
 
 
+def test_damaged_options_are_compared_all_the_same() -> None:
+    assert "model.embed: 5 in the checkpoint" in checkpoints._differences({"model": {1: 2, "embed": 5}}, {"model": {}})
+
+
 def test_another_vocabulary_than_the_checkpoint_is_refused(trained: Path, tmp_path: Path) -> None:
     stored = json.loads((trained.parent / "vocab.json").read_text())
     words = list(stored["word2idx"])
