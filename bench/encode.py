@@ -1,7 +1,7 @@
 """Throughput of encoding, from files against the bare forward pass: python -m bench.encode --images FOLDER.
 
-Each network encodes the same images twice in one run: as features are made (decoded and resized by worker processes,
-normalised, encoded with folded batch norms), and as resident tensors, whole and folded.
+Each network encodes the same images twice in one run: as features are made (decoded and resized by worker processes
+or threads, normalised, encoded with folded batch norms), and as resident tensors, whole and folded.
 """
 
 from __future__ import annotations
