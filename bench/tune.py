@@ -1,7 +1,7 @@
-"""A training step with depthwise convolutions, as it is and without its two shortcuts: python -m bench.tune.
+"""A training step of an image tower, as it is and without its shortcuts: python -m bench.tune.
 
-The last blocks of an image tower learn from kept maps, forward and backward, without text and optimiser; all ways in
-turn, in one run. `layers.depthwise` says why they differ.
+The last blocks learn from kept maps, forward and backward, without text and optimiser; all ways in turn, in one run.
+`layers.depthwise` and `FoldedNorms` of `layers.folding` say why they differ.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import cast
 from unittest.mock import patch
 
@@ -27,9 +27,14 @@ from training.epoch import autocast
 from utils import InputError
 
 CPU = torch.device("cpu")
-SLOWEST = "as autocast says"
-WAYS = {"float32, three columns at a time": None, "float32": "is_wide", SLOWEST: "learns_depthwise"}
-"""Ways of computing -> the shortcut of `layers.depthwise` that is not taken."""
+SLOWEST = "depthwise convolutions as autocast says"
+WAYS = {
+    "as it is": (),
+    "norms not folded": ("in_order",),
+    "wide kernels not by columns, either": ("in_order", "is_wide"),
+    SLOWEST: ("in_order", "learns_depthwise"),
+}
+"""Ways of computing -> the shortcuts that are not taken: of the tower, and of `layers.depthwise`."""
 
 
 def step_seconds(tower: TimmTower, maps: Tensor, amp: str) -> float:
@@ -60,7 +65,11 @@ def measure(architecture: str, last: int, images: int, size: int, amp: str, roun
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(rounds + 1):
         for name, without in WAYS.items():
-            with patch.object(depthwise, without, lambda *ignored: False) if without else nullcontext():
+            with ExitStack() as stack:
+                for shortcut in without:
+                    of_tower = hasattr(tower, shortcut)
+                    place, instead = (tower, False) if of_tower else (depthwise, lambda *ignored: False)
+                    stack.enter_context(patch.object(place, shortcut, instead))
                 found[name].append(step_seconds(tower, maps, amp))
     return {name: seconds[1:] for name, seconds in found.items()}
 
@@ -76,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(
         f"A step of the last {given.last} blocks of {given.architecture}, {given.batch} images of {given.size} pixels, "
         f"{given.amp}",
-        ["depthwise convolutions", "seconds", "times as fast"],
+        ["way", "seconds", "times as fast"],
         [[name, f"{seconds:.2f}", f"{slowest / seconds:.2f}"] for name, seconds in medians.items()],
         [machine_line(machine)],
         {"seconds": found, "machine": machine},
@@ -86,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """What was typed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Depthwise convolutions that learn.")
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Convolutions that learn.")
     parser.add_argument("--architecture", default="timm/tf_efficientnet_lite0", help="an EfficientNet of timm's")
     parser.add_argument("--last", type=positive, default=8, help="blocks that learn (8)")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of tensor operations")

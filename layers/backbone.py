@@ -281,7 +281,7 @@ def backbone_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
     """Batch norms that see the batches of all ranks; of timm's, which torch's would drop, activations stay."""
-    if any(isinstance(part, TimmBackbone) for part in model.modules()):
+    if any(hasattr(part, "act") for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
         convert = importlib.import_module("timm.layers").convert_sync_batchnorm
     else:
         convert = nn.SyncBatchNorm.convert_sync_batchnorm

@@ -1,15 +1,17 @@
-"""What networks that only infer need not do again at each call: batch norms are folded, weights cast once."""
+"""Batch norms with fixed statistics are folded into convolutions; networks that only infer cast their weights once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 
 Network = TypeVar("Network", bound=nn.Module)
 CLOSE = 1e-3
@@ -81,6 +83,58 @@ def precast(network: Network, run: Callable[[Network], Tensor]) -> Network:
     shared = {id(held): held for held in (*network.parameters(), *network.buffers())}
     copy = deepcopy(network, shared | lower) if lower else network
     return copy if torch.equal(run(copy), expected) else network
+
+
+class FoldedNorms(TorchFunctionMode):
+    """Within it, convolutions that learn take over the norms of `folded` that follow them, in each pass anew.
+
+    The factors go into the weights and not into the maps, which are read and written a time less, forward and
+    backward. Weights and norms get the gradients that they would have got, but for rounding.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Take a network whose norms run right behind the convolutions that they are declared behind."""
+        super().__init__()
+        pairs = ((getattr(parent, name), getattr(parent, norm)) for parent, name, norm in _pairs(network))
+        self.norms = {id(conv.weight): norm for conv, norm in pairs if norm.affine and norm.weight.requires_grad}
+        self.made: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Compute as asked, but for such convolutions and their norms."""
+        if func is F.conv2d and len(args) > 2 and torch.is_grad_enabled() and id(args[1]) in self.norms:
+            images, weights, bias, *others = args
+            norm = self.norms[id(weights)]
+            maps = func(images, *_taken_over(weights, bias, norm), *others, **(kwargs or {}))
+            self.made[id(norm.running_mean)] = maps
+            return maps
+        if func is F.batch_norm and len(args) > 1 and self.made.get(id(args[1])) is args[0]:
+            return self.made.pop(id(args[1]))
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Leave it.
+
+        Raises:
+            RuntimeError: something else than its norm followed a convolution.
+        """
+        super().__exit__(kind, *rest)
+        if kind is None and self.made:
+            raise RuntimeError("FoldedNorms: a norm did not follow the convolution that took it over")
+
+
+def _taken_over(weights: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weights [C, I, k, k] and bias [C] of a convolution that does what its norm did, too."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # [C]
+    summand = norm.bias - norm.running_mean * factor
+    return weights * factor[:, None, None, None], summand if bias is None else summand + bias * factor
 
 
 def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

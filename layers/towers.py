@@ -9,16 +9,19 @@ Letters: B batch, S image side in pixels, L tokens, W width of a tower's feature
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from layers.adapters import AdapterParameters
 from layers.backbone import timm_network
 from layers.chains import image_chain
 from layers.depthwise import PreciseDepthwise
+from layers.folding import FoldedNorms
 from layers.installed import INSTALLED
 from option.architecture import TIMM
 from option.parameters import MOST_LAYERS, Parameters
@@ -241,6 +244,8 @@ class TimmTower(Tower):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.blocks = self._blocks()
+        self.computes_twice = False
+        self.in_order = bool(image_chain(self.network)[0])
 
     @torch.no_grad()
     def check_side(self, side: int) -> None:
@@ -265,6 +270,17 @@ class TimmTower(Tower):
     def checkpoint_gradients(self) -> None:
         """See `Tower.checkpoint_gradients`."""
         self.network.set_grad_checkpointing(True)
+        self.computes_twice = True
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """How its passes compute: gradients only of what learns, and as quick as the device allows."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            if self.computes_twice or not torch.is_grad_enabled():
+                yield  # the second time, in the backward pass, is not within it
+                return
+            with PreciseDepthwise(), FoldedNorms(self.network if self.in_order else nn.Identity()):
+                yield
 
     def _blocks(self) -> list[list[str]]:
         """Names of parameters by timm's own grouping: stem, stages or blocks, head."""
@@ -289,19 +305,25 @@ class TimmTower(Tower):
         if features.ndim == 4:
             features = features.contiguous(memory_format=torch.channels_last)
         parts, last = image_chain(self.network)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
+        with self._computing():
             for part in parts[len(self.blocks) - self.trained_blocks :]:
-                features = part(features)
+                features = self._through(part, features)
             return last(features)
+
+    def _through(self, part: nn.Module, features: Tensor) -> Tensor:
+        """What one part makes of what the one before it gave."""
+        if self.computes_twice and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(part, features, use_reentrant=False))
+        return cast(Tensor, part(features))
 
     def states(self, images: Tensor) -> Tensor:
         """What timm's `forward_features` gives: maps [B, C, H, W] or [B, H, W, C], or tokens [B, T, C]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
+        with self._computing():
             return cast(Tensor, self.network.forward_features(images * self.scale + self.shift))
 
     def pool(self, states: Tensor, given: Tensor | None = None) -> Tensor:
         """See `Tower.pool`."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
+        with self._computing():
             return cast(Tensor, self.network.forward_head(states))
 
     def tokens(self, states: Tensor) -> Tensor:
@@ -326,7 +348,7 @@ class TimmTower(Tower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Pool normalised images [B, 3, S, S] -> [B, W]."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), PreciseDepthwise():
+        with self._computing():
             return cast(Tensor, self.network(images * self.scale + self.shift))
 
 

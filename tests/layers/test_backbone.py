@@ -29,6 +29,7 @@ from layers.backbone import (
     synchronise_norms,
 )
 from layers.pyramid import pyramid
+from layers.towers import TimmTower
 from utils import InputError
 
 State = dict[str, Tensor]
@@ -335,12 +336,13 @@ class TestPyramid:
                 build(f"timm/{name}", "none")
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "timm/efficientnet_lite0"])
+@pytest.mark.parametrize("architecture", ["resnet18", "timm/efficientnet_lite0", "tower"])
 def test_synchronised_norms_keep_their_activations(architecture: str) -> None:
-    network = pyramid(architecture, "none")
+    tower = architecture == "tower"
+    network = TimmTower("timm/test_efficientnet", "none", load_weights=True) if tower else pyramid(architecture, "none")
     before = {name: part for name, part in network.named_modules() if isinstance(part, nn.BatchNorm2d)}
     activations = {name: type(part.act) for name, part in before.items() if hasattr(part, "act")}
-    assert bool(activations) == architecture.startswith("timm/")
+    assert bool(activations) == (architecture != "resnet18")
     after = dict(synchronise_norms(network).named_modules())
     assert all(isinstance(after[name], nn.SyncBatchNorm) for name in before)
     assert {name: type(after[name].act) for name in activations} == activations

@@ -1,13 +1,20 @@
-"""Networks with folded batch norms, or weights that were cast once, give what they give without."""
+"""Networks with folded batch norms, or weights that were cast once, give and learn what they do without."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from layers.backbone import build_backbone
-from layers.folding import folded, precast
+from layers.backbone import build_backbone, import_timm
+from layers.folding import FoldedNorms, folded, precast
+from layers.towers import TimmTower
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
@@ -140,3 +147,82 @@ def test_weights_are_cast_where_autocast_would() -> None:
 def test_in_full_precision_nothing_is_cast() -> None:
     network = Mixed().eval()
     assert precast(network, lambda model: model(ROWS)) is network
+
+
+class TestFoldedNorms:
+    """Convolutions that learn take over the norms behind them, and nothing but rounding changes."""
+
+    @staticmethod
+    def gradients(network: nn.Module, images: Tensor, quick: bool) -> list[Tensor]:
+        network.zero_grad()
+        given = images.clone().requires_grad_()
+        with FoldedNorms(network) if quick else nullcontext():
+            maps = network(given)
+        maps.backward(torch.linspace(-1, 1, maps.numel(), dtype=maps.dtype).view(maps.shape))
+        found = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        return [maps.detach(), *(cast(Tensor, value) for value in (given.grad, *found))]
+
+    @pytest.mark.parametrize("conv", [{"bias": False}, {}, {"stride": 2, "padding": 1}, {"groups": 6}])
+    @pytest.mark.parametrize("norm", [nn.BatchNorm2d, import_timm().layers.BatchNormAct2d])
+    def test_a_layer_has_the_same_output_and_gradients(
+        self, conv: dict[str, Any], norm: Callable[[int], nn.Module]
+    ) -> None:
+        torch.manual_seed(0)
+        network = with_statistics(nn.Sequential(nn.Conv2d(6, 12, 3, **conv), norm(12), nn.Sigmoid())).double()
+        images = torch.randn(3, 6, 9, 8, dtype=torch.double)
+        expected, found = (self.gradients(network, images, quick) for quick in (False, True))
+        assert len(expected) == 2 + len(list(network.parameters()))
+        for value, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other, value)
+
+    def test_norms_are_not_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        network = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+        norm = Mock(side_effect=torch.batch_norm)
+        monkeypatch.setattr(torch, "batch_norm", norm)
+        for quick in (True, False):
+            self.gradients(network, torch.randn(2, 3, 5, 5), quick)
+            assert norm.called != quick
+
+    @pytest.mark.parametrize("why", ["statistics move", "it is frozen", "no gradient is asked for"])
+    def test_others_stay_as_they_are(self, why: str) -> None:
+        network = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+        network.train(why == "statistics move")
+        network.requires_grad_(why != "it is frozen")
+        images = torch.randn(2, 3, 5, 5)
+        expected = deepcopy(network)(images)
+        with torch.set_grad_enabled(why != "no gradient is asked for"), FoldedNorms(network):
+            assert torch.equal(network(images), expected)
+
+    def test_another_order_is_an_error(self) -> None:
+        conv, norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        network, images = with_statistics(nn.Sequential(conv, norm)), torch.randn(2, 3, 5, 5)
+        with pytest.raises(RuntimeError, match="did not follow"), FoldedNorms(network):
+            norm(conv(images) + 1)
+        with pytest.raises(RuntimeError, match="normalized_shape"), FoldedNorms(network):  # a fault of its own
+            nn.LayerNorm(4)(conv(images))
+
+    @pytest.mark.parametrize("name", ["test_efficientnet", "resnet10t", "test_vit"])
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_a_tower_learns_the_same(self, name: str, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        tower = TimmTower(f"timm/{name}", "none", load_weights=True)
+        with_statistics(tower.network)
+        tower.freeze(2)
+        tower.train()
+        side = tower.network.default_cfg["input_size"][-1] if name == "test_vit" else 64
+        images = torch.randn(2, 3, side, side)
+        given = images if whole else cast(nn.Module, tower.frozen_part())(images).detach()
+        found: list[list[Tensor]] = []
+        for in_order in (False, True):
+            monkeypatch.setattr(tower, "in_order", in_order)
+            tower.zero_grad()
+            features = tower(given) if whole else tower.finish(given)
+            features.square().sum().backward()
+            learned = [parameter.grad for parameter in tower.parameters() if parameter.grad is not None]
+            found.append([features.detach(), *learned])
+        for value, other in zip(*found, strict=True):
+            torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
+
+    def test_networks_of_unknown_order_keep_their_norms(self) -> None:
+        assert TimmTower("timm/test_efficientnet", "none", load_weights=True).in_order
+        assert not TimmTower("timm/test_convnext", "none", load_weights=True).in_order

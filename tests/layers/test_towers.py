@@ -24,6 +24,7 @@ from layers.pyramid import pyramid
 from layers.sentences import SentenceTower, import_transformers, word_pieces
 from layers.towers import TimmTower, Tower
 from option import Options
+from tests.layers.test_adapters import saved_bytes
 from tests.layers.test_layers import CRITERION, random_batch
 from tests.tiny_bert import LONGEST, PIECES, TINY_BERT
 from utils import InputError
@@ -629,3 +630,34 @@ class TestDepthwise:
         ]
         assert sum(answers) == len(learning) > 0
         assert len(answers) > sum(answers)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit"])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("amp", [False, True])
+def test_computing_twice_keeps_less_and_learns_the_same(name: str, whole: bool, amp: bool) -> None:
+    """Of networks whose convolutions compute in float32 under autocast, too."""
+    torch.manual_seed(0)
+    tower = TimmTower(f"timm/{name}", "none", load_weights=True)
+    tower.freeze(3)
+    tower.train()
+    part = None if whole else tower.frozen_part()
+    if not whole and part is None:
+        pytest.skip("its parts are not known")
+    images = torch.randn(2, 3, *tower.network.default_cfg["input_size"][1:])
+    given = images if part is None else part(images).detach()
+    kept, gradients = [], []
+    for twice in (False, True):
+        if twice:
+            tower.checkpoint_gradients()
+        tower.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            kept.append(saved_bytes(tower, lambda: tower(given) if whole else tower.finish(given)))
+            features = tower(given) if whole else tower.finish(given)
+        features.float().square().sum().backward()
+        gradients.append({key: weight.grad for key, weight in tower.named_parameters() if weight.grad is not None})
+    assert kept[1] < kept[0] or name == "test_convnext"  # its stages are so small that their inputs are more
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, expected in gradients[0].items():
+        error = (gradients[1][key] - expected).norm() / expected.norm()
+        assert error < (0.1 if amp else 1e-3), key
