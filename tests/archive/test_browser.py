@@ -273,7 +273,8 @@ class TestBrowser:
         assert set(first) < set(searcher.index.names())
         assert len(set(first)) == 24
         visit.tab.click("#others")
-        visit.tab.wait_for_function("name => document.querySelector('.card .name').textContent !== name", arg=first[0])
+        names = "[...document.querySelectorAll('.card .name')].map(name => name.textContent)"
+        visit.tab.wait_for_function(f"shown => {names}.some((name, place) => name !== shown[place])", arg=first)
 
         def saved(button: str) -> Path:
             with visit.tab.expect_download() as download:
