@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import cast
 from unittest.mock import patch
 
@@ -28,13 +28,13 @@ from utils import InputError
 
 CPU = torch.device("cpu")
 SLOWEST = "depthwise convolutions as autocast says"
-WAYS = {
-    "as it is": (),
-    "norms not folded": ("in_order",),
-    "wide kernels not by columns, either": ("in_order", "is_wide"),
-    SLOWEST: ("in_order", "learns_depthwise"),
+WAYS: dict[str, tuple[bool, str | None]] = {
+    "as it is": (True, None),
+    "norms not folded": (False, None),
+    "wide kernels not by columns, either": (False, "is_wide"),
+    SLOWEST: (False, "learns_depthwise"),
 }
-"""Ways of computing -> the shortcuts that are not taken: of the tower, and of `layers.depthwise`."""
+"""Ways of computing -> whether norms are folded, and the shortcut of `layers.depthwise` that is not taken."""
 
 
 def step_seconds(tower: TimmTower, maps: Tensor, amp: str) -> float:
@@ -64,12 +64,9 @@ def measure(architecture: str, last: int, images: int, size: int, amp: str, roun
     maps = maps.contiguous(memory_format=torch.channels_last)
     found: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(rounds + 1):
-        for name, without in WAYS.items():
-            with ExitStack() as stack:
-                for shortcut in without:
-                    of_tower = hasattr(tower, shortcut)
-                    place, instead = (tower, False) if of_tower else (depthwise, lambda *ignored: False)
-                    stack.enter_context(patch.object(place, shortcut, instead))
+        for name, (folds, shortcut) in WAYS.items():
+            without = patch.object(depthwise, shortcut, lambda *ignored: False) if shortcut else nullcontext()
+            with patch.object(tower, "folds_norms", folds), without:
                 found[name].append(step_seconds(tower, maps, amp))
     return {name: seconds[1:] for name, seconds in found.items()}
 

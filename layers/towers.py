@@ -9,7 +9,7 @@ Letters: B batch, S image side in pixels, L tokens, W width of a tower's feature
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -217,7 +217,12 @@ class Tower(nn.Module):
 
 
 class TimmTower(Tower):
-    """A network of timm without its classifier; its images are normalised as its weights expect it."""
+    """A network of timm without its classifier; its images are normalised as its weights expect it.
+
+    Attributes:
+        computes_twice: whether the backward pass computes again what the forward pass would keep.
+        folds_norms: whether convolutions that learn take over the batch norms behind them, see `FoldedNorms`.
+    """
 
     def __init__(self, architecture: str, pretrained: str, load_weights: bool, adapted: bool = False) -> None:
         """Build the network.
@@ -245,7 +250,7 @@ class TimmTower(Tower):
         self.register_buffer("shift", shift, persistent=False)
         self.blocks = self._blocks()
         self.computes_twice = False
-        self.in_order = bool(image_chain(self.network)[0])
+        self.folds_norms = bool(image_chain(self.network)[0])  # its parts run in the order in which they are declared
 
     @torch.no_grad()
     def check_side(self, side: int) -> None:
@@ -279,7 +284,7 @@ class TimmTower(Tower):
             if self.computes_twice or not torch.is_grad_enabled():
                 yield  # the second time, in the backward pass, is not within it
                 return
-            with PreciseDepthwise(), FoldedNorms(self.network if self.in_order else nn.Identity()):
+            with PreciseDepthwise(), FoldedNorms(self.network) if self.folds_norms else nullcontext():
                 yield
 
     def _blocks(self) -> list[list[str]]:

@@ -213,8 +213,8 @@ class TestFoldedNorms:
         images = torch.randn(2, 3, side, side)
         given = images if whole else cast(nn.Module, tower.frozen_part())(images).detach()
         found: list[list[Tensor]] = []
-        for in_order in (False, True):
-            monkeypatch.setattr(tower, "in_order", in_order)
+        for folds in (False, True):
+            monkeypatch.setattr(tower, "folds_norms", folds)
             tower.zero_grad()
             features = tower(given) if whole else tower.finish(given)
             features.square().sum().backward()
@@ -224,5 +224,5 @@ class TestFoldedNorms:
             torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-4 * float(value.abs().max()))
 
     def test_networks_of_unknown_order_keep_their_norms(self) -> None:
-        assert TimmTower("timm/test_efficientnet", "none", load_weights=True).in_order
-        assert not TimmTower("timm/test_convnext", "none", load_weights=True).in_order
+        assert TimmTower("timm/test_efficientnet", "none", load_weights=True).folds_norms
+        assert not TimmTower("timm/test_convnext", "none", load_weights=True).folds_norms
