@@ -119,8 +119,8 @@ def serve_page(given: argparse.Namespace) -> None:
         if not serve.is_loopback(given.host):
             logger.warning("there is no login: whoever reaches %s can search and see all images.", given.host)
         listening.listen()  # who comes before the server has started waits, and is answered
-        print(f"{len(searcher)} images at {serve.url_of(listening)} (Ctrl-C ends it)", flush=True)
-        serve.run(app, listening, given.behind_proxy)
+        announcement = f"{len(searcher)} images at {serve.url_of(listening)} (Ctrl-C ends it)"
+        serve.run(app, listening, given.behind_proxy, announcement)
     print("Ended.")
 
 

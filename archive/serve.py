@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from archive.connections import Connection
+from runtime.interruption import STOPPING
 from utils import InputError
 
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]"]
@@ -103,12 +104,21 @@ def configured(app: FastAPI, behind_proxy: bool) -> uvicorn.Config:
     )
 
 
-def run(app: FastAPI, listening: socket.socket, behind_proxy: bool) -> None:
-    """Serve at an address, see `open_socket`, until SIGINT or SIGTERM; see `configured`."""
-    # The server ends at these signals and then sends them again to whoever had them before.
-    before = [signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)]
+def run(app: FastAPI, listening: socket.socket, behind_proxy: bool, announcement: str) -> None:
+    """Serve at an address until SIGINT or SIGTERM.
+
+    Args:
+        app: the page.
+        listening: the address, see `open_socket`.
+        behind_proxy: see `configured`.
+        announcement: is printed once a signal ends the server in order, even before it has started.
+    """
+    server = uvicorn.Server(configured(app, behind_proxy))
+    # The server sets the same handlers when it starts, and at its end sends the signals again to those before.
+    before = [signal.signal(number, server.handle_exit) for number in STOPPING]
     try:
-        uvicorn.Server(configured(app, behind_proxy)).run(sockets=[listening])
+        print(announcement, flush=True)
+        server.run(sockets=[listening])
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        for number, handler in zip(STOPPING, before, strict=True):
             signal.signal(number, handler)

@@ -22,6 +22,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given
@@ -695,10 +696,25 @@ class TestServe:
             url = serve.url_of(listening)
             asking = threading.Thread(target=lambda: answers.append(ask_until_there(url)))
             asking.start()
-            serve.run(app, listening, behind_proxy)
+            serve.run(app, listening, behind_proxy, "Ready.")
             asking.join()
         assert answers == [client]
         assert signal.getsignal(number) is before
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_signals_end_it_before_it_has_started(
+        self, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def main_loop(server: uvicorn.Server) -> None:
+            raise AssertionError("the signal was lost")
+
+        def announce(text: str, flush: bool) -> None:
+            os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(uvicorn.Server, "main_loop", main_loop)
+        monkeypatch.setattr("builtins.print", announce)
+        with serve.open_socket("127.0.0.1", 0) as listening:
+            serve.run(FastAPI(), listening, behind_proxy=False, announcement="Ready.")
 
 
 def ask_until_there(url: str) -> Any:
