@@ -667,11 +667,10 @@ class TestServe:
         many: Path,
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
-        capsys: pytest.CaptureFixture[str],
         host: str,
     ) -> None:
-        def reached(app: FastAPI, listening: socket.socket, behind_proxy: bool) -> None:
-            assert f"30 images at http://{host}:" in capsys.readouterr().out
+        def reached(app: FastAPI, listening: socket.socket, behind_proxy: bool, announcement: str) -> None:
+            assert f"30 images at http://{host}:" in announcement
             socket.create_connection(listening.getsockname(), timeout=5).close()  # whoever reads the line gets through
 
         monkeypatch.setattr(serve, "run", reached)
@@ -682,7 +681,9 @@ class TestServe:
     @pytest.mark.parametrize(
         ("number", "behind_proxy", "client"), [(signal.SIGINT, False, "127.0.0.1"), (signal.SIGTERM, True, "10.9.8.7")]
     )
-    def test_signals_end_it(self, number: signal.Signals, behind_proxy: bool, client: str) -> None:
+    def test_signals_end_it(
+        self, number: signal.Signals, behind_proxy: bool, client: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         before = signal.getsignal(number)
         app = FastAPI()
 
@@ -699,6 +700,7 @@ class TestServe:
             serve.run(app, listening, behind_proxy, "Ready.")
             asking.join()
         assert answers == [client]
+        assert capsys.readouterr().out == "Ready.\n"
         assert signal.getsignal(number) is before
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
