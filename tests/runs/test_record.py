@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from runs import record
-from runs.record import FILE, commit, peak_memory, read_record, recorded
+from runs.record import FILE, commit, read_record, recorded
+from tests import ROOT
 
 CPU = torch.device("cpu")
 
@@ -28,10 +30,15 @@ def test_each_process_adds_an_entry(tmp_path: Path) -> None:
 
 
 def test_the_peak_counts_what_was_freed() -> None:
-    before = peak_memory(CPU)
-    block = torch.ones(int(before) + 64, 2**18)  # as many MiB, and 64
-    del block
-    assert peak_memory(CPU) >= before + 64
+    code = """
+import torch
+from runs.record import peak_memory
+before = peak_memory(torch.device("cpu"))
+block = torch.ones(int(before) + 64, 2**18)  # as many MiB, and 64
+del block
+assert peak_memory(torch.device("cpu")) >= before + 64
+"""  # in a process of its own, where before is little
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("content", ["", "[1", "7", "[7]", '{"a": 1}'])
