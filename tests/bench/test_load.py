@@ -41,6 +41,6 @@ def test_requests_of_all_kinds_are_answered(
     assert found["memory_mib"][0] > 50
     assert "7 clients at one address, 5 s, 12 images" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
-        main([str(index), *count, "--seconds", "2", "--rate", "1"])  # a minute: of the searches all but the first
+        main([str(index), *count, "--rate", "1"])  # a minute: of five seconds' searches all but the first
     assert caught.value.code == 1
     assert "text: " in capsys.readouterr().out
